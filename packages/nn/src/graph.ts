@@ -1,0 +1,95 @@
+import type { Parameter, Tensor, Tensor2D } from '@niwaki/tensor';
+import type { Call, Weight } from '@niwaki/weights';
+
+/** Streams between stages: 'h' [rows, width], and others where a family or method needs them. */
+export type Carry = Readonly<Record<string, Tensor>>;
+
+/** Embed, a block, the head. `run` is synchronous and pure: blockwise backprop computes it twice. */
+export interface Stage {
+  readonly path: string;
+  readonly reads: readonly string[];
+  readonly writes: readonly string[];
+  readonly sites: readonly Site[];
+  /** Everything the stage reads, adapters attached now included. */
+  parameters(): readonly Parameter[];
+  run(carry: Carry, call: Call): Carry;
+}
+
+export type Point = 'linear' | 'conv' | 'embedding' | 'norm' | 'attention' | 'ffn' | 'sublayer' | 'block' | 'head';
+
+/** A place an adapter or another weight can go. `weight` and `bias` change when the model is quantized or merged. */
+export interface Site {
+  /** Module path, as in Hugging Face: `model.layers.0.self_attn.q_proj`. */
+  readonly path: string;
+  readonly point: Point;
+  weight?: Weight;
+  bias?: Parameter;
+  /** Sites with one id read the same tensor (q, k, v): statistics of inputs are taken once. */
+  readonly inputId: string;
+  /** Sites whose matrix is one stored Weight (tied embeddings): a replacement goes to all of them. */
+  readonly tiedTo?: string;
+}
+
+/** Middleware at a site. */
+export interface Adapter {
+  readonly kind: string;
+  readonly point: Point;
+  readonly parameters: Readonly<Record<string, Parameter>>;
+  /** May call `next` with another input, under no gradient, or not at all. x and the result are [rows, width]; embeddings get ids [rows]. */
+  apply(x: Tensor, next: (x: Tensor) => Tensor2D, call: Call, site: Site): Tensor2D;
+  /** The additive family: y = base(x) + delta(x). */
+  delta?(): Weight;
+  /** New values for the site; neither `delta` nor `merge` = not mergeable. The base is untouched. */
+  merge?(weight: Weight, bias?: Parameter): Promise<MergedSite>;
+  readonly startsFrom?: 'base' | 'near' | 'rewritten' | 'elsewhere';
+  readonly gradient?: 'exact' | 'surrogate';
+}
+
+export interface MergedSite {
+  /** The whole matrix, f32 [out, in]. */
+  readonly matrix: Tensor2D;
+  readonly bias?: Tensor;
+}
+
+/** What a user holds and what a file holds: one adapter a site, under one name. */
+export interface AdapterSet {
+  name: string;
+  readonly method: { readonly kind: string; readonly options: object };
+  readonly sites: ReadonlyMap<string, Adapter>;
+  /** Whole parameters that replace the model's (PEFT's modules_to_save), by parameter path. */
+  readonly replaced: ReadonlyMap<string, Parameter>;
+  /** Name or path of the base model it was made for. */
+  readonly base: string;
+}
+
+export type Selector = string | readonly string[] | ((site: Site) => boolean);
+
+export interface ModelInfo {
+  readonly family: string;
+  /** Hugging Face config (v4 names), as read or derived. */
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly vocabularySize: number;
+  readonly contextLength: number;
+  readonly hiddenSize: number;
+  /** Name or path it was loaded from. */
+  readonly source: string;
+}
+
+export interface Model {
+  readonly info: ModelInfo;
+  stages(): readonly Stage[];
+  /** Sites by path, glob or predicate; nothing matched is an error that lists near misses. */
+  sites(at: Selector): readonly Site[];
+  /** Every parameter by path: the base's and those of attached adapters. Tied names are one. */
+  parameters(): ReadonlyMap<string, Parameter>;
+  /** Puts another weight at a site (and at those tied to it); the old one is disposed unless `keep`. */
+  replace(path: string, weight: Weight, options?: { keep?: boolean }): void;
+  /** Adapter sets by name, in the order attached. */
+  readonly adapters: ReadonlyMap<string, AdapterSet>;
+  attach(set: AdapterSet): void;
+  /** Takes the set off and returns it; its tensors stay alive. */
+  detach(name: string): AdapterSet;
+  /** Names applied by default, in order; a View may say otherwise. Setting an unknown name throws. */
+  active: readonly string[];
+  dispose(): void;
+}

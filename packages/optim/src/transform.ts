@@ -1,0 +1,37 @@
+import type { Commit, Draw, Gradient, Parameter, Scalar, Tensor } from '@niwaki/tensor';
+
+export type State = Readonly<Record<string, Tensor | number>>;
+
+/**
+ * How a gradient becomes an update, per parameter. State is a plain record of tensors and numbers, so that storing it in
+ * 8 bits, dropping entries, saving and resuming are generic.
+ */
+export interface Transform<S extends State = State> {
+  readonly name: string;
+  /** Gradient kinds taken as they are; default dense only: others are materialized first. */
+  readonly accepts?: readonly Gradient['kind'][];
+  /** How each state tensor is laid out. */
+  readonly layout?: { readonly [K in keyof S]?: { readonly per: 'entry' | 'row' | 'column' | 'tensor'; readonly signed?: boolean } };
+  init(parameter: Parameter): S;
+  /** Pure: returns new tensors, disposes nothing. Runs inside the step's tidy. */
+  update(gradient: Gradient, state: S, context: UpdateContext): { update: Gradient; state: S; how?: Commit };
+  /** Summed over all parameters of the step before any update (global clipping): needs every gradient held. */
+  measure?(gradient: Gradient, state: S): Scalar;
+  /** Host work between segments, awaited only when `due`. */
+  due?(state: S, context: UpdateContext): boolean;
+  prepare?(gradient: Gradient, state: S, context: UpdateContext): Promise<S>;
+}
+
+export interface UpdateContext {
+  readonly parameter: Parameter;
+  readonly attempt: number;
+  /** Applied updates so far including this one, on the device: a refused step does not count. */
+  readonly updates: Scalar;
+  /** Learning rate of this step, from the schedule. */
+  readonly rate: number;
+  /** Part of the run that is done, [0, 1]. */
+  readonly progress: number;
+  /** Sum of `measure` over the parameters of the step. */
+  readonly total?: Scalar;
+  readonly draw: Draw;
+}

@@ -1,0 +1,96 @@
+import { ConfigError, ShapeError, StateError } from './errors.ts';
+import { add, cast, keep, maximum, minimum, mul, tidy, where, type Scalar, type Tensor } from './tfjs.ts';
+import type { Commit, Constraint, Gradient, Parameter, RawTensor, Role } from './parameter.ts';
+import { bytesOf } from './packed/words.ts';
+
+export interface DenseParameterOptions {
+  readonly role: Role;
+  readonly trainable?: boolean;
+  readonly constraint?: Constraint;
+  /** Logical shape where the stored tensor is packed words; default the tensor's own. */
+  readonly shape?: readonly number[];
+  /** How `raw()` names and measures the bytes of packed words, e.g. { dtype: 'U8', shape: [128, 1] }. */
+  readonly file?: { readonly dtype: string; readonly shape: readonly number[] };
+}
+
+const neverTrained: ReadonlySet<Role> = new Set<Role>(['codes', 'index', 'statistic']);
+
+/** A parameter that is one tensor on the device: dense f32, or the int32 words of something packed. It owns the tensor. */
+export function denseParameter(path: string, value: Tensor, options: DenseParameterOptions): Parameter {
+  const { role, constraint, file } = options;
+  const shape = options.shape ?? value.shape;
+  let stored: Tensor | undefined = keep(value);
+  let version = 0;
+  let trainable = false;
+
+  const read = (): Tensor => {
+    if (stored === undefined) throw new StateError(`parameter '${path}' was disposed`, { path, help: 'Load or build the model again.' });
+    return stored;
+  };
+  const write = (next: Tensor): void => {
+    const old = read();
+    if (next === old) return;
+    if (next.dtype !== old.dtype || next.shape.join() !== old.shape.join()) {
+      throw new ShapeError(`parameter '${path}' holds ${old.dtype} [${old.shape}], got ${next.dtype} [${next.shape}]`, {
+        path,
+        expected: old.shape,
+        given: next.shape,
+      });
+    }
+    stored = keep(next);
+    old.dispose();
+    version++;
+  };
+
+  const parameter: Parameter = {
+    path,
+    shape,
+    role,
+    get trainable() {
+      return trainable;
+    },
+    set trainable(on: boolean) {
+      if (on && neverTrained.has(role)) throw new ConfigError(`'${path}' has the role ${role}, which no gradient trains`, { path, role });
+      trainable = on;
+    },
+    get version() {
+      return version;
+    },
+    bytes: () => (stored === undefined ? 0 : stored.size * 4),
+    read,
+    write,
+    commit: (update, ok, how) => write(tidy(() => committed(read(), update, ok, how, constraint))),
+    raw: async (): Promise<RawTensor> => {
+      const values = await read().data();
+      if (file === undefined) return { dtype: read().dtype === 'int32' ? 'I32' : 'F32', shape, bytes: bytesOf(values) };
+      const length = file.shape.reduce((product, side) => product * side, 1) * (file.dtype === 'U8' || file.dtype === 'I8' ? 1 : 4);
+      return { ...file, bytes: bytesOf(values, length) };
+    },
+    dispose: () => {
+      stored?.dispose();
+      stored = undefined;
+    },
+    ...(constraint === undefined ? {} : { constraint }),
+  };
+  if (options.trainable) parameter.trainable = true;
+  return parameter;
+}
+
+/** decay → add → constraint, and the old value bit for bit where the step was refused. */
+function committed(old: Tensor, update: Gradient, ok: Scalar, how: Commit | undefined, constraint: Constraint | undefined): Tensor {
+  const decayed = how?.decay ? mul(old, 1 - how.decay) : old;
+  let next = add(decayed, denseUpdate(update, old));
+  if (constraint?.mask && 'bits' in constraint.mask) next = mul(next, constraint.mask.bits);
+  if (constraint?.floor !== undefined) next = maximum(next, constraint.floor);
+  if (constraint?.box) next = minimum(maximum(next, constraint.box[0]), constraint.box[1]);
+  return where(cast(ok, 'bool'), next, old);
+}
+
+function denseUpdate(update: Gradient, like: Tensor): Tensor {
+  if (update.kind === 'dense') return update.value;
+  throw new ConfigError(`a dense parameter commits dense updates, got '${update.kind}'`, {
+    kind: update.kind,
+    shape: like.shape,
+    help: 'Let the transform materialize the update first.',
+  });
+}

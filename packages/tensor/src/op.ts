@@ -1,0 +1,42 @@
+import { customGrad, engine, getBackend, getKernel, type NamedAttrMap, type NamedTensorMap, type Tensor } from '@tensorflow/tfjs-core';
+
+/**
+ * An op of ours: a kernel name, and a reference composed from tfjs ops that works on every device and is the truth in
+ * tests. A device that has a faster kernel registers it with tfjs under the same name; nothing else changes.
+ */
+export interface Op<I extends NamedTensorMap, A extends object> {
+  readonly kernelName: string;
+  /** Same inputs, attributes and outputs as the kernel. Not differentiated: each op brings its own gradient. */
+  reference(inputs: I, attrs: A): Tensor[];
+}
+
+/** Runs an op on the current device: its kernel where one is registered, else the reference. */
+export function runOp<I extends NamedTensorMap, A extends object>(op: Op<I, A>, inputs: I, attrs: A): Tensor[] {
+  if (getKernel(op.kernelName, getBackend()) === undefined) return engine().tidy(() => op.reference(inputs, attrs));
+  const outputs = engine().runKernel(op.kernelName, inputs, attrs as unknown as NamedAttrMap);
+  return (Array.isArray(outputs) ? outputs : [outputs]) as unknown as Tensor[];
+}
+
+/**
+ * One differentiable function with a gradient of our own. `forward` may save what it will need; what `inputs` does not
+ * list (packed weights, masks, tables) gets no gradient and is never walked by the tape.
+ */
+export function withGradient(
+  inputs: readonly Tensor[],
+  forward: (save: (tensors: Tensor[]) => void) => Tensor,
+  gradient: (dy: Tensor, saved: Tensor[]) => Tensor[],
+): Tensor {
+  return customGrad((...args) => {
+    const save = args[args.length - 1] as unknown as (tensors: Tensor[]) => void;
+    return { value: forward(save), gradFunc: (dy: Tensor, saved: Tensor[]) => gradient(dy, saved) };
+  })(...(inputs as Tensor[]));
+}
+
+/** The same value, with no gradient behind it: a function of no inputs leaves no path on the tape. */
+export function stopGradient<T extends Tensor>(x: T): T {
+  return withGradient(
+    [],
+    () => x.clone(),
+    () => [],
+  ) as T;
+}

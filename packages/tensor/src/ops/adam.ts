@@ -1,0 +1,34 @@
+import { add, div, mul, sqrt, square, type Tensor } from '../tfjs.ts';
+import { runOp, type Op } from '../op.ts';
+
+/**
+ * One step of Adam's moments. Inputs gradient, momentum, variance of equal shape; correction1, correction2 scalars
+ * (1 - beta^t, on the device since t counts applied updates). Outputs [direction, momentum, variance],
+ * direction = (momentum / correction1) / (sqrt(variance / correction2) + eps).
+ */
+export const adamOp: Op<AdamInputs, { beta1: number; beta2: number; eps: number }> = {
+  kernelName: 'NiwakiAdam',
+  reference: ({ gradient, momentum, variance, correction1, correction2 }, { beta1, beta2, eps }) => {
+    const m = add(mul(momentum, beta1), mul(gradient, 1 - beta1));
+    const v = add(mul(variance, beta2), mul(square(gradient), 1 - beta2));
+    return [div(div(m, correction1), add(sqrt(div(v, correction2)), eps)), m, v];
+  },
+};
+
+export interface AdamInputs {
+  gradient: Tensor;
+  momentum: Tensor;
+  variance: Tensor;
+  correction1: Tensor;
+  correction2: Tensor;
+  [name: string]: Tensor;
+}
+
+/** Adam's direction and its new moments (Kingma & Ba 2015, alg. 1). Not differentiable. */
+export function adamStep(
+  inputs: AdamInputs,
+  options: { beta1: number; beta2: number; eps: number },
+): { direction: Tensor; momentum: Tensor; variance: Tensor } {
+  const [direction, momentum, variance] = runOp(adamOp, inputs, options) as [Tensor, Tensor, Tensor];
+  return { direction, momentum, variance };
+}

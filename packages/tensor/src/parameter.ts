@@ -1,0 +1,82 @@
+import type { Scalar, Tensor, Tensor1D } from './tfjs.ts';
+import type { Noise } from './noise.ts';
+
+export type Role =
+  | 'matrix'
+  | 'embedding'
+  | 'head'
+  | 'norm'
+  | 'bias'
+  | 'adapterA'
+  | 'adapterB'
+  | 'magnitude'
+  | 'prompt'
+  | 'router'
+  | 'scale'
+  | 'zero'
+  | 'codebook'
+  | 'factor'
+  | 'values'
+  | 'codes'
+  | 'index'
+  | 'statistic'; // never trained by gradients
+
+export type Range = readonly [from: number, to: number];
+
+/** One stored thing with a stable identity. Tied names are one Parameter. */
+export interface Parameter {
+  /** Canonical Hugging Face path. */
+  readonly path: string;
+  /** Logical shape: noise and masks are indexed by it, never by a packing. */
+  readonly shape: readonly number[];
+  readonly role: Role;
+  trainable: boolean;
+  /** Grows with every write: caches and prepacked copies key on it. */
+  readonly version: number;
+  /** Bytes held on the device. */
+  bytes(): number;
+  /** The value; the store's own tensor for dense f32 and for packed words (do not dispose it). */
+  read(): Tensor;
+  /** Replaces the value. The parameter takes the tensor over; the old one is disposed. */
+  write(value: Tensor): void;
+  /** Applies an update the way its storage does, constraint last; the old value stays where `ok` is 0. */
+  commit(update: Gradient, ok: Scalar, how?: Commit): void;
+  readonly constraint?: Constraint;
+  /** File dtype and bytes. */
+  raw(): Promise<RawTensor>;
+  dispose(): void;
+}
+
+export interface Constraint {
+  readonly mask?: MaskValue;
+  readonly floor?: number;
+  readonly box?: Range;
+}
+
+export interface Commit {
+  /** Decoupled weight decay of this step: the value shrinks by (1 - decay) before the update is added. */
+  readonly decay?: number;
+  readonly noise?: Noise;
+  readonly changes?: { readonly fraction: number; readonly trust?: number };
+}
+
+export interface RawTensor {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly bytes: Uint8Array;
+}
+
+export type MaskValue = { readonly below: number } | { readonly keep: number; readonly noise: Noise } | { readonly bits: Tensor };
+
+export type Gradient =
+  | { readonly kind: 'dense'; readonly value: Tensor }
+  | { readonly kind: 'rows'; readonly index: Tensor1D; readonly value: Tensor }
+  | {
+      readonly kind: 'noise';
+      readonly terms: readonly { readonly coefficient: Scalar; readonly noise: Noise; readonly mask?: MaskValue }[];
+    };
+
+/** Takes gradients as each becomes final: every use and micro-batch summed. */
+export interface Sink {
+  push(parameter: Parameter, gradient: Gradient): void;
+}

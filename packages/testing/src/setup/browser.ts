@@ -1,0 +1,2 @@
+// Each browser test chooses its own device: the page may hold several.
+export {};

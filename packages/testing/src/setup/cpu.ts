@@ -1,0 +1,3 @@
+import { init } from '@niwaki/backend';
+
+await init({ device: 'cpu' });

@@ -1,0 +1,115 @@
+import {
+  add,
+  mul,
+  noise,
+  plainView,
+  tidy,
+  createDraw,
+  ConfigError,
+  type Draw,
+  type Parameter,
+  type Range,
+  type Tensor,
+  type View,
+} from '@niwaki/tensor';
+import type { Weight } from './weight.ts';
+
+export interface Batch {
+  readonly [field: string]: Tensor | readonly number[] | undefined;
+}
+
+/** KV cache and per-request state of generation. */
+export interface Session {
+  [key: string]: unknown;
+}
+
+export interface At {
+  /** Counts every step tried: data, schedule and noise follow it. */
+  readonly attempt: number;
+  readonly phaseStep: number;
+  readonly micro: number;
+  readonly pass: number;
+}
+
+/** What one forward needs to know. Passed explicitly, never global. */
+export interface Call {
+  readonly batch: Batch;
+  readonly view: View;
+  readonly training: boolean;
+  readonly at: At;
+  readonly draw: Draw;
+  /** THE read: view, perturbation, gradient tracking. Nothing else touches a stored value. */
+  value(parameter: Parameter): Tensor;
+  /** A discrete choice: recorded once, replayed when a block is computed again. */
+  decide<T>(name: string, choose: () => T): T;
+  /** Statistics, block-level losses, hidden states. */
+  emit(name: string, value: Tensor): void;
+  /** Whether somebody asked for the gradient of a frozen matrix. */
+  wants(weight: Weight): boolean;
+  give(weight: Weight, gradient: (rows?: Range) => Tensor): void;
+  readonly session?: Session;
+}
+
+export interface CallOptions {
+  readonly batch: Batch;
+  readonly view?: View;
+  readonly training?: boolean;
+  readonly at?: Partial<At>;
+  readonly draw?: Draw;
+  /** Tensors that stand for parameters while gradients are taken: the tape watches them. */
+  readonly watched?: ReadonlyMap<Parameter, Tensor>;
+  /** Choices of the first pass, filled there and replayed by recomputation. */
+  readonly decisions?: Map<string, unknown>;
+  readonly emitted?: Map<string, Tensor[]>;
+  readonly wanted?: ReadonlySet<Weight>;
+  readonly onGradient?: (weight: Weight, gradient: (rows?: Range) => Tensor) => void;
+  readonly session?: Session;
+}
+
+export function createCall(options: CallOptions): Call {
+  const { batch, view = plainView, training = false, watched, decisions, emitted, wanted, onGradient, session } = options;
+  const at: At = { attempt: 0, phaseStep: 0, micro: 0, pass: 0, ...options.at };
+  return {
+    batch,
+    view,
+    training,
+    at,
+    draw: options.draw ?? createDraw(0, at.attempt),
+    value: (parameter) => {
+      const stored = watched?.get(parameter);
+      return readAs(view, parameter, stored);
+    },
+    decide: (name, choose) => {
+      if (decisions === undefined) return choose();
+      if (!decisions.has(name)) decisions.set(name, choose());
+      return decisions.get(name) as ReturnType<typeof choose>;
+    },
+    emit: (name, value) => {
+      if (emitted === undefined) return;
+      const list = emitted.get(name) ?? [];
+      list.push(value);
+      emitted.set(name, list);
+    },
+    wants: (weight) => wanted?.has(weight) ?? false,
+    give: (weight, gradient) => onGradient?.(weight, gradient),
+    ...(session === undefined ? {} : { session }),
+  };
+}
+
+function readAs(view: View, parameter: Parameter, watched: Tensor | undefined): Tensor {
+  const read = view.of(parameter);
+  const stored = (): Tensor => watched ?? parameter.read();
+  switch (read.kind) {
+    case 'plain':
+      return stored();
+    case 'offset':
+      return add(stored(), read.value);
+    case 'other':
+      return read.parameter.read();
+    case 'derived':
+      return read.value();
+    case 'noise':
+      if (read.mask !== undefined) throw new ConfigError(`masked noise on '${parameter.path}' has no reader`, { path: parameter.path });
+      return tidy(() => add(stored(), mul(noise(parameter.shape, read.noise, 'gaussian'), read.scale)));
+  }
+}

@@ -1,0 +1,35 @@
+import type { Json, Noise, Parameter, Range, Tensor, Tensor1D, Tensor2D } from '@niwaki/tensor';
+import type { Call } from './call.ts';
+
+/**
+ * How a linear map's matrix (out, in) is stored and applied. Everything stored is one of `parts`, so bytes, saving,
+ * hashing, training and perturbing are generic over the formats.
+ */
+export interface Weight {
+  readonly kind: string;
+  readonly options: Json;
+  readonly shape: readonly [out: number, in_: number];
+  readonly parts: Readonly<Record<string, Parameter>>;
+  /** x·Wᵀ for x [rows, in], with its own backward; keeps x only if a part trains or its gradient is wanted. */
+  apply(x: Tensor2D, call: Call): Tensor2D;
+  /** f32 rows [from, to) of W (default all): a new tensor, for norms, transcoding and decompositions. */
+  dense(rows?: Range): Tensor2D;
+  /** Rows by id [n, in]: an embedding's lookup. ids [n] int32. */
+  lookup?(ids: Tensor1D, call: Call): Tensor2D;
+  /** The whole matrix as one trainable parameter. */
+  readonly matrix?: Parameter;
+  /** The same format again with another matrix; absent = never. */
+  encode?(dense: Tensor2D, path: string, noise?: Noise): Promise<Weight>;
+  /** `encode` loses nothing. */
+  readonly exact?: boolean;
+  /** Some rows, in the given order, in the same format. */
+  take?(rows: Int32Array, path: string): Promise<Weight>;
+  readonly gradient?: 'exact' | 'surrogate';
+}
+
+/** Bytes a weight holds on the device, over all its parts. */
+export const weightBytes = (weight: Weight): number => Object.values(weight.parts).reduce((sum, part) => sum + part.bytes(), 0);
+
+export function disposeWeight(weight: Weight): void {
+  for (const part of Object.values(weight.parts)) part.dispose();
+}

@@ -1,0 +1,67 @@
+import { playwright } from '@vitest/browser-playwright';
+import { defineConfig } from 'vitest/config';
+import { chromiumPath, chromiumFlags } from './scripts/chromium.mjs';
+
+const resolve = { conditions: ['@niwaki/source', 'module', 'import', 'default'] };
+const ssr = {
+  resolve: {
+    conditions: ['@niwaki/source', 'node', 'import', 'default'],
+    externalConditions: ['@niwaki/source', 'node', 'import', 'default'],
+  },
+};
+const setup = (name: string): string => new URL(`./packages/testing/src/setup/${name}.ts`, import.meta.url).pathname;
+const tests = (suffix: string): string[] => [`packages/*/test/**/*${suffix}`, `docs/test/**/*${suffix}`];
+const special = ['host', 'gpu', 'browser', 'model'].flatMap((kind) => tests(`.${kind}.test.ts`));
+
+// What a test's name says about where it runs: x.test.ts on cpu and on wasm, x.host.test.ts once (no device),
+// x.gpu.test.ts on WebGPU in Node (Dawn) and in Chromium, x.browser.test.ts in Chromium, x.model.test.ts on wasm with a real model.
+const node = { environment: 'node' as const, testTimeout: 60_000, hookTimeout: 60_000 };
+const headers = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
+
+export default defineConfig({
+  resolve,
+  ssr,
+  test: {
+    maxWorkers: 2,
+    reporters: ['default', './scripts/plain-reporter.mjs'],
+    projects: [
+      {
+        resolve,
+        ssr,
+        test: {
+          ...node,
+          name: 'cpu',
+          include: tests('.test.ts'),
+          exclude: special.filter((p) => !p.includes('.host.')),
+          setupFiles: [setup('cpu')],
+        },
+      },
+      { resolve, ssr, test: { ...node, name: 'wasm', include: tests('.test.ts'), exclude: special, setupFiles: [setup('wasm')] } },
+      {
+        resolve,
+        ssr,
+        test: { ...node, name: 'model', include: tests('.model.test.ts'), setupFiles: [setup('wasm')], testTimeout: 600_000 },
+      },
+      { resolve, ssr, test: { ...node, name: 'dawn', include: tests('.gpu.test.ts'), setupFiles: [setup('dawn')] } },
+      {
+        resolve,
+        server: { headers },
+        test: {
+          name: 'browser',
+          include: [...tests('.browser.test.ts'), ...tests('.gpu.test.ts')],
+          setupFiles: [setup('browser')],
+          testTimeout: 120_000,
+          browser: {
+            enabled: true,
+            headless: true,
+            screenshotFailures: false,
+            provider: playwright({
+              launchOptions: { ...(chromiumPath === undefined ? {} : { executablePath: chromiumPath }), args: chromiumFlags },
+            }),
+            instances: [{ browser: 'chromium' }],
+          },
+        },
+      },
+    ],
+  },
+});
