@@ -1,1 +1,3 @@
-export {};
+export * from './objective.ts';
+export * from './estimator.ts';
+export * from './step.ts';

@@ -1,4 +1,4 @@
-import type { Json, Noise, Parameter, Range, Tensor, Tensor1D, Tensor2D } from '@niwaki/tensor';
+import type { Json, Noise, Parameter, Range, Tensor1D, Tensor2D } from '@niwaki/tensor';
 import type { Call } from './call.ts';
 
 /**

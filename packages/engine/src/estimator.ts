@@ -1,0 +1,30 @@
+import type { Draw, Parameter, Scalar, Sink, View } from '@niwaki/tensor';
+import type { At, Batch } from '@niwaki/weights';
+import type { Model } from '@niwaki/nn';
+import type { Objective } from './objective.ts';
+
+/** One micro-batch to be differentiated. */
+export interface Turn {
+  readonly model: Model;
+  readonly objective: Objective;
+  readonly batch: Batch;
+  /** Parameters to differentiate; frozen ones get no gradient and no memory. */
+  readonly wrt: ReadonlySet<Parameter>;
+  readonly view: View;
+  readonly at: At;
+  readonly draw: Draw;
+  /** 1 / (target tokens of the whole accumulation window): gradients and the loss carry it. */
+  readonly scale: number;
+  /** Called at piece boundaries (never inside a tidy): progress, abort, letting the event loop breathe. */
+  readonly between?: () => Promise<void>;
+}
+
+/** How an objective becomes gradients. Each gradient is pushed once per micro-batch, as soon as it is final there. */
+export interface Estimator {
+  readonly name: string;
+  readonly gives: 'dense' | 'noise';
+  /** 'eval': dropout off (zeroth order). */
+  readonly mode?: 'train' | 'eval';
+  /** Returns this micro-batch's part of the loss, scaled; the caller disposes it. */
+  estimate(turn: Turn, sink: Sink): Promise<Scalar>;
+}
