@@ -1,2 +1,3 @@
 export * from './call.ts';
+export * from './format.ts';
 export * from './weight.ts';
