@@ -16,3 +16,4 @@ export * from './ops/attention.ts';
 export * from './ops/cross-entropy.ts';
 export * from './ops/adam.ts';
 export * from './ops/packed-matmul.ts';
+export * from './ops/all-finite.ts';
