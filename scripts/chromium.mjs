@@ -1,15 +1,19 @@
 // Finds a Chromium on this machine, and the driver that lets WebGPU run on its CPU renderer.
 import { existsSync } from 'node:fs';
+import { chromium } from 'playwright';
 
-const candidates = [
-  process.env.CHROMIUM_PATH,
+const installed = [
   '/usr/bin/chromium',
   '/usr/bin/chromium-browser',
   '/usr/bin/google-chrome',
+  '/Applications/Chromium.app/Contents/MacOS/Chromium',
   '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome',
 ];
 
-export const chromiumPath = candidates.find((path) => path && existsSync(path));
+/** Path of a browser: the one named in CHROMIUM_PATH, an installed one, or Playwright's own download. */
+export const findChromium = () => [process.env.CHROMIUM_PATH, ...installed, chromium.executablePath()].find((path) => path && existsSync(path));
+
+export const chromiumPath = findChromium();
 
 export const chromiumFlags = [
   '--no-sandbox',
@@ -22,7 +26,8 @@ export const chromiumFlags = [
   '--no-first-run',
 ];
 
-/** Vulkan driver file for Dawn in Node, where Chromium ships one. */
-export const swiftshaderIcd = ['/usr/lib/chromium/vk_swiftshader_icd.json', '/usr/lib/chromium-browser/vk_swiftshader_icd.json'].find(
-  (path) => existsSync(path),
-);
+/** Vulkan driver file for Dawn in Node, where a Chromium ships one. */
+export const swiftshaderIcd = () =>
+  ['/usr/lib/chromium/vk_swiftshader_icd.json', '/usr/lib/chromium-browser/vk_swiftshader_icd.json', '/opt/google/chrome/vk_swiftshader_icd.json'].find((path) =>
+    existsSync(path),
+  );
