@@ -3,6 +3,7 @@ export * from './errors.ts';
 export * from './json.ts';
 export * from './op.ts';
 export * from './noise.ts';
+export * from './philox.ts';
 export * from './parameter.ts';
 export * from './dense-parameter.ts';
 export * from './view.ts';

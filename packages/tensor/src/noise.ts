@@ -52,6 +52,7 @@ export function noise(shape: readonly number[], address: Noise, distribution: Di
   if (!(keep >= 0 && keep <= 1)) throw new NumericError(`noise: keep must be a probability in [0, 1], got ${keep}`, { keep });
   const length = shape.reduce((product, side) => product * side, 1);
   const { seed, step, id, sample } = address;
+  if (!(sample >= 0 && sample < 2 ** 24)) throw new NumericError(`noise: sample must be in [0, 2^24), got ${sample}`, { sample });
   const [flat] = runOp(
     noiseOp,
     {},
