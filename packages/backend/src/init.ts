@@ -1,5 +1,5 @@
-import '@tensorflow/tfjs-backend-cpu';
-import { env, setBackend } from '@tensorflow/tfjs-core';
+import { setBackend } from '@tensorflow/tfjs-core';
+import { initCpu } from './cpu/init-cpu.ts';
 
 export type Device = 'cpu' | 'wasm' | 'webgpu';
 
@@ -24,7 +24,7 @@ export interface DeviceInfo {
 /** Chooses a device, registers its kernels and makes it current. Calling it again with the same options does nothing. */
 export async function init(options: InitOptions = {}): Promise<DeviceInfo> {
   void options;
-  env().set('IS_TEST', true);
-  await setBackend('cpu');
-  return { device: 'cpu', threads: 1, reason: 'only device so far', description: 'tfjs cpu' };
+  const { backendName, ...started } = await initCpu();
+  await setBackend(backendName);
+  return { device: 'cpu', reason: 'only device so far', ...started };
 }

@@ -1,0 +1,8 @@
+/** A device that is loaded, with our kernels on it, and not yet current. */
+export interface StartedDevice {
+  /** The tfjs backend that carries it. */
+  readonly backendName: string;
+  readonly threads: number;
+  /** WebGPU adapter or wasm build, in words. */
+  readonly description: string;
+}
