@@ -9,6 +9,8 @@ export interface Stage {
   readonly path: string;
   readonly reads: readonly string[];
   readonly writes: readonly string[];
+  /** Streams among `reads` that are tables and bounds: no gradient goes through them. */
+  readonly constants?: readonly string[];
   readonly sites: readonly Site[];
   /** Everything the stage reads, adapters attached now included. */
   parameters(): readonly Parameter[];
@@ -75,6 +77,13 @@ export interface ModelInfo {
   readonly source: string;
 }
 
+export interface ReplaceOptions {
+  readonly keep?: boolean;
+  readonly untie?: boolean;
+  /** A new bias (merging may move a part of the adapter there); the old one is disposed. */
+  readonly bias?: Parameter;
+}
+
 export interface Model {
   readonly info: ModelInfo;
   stages(): readonly Stage[];
@@ -82,10 +91,14 @@ export interface Model {
   sites(at: Selector): readonly Site[];
   /** Every parameter by path: the base's and those of attached adapters. Tied names are one. */
   parameters(): ReadonlyMap<string, Parameter>;
-  /** Puts another weight at a site (and at those tied to it); the old one is disposed unless `keep`. */
-  replace(path: string, weight: Weight, options?: { keep?: boolean }): void;
+  /**
+   * Puts another weight at a site (and at those tied to it); the old one is disposed unless `keep`.
+   * `untie`: this site alone takes it, and the config says from now on that the embeddings are not tied.
+   */
+  replace(path: string, weight: Weight, options?: ReplaceOptions): void;
   /** Adapter sets by name, in the order attached. */
   readonly adapters: ReadonlyMap<string, AdapterSet>;
+  /** Puts a set on. It is active at once if it is the only one; the model is as before if this throws. */
   attach(set: AdapterSet): void;
   /** Takes the set off and returns it; its tensors stay alive. */
   detach(name: string): AdapterSet;
