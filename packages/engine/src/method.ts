@@ -1,0 +1,192 @@
+import { AbortError, ConfigError, NiwakiError, StateError, throwIfAborted, type Json } from '@niwaki/tensor';
+import { disposeWeight, weightBytes, type Weight } from '@niwaki/weights';
+import type { Adapter, Model, Selector, Site } from '@niwaki/nn';
+import type { Traits } from './traits.ts';
+
+/** What a method decided over all sites before it made the first: global budgets, shared parameters. */
+export type Plan = Readonly<Record<string, unknown>>;
+
+/** What a method made for one site; exactly the member its `makes` names. */
+export interface Made {
+  readonly weight?: Weight;
+  readonly adapter?: Adapter;
+}
+
+/**
+ * The one shape of one-shot methods (quantize, adapt, ...): validate every site → plan over all → make site by site.
+ * `JSON.stringify(method)` is its part of a recipe.
+ */
+export interface Method<P extends Plan = Plan> {
+  /** The method's name in recipes and errors: 'nf4', 'lora'. */
+  readonly kind: string;
+  readonly options: { readonly [name: string]: Json };
+  readonly traits: Traits;
+  /** 'weight': replaces what the site stores. 'adapter': adds middleware at the site. */
+  readonly makes: 'weight' | 'adapter';
+  /** Throws when the method cannot serve this site. Called for every site before the first is made; must not allocate. */
+  validate?(site: Site, model: Model): void;
+  /** Sees all sites at once. Absent: an empty plan. */
+  plan?(sites: readonly Site[], model: Model): Promise<P>;
+  /** Makes one site's part. It must not write to the site, and what it returns belongs to the driver. */
+  make(site: Site, plan: P): Promise<Made>;
+  toJSON(): { kind: string; options: { readonly [name: string]: Json } };
+}
+
+/** A method with its recipe form, from everything else. */
+export function defineMethod<P extends Plan = Plan>(method: Omit<Method<P>, 'toJSON'>): Method<P> {
+  return { ...method, toJSON: () => ({ kind: method.kind, options: method.options }) };
+}
+
+export interface MethodProgress {
+  /** Sites finished. */
+  readonly done: number;
+  readonly total: number;
+  /** The site just finished. */
+  readonly path: string;
+}
+
+export interface ApplyOptions {
+  /** Paths, globs or a predicate. */
+  readonly at: Selector;
+  /** Taken out of `at`; matching nothing is an error there too. */
+  readonly exclude?: Selector;
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: MethodProgress) => void;
+  /**
+   * Old weights are kept until the end, so that a failure takes everything back, while they fit in this many bytes;
+   * default 256 MiB. A larger model is validated first, then replaced site by site, and a failure names what is done.
+   */
+  readonly undoBytes?: number;
+}
+
+export interface Applied<P extends Plan = Plan> {
+  readonly plan: P;
+  /** What was made, by site path, in the model's order. Weights are in the model already; adapters are the caller's to attach. */
+  readonly made: ReadonlyMap<string, Made>;
+}
+
+const defaultUndoBytes = 256 * 2 ** 20;
+
+/**
+ * Runs a one-shot method over a model: the engine of `quantize` and `adapt`.
+ *
+ * Order: select → validate every site → plan → make. Adapters are only collected, so any failure leaves the model as it
+ * was. Weights are replaced one site at a time, so that float and packed copies of the whole model never coexist; up to
+ * `undoBytes` of old weights are kept for taking everything back. Sites tied to one stored weight are made once.
+ * @throws the method's own error with the site's path; `StateError` when some sites are replaced for good
+ */
+export async function applyMethod<P extends Plan>(model: Model, method: Method<P>, options: ApplyOptions): Promise<Applied<P>> {
+  const sites = selectSites(model, method, options);
+  for (const site of sites) atSite(method, site, () => method.validate?.(site, model));
+  throwIfAborted(options.signal, method.kind);
+  const plan = method.plan === undefined ? ({} as P) : await method.plan(sites, model);
+  const made =
+    method.makes === 'adapter'
+      ? await makeAdapters(method, sites, plan, options)
+      : await replaceWeights(model, method, sites, plan, options);
+  return { plan, made };
+}
+
+/** The sites a method will serve: `at` without `exclude`, in the model's order; tied sites once where weights are made. */
+export function selectSites(
+  model: Model,
+  method: Pick<Method, 'kind' | 'makes'>,
+  { at, exclude }: Pick<ApplyOptions, 'at' | 'exclude'>,
+): readonly Site[] {
+  const out = new Set(exclude === undefined ? [] : model.sites(exclude));
+  const sites = model.sites(at).filter((site) => !out.has(site));
+  if (sites.length === 0) {
+    throw new ConfigError(`${method.kind}: 'exclude' leaves nothing of 'at'`, { help: 'Narrow `exclude` or widen `at`.' });
+  }
+  if (method.makes === 'adapter') return sites;
+  const seen = new Set<Weight>();
+  return sites.filter((site) => {
+    if (site.weight === undefined) {
+      throw new ConfigError(`${method.kind}: '${site.path}' (${site.point}) stores no weight`, {
+        path: site.path,
+        point: site.point,
+        help: "Select linear maps, for example at: 'all-linear'.",
+      });
+    }
+    if (seen.has(site.weight)) return false;
+    seen.add(site.weight);
+    return true;
+  });
+}
+
+async function makeAdapters<P extends Plan>(
+  method: Method<P>,
+  sites: readonly Site[],
+  plan: P,
+  { signal, onProgress }: ApplyOptions,
+): Promise<ReadonlyMap<string, Made>> {
+  const made = new Map<string, Made>();
+  try {
+    for (const site of sites) {
+      throwIfAborted(signal, method.kind);
+      const part = await atSite(method, site, () => method.make(site, plan));
+      if (part.adapter === undefined)
+        throw new StateError(`internal: ${method.kind} made no adapter for '${site.path}'`, { path: site.path });
+      made.set(site.path, part);
+      onProgress?.({ done: made.size, total: sites.length, path: site.path });
+    }
+  } catch (error) {
+    for (const { adapter } of made.values()) for (const parameter of Object.values(adapter!.parameters)) parameter.dispose();
+    throw error;
+  }
+  return made;
+}
+
+async function replaceWeights<P extends Plan>(
+  model: Model,
+  method: Method<P>,
+  sites: readonly Site[],
+  plan: P,
+  { signal, onProgress, undoBytes = defaultUndoBytes }: ApplyOptions,
+): Promise<ReadonlyMap<string, Made>> {
+  const made = new Map<string, Made>();
+  const keep = sites.reduce((bytes, site) => bytes + weightBytes(site.weight!), 0) <= undoBytes;
+  const old = new Map<string, Weight>();
+  try {
+    for (const site of sites) {
+      throwIfAborted(signal, method.kind);
+      const part = await atSite(method, site, () => method.make(site, plan));
+      if (part.weight === undefined)
+        throw new StateError(`internal: ${method.kind} made no weight for '${site.path}'`, { path: site.path });
+      if (keep) old.set(site.path, site.weight!);
+      model.replace(site.path, part.weight, { keep });
+      made.set(site.path, part);
+      onProgress?.({ done: made.size, total: sites.length, path: site.path });
+    }
+  } catch (error) {
+    for (const [path, weight] of old) if (made.has(path)) model.replace(path, weight); // disposes what was made
+    if (keep || made.size === 0) throw error;
+    throw new StateError(`${method.kind} stopped after ${made.size} of ${sites.length} sites: ${messageOf(error)}`, {
+      cause: error,
+      replaced: [...made.keys()],
+      help: 'The sites in `details.replaced` hold their new weights, the others the old ones. Run again over the rest, or load the model anew; `undoBytes` makes it take everything back.',
+    });
+  }
+  for (const weight of old.values()) disposeWeight(weight);
+  return made;
+}
+
+/** Runs one site's part and puts the method and the path on whatever it throws. */
+function atSite<T>(method: Pick<Method, 'kind'>, site: Site, run: () => T): T {
+  try {
+    const result = run();
+    if (result instanceof Promise) return result.catch((error: unknown) => Promise.reject(named(error, method.kind, site.path))) as T;
+    return result;
+  } catch (error) {
+    throw named(error, method.kind, site.path);
+  }
+}
+
+function named(error: unknown, kind: string, path: string): Error {
+  if (error instanceof AbortError || (NiwakiError.isInstance(error) && typeof error.details['path'] === 'string')) return error;
+  const help = NiwakiError.isInstance(error) ? error.help : undefined;
+  const Class = error instanceof NiwakiError ? (error.constructor as typeof NiwakiError) : NiwakiError;
+  return new Class(`${kind} at '${path}': ${messageOf(error)}`, { path, cause: error, ...(help === undefined ? {} : { help }) });
+}
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message.split('\n')[0]! : String(error));
