@@ -1,0 +1,65 @@
+import { defineConfig } from 'vitepress';
+
+// WebAssembly threads need a page that is isolated from other origins. These two headers do it; whoever hosts the site
+// must send them too, else the wasm device runs on one thread.
+const isolation = {
+  'Cross-Origin-Opener-Policy': 'same-origin',
+  'Cross-Origin-Embedder-Policy': 'require-corp',
+};
+
+export default defineConfig({
+  title: 'Niwaki',
+  description: 'Quantize, adapt, train and merge real models in the browser and in Node.',
+  srcExclude: ['**/node_modules/**'],
+  themeConfig: {
+    search: { provider: 'local' },
+    nav: [
+      { text: 'Guide', link: '/guide/' },
+      { text: 'Methods', link: '/methods/' },
+      { text: 'Contributing', link: '/contributing/' },
+    ],
+    sidebar: {
+      '/guide/': [
+        {
+          text: 'Guide',
+          items: [
+            { text: 'Start', link: '/guide/' },
+            { text: 'Command line', link: '/guide/cli' },
+            { text: 'In the page', link: '/guide/browser' },
+          ],
+        },
+      ],
+      '/methods/': [
+        {
+          text: 'Methods',
+          items: [
+            { text: 'Overview', link: '/methods/' },
+            { text: 'NF4 and FP4', link: '/methods/nf4' },
+            { text: 'LoRA, rsLoRA, DoRA', link: '/methods/lora' },
+            { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
+          ],
+        },
+      ],
+      '/contributing/': [
+        {
+          text: 'Contributing',
+          items: [
+            { text: 'Set up', link: '/contributing/' },
+            { text: 'Add a method', link: '/contributing/add-a-method' },
+            { text: 'Add an op or a kernel', link: '/contributing/add-an-op' },
+            { text: 'Add a model family', link: '/contributing/add-a-family' },
+            { text: 'Decisions', link: '/adr/' },
+          ],
+        },
+      ],
+    },
+  },
+  vite: {
+    resolve: { conditions: ['@niwaki/source', 'module', 'browser', 'import', 'default'] },
+    server: { headers: isolation, fs: { allow: ['..'] } },
+    preview: { headers: isolation },
+    worker: { format: 'es' },
+    build: { target: 'es2022', chunkSizeWarningLimit: 4000 },
+    optimizeDeps: { esbuildOptions: { target: 'es2022' } },
+  },
+});
