@@ -1,5 +1,6 @@
 import { setBackend } from '@tensorflow/tfjs-core';
 import { initCpu } from './cpu/init-cpu.ts';
+import { registerGradients } from './gradients/register-gradients.ts';
 
 export type Device = 'cpu' | 'wasm' | 'webgpu';
 
@@ -24,6 +25,7 @@ export interface DeviceInfo {
 /** Chooses a device, registers its kernels and makes it current. Calling it again with the same options does nothing. */
 export async function init(options: InitOptions = {}): Promise<DeviceInfo> {
   void options;
+  registerGradients();
   const { backendName, ...started } = await initCpu();
   await setBackend(backendName);
   return { device: 'cpu', reason: 'only device so far', ...started };
