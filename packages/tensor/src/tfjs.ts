@@ -52,6 +52,7 @@ export {
   reshape,
   rsqrt,
   scalar,
+  scatterND,
   sigmoid,
   sign,
   sin,

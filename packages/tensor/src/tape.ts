@@ -1,0 +1,221 @@
+import { add, engine, type Tensor } from '@tensorflow/tfjs-core';
+import { ShapeError, StateError } from './errors.ts';
+
+/**
+ * One recorded forward. tfjs's own entry (`grads`) runs forward and backward in one call, keeps every intermediate
+ * gradient until its end and leaves its saved tensors behind when something throws; here the two halves are apart, each
+ * saved tensor goes as soon as the walk has passed it, and a record can be dropped.
+ */
+export interface Tape<V> {
+  /** What the forward returned; the caller's. */
+  readonly value: V;
+  /**
+   * Vector-Jacobian product: gradients of Σ ⟨cotangent, output⟩ with respect to `xs`, undefined where nothing leads
+   * from that x to the outputs. New tensors, the caller's. Once only: it consumes the record.
+   */
+  pull(xs: readonly Tensor[], cotangents: readonly Cotangent[]): (Tensor | undefined)[];
+  /** Frees what the forward saved; nothing after `pull`. */
+  dispose(): void;
+}
+
+export interface Cotangent {
+  /** A tensor that the recorded function returned, f32. */
+  readonly of: Tensor;
+  /** Same shape; stays the caller's. */
+  readonly value: Tensor;
+}
+
+interface TapeNode {
+  readonly kernelName: string;
+  readonly inputs: Readonly<Record<string, Tensor>>;
+  readonly outputs: readonly Tensor[];
+  readonly saved?: readonly Tensor[];
+  readonly gradient?: (dys: (Tensor | null)[]) => Readonly<Record<string, () => Tensor>>;
+}
+
+interface EngineState {
+  activeTape: TapeNode[] | null;
+  gradientDepth: number;
+  kernelDepth: number;
+}
+
+/** tfjs declares its engine's state by types of its own; these three fields are all that recording needs. */
+const engineState = (): EngineState => engine().state as unknown as EngineState;
+
+/** Runs `forward` in a tidy with recording on. Works inside a gradient too: the record around it is set aside. */
+export function recordTape<V>(forward: () => V): Tape<V> {
+  const state = engineState();
+  const { activeTape, gradientDepth, kernelDepth } = state;
+  const nodes: TapeNode[] = [];
+  state.activeTape = nodes;
+  state.gradientDepth = 1;
+  state.kernelDepth = 0;
+  let value: V;
+  try {
+    value = engine().tidy(forward as never) as V;
+  } catch (error) {
+    releaseSaved(nodes);
+    throw error;
+  } finally {
+    Object.assign(state, { activeTape, gradientDepth, kernelDepth });
+  }
+  let live: TapeNode[] | undefined = nodes;
+  return {
+    value,
+    pull: (xs, cotangents) => {
+      if (live === undefined) throw new StateError('internal: a tape was pulled twice');
+      const steps = live;
+      live = undefined;
+      return walk(steps, xs, cotangents);
+    },
+    dispose: () => {
+      if (live !== undefined) releaseSaved(live);
+      live = undefined;
+    },
+  };
+}
+
+/**
+ * Values and gradients in one go: `cotangents` are chosen from the values (their shapes are known only then).
+ * @throws whatever `forward` throws; nothing is left behind
+ */
+export function gradientsOf<V>(
+  forward: () => V,
+  xs: readonly Tensor[],
+  cotangents: (value: V) => readonly Cotangent[],
+): { value: V; gradients: (Tensor | undefined)[] } {
+  const tape = recordTape(forward);
+  try {
+    return { value: tape.value, gradients: tape.pull(xs, cotangents(tape.value)) };
+  } finally {
+    tape.dispose();
+  }
+}
+
+function releaseSaved(nodes: readonly TapeNode[]): void {
+  for (const { saved } of nodes) saved?.forEach((tensor) => tensor.dispose());
+}
+
+function walk(nodes: readonly TapeNode[], xs: readonly Tensor[], cotangents: readonly Cotangent[]): (Tensor | undefined)[] {
+  const held = createHolder();
+  let at = nodes.length;
+  try {
+    for (const { of, value } of cotangents) {
+      sameShape('cotangent', value, of);
+      held.add(of.id, value, true);
+    }
+    const wanted = new Set(xs.map(({ id }) => id));
+    const fromX = reachable(nodes, wanted);
+    while (at-- > 0) {
+      const node = nodes[at]!;
+      // What has no gradient here leads to no output: a node's outputs are read by later nodes only, all of them done.
+      if (fromX[at] && node.outputs.some(({ id }) => held.get(id) !== undefined)) pullNode(node, fromX[at]!, held);
+      releaseSaved([node]);
+      for (const { id } of node.outputs) if (!wanted.has(id)) held.drop(id);
+    }
+    return xs.map(({ id }) => held.take(id));
+  } catch (error) {
+    releaseSaved(nodes.slice(0, at + 1));
+    throw error;
+  } finally {
+    held.dropAll();
+  }
+}
+
+/** For each node the names of the inputs that depend on an x; undefined where none does. */
+function reachable(nodes: readonly TapeNode[], wanted: ReadonlySet<number>): (readonly string[] | undefined)[] {
+  const fromX = new Set(wanted);
+  return nodes.map(({ inputs, outputs }) => {
+    const names = Object.keys(inputs).filter((name) => fromX.has(inputs[name]!.id));
+    if (names.length === 0) return undefined;
+    for (const { id } of outputs) fromX.add(id);
+    return names;
+  });
+}
+
+function pullNode(node: TapeNode, names: readonly string[], held: Holder): void {
+  const { gradient, inputs, outputs, kernelName } = node;
+  if (gradient === undefined)
+    throw new StateError(`${kernelName} has no gradient`, {
+      kernelName,
+      help: 'Compose the forward from other ops, or give it a gradient with withGradient.',
+    });
+  const dxs = engine().tidy(() => {
+    const pulls = gradient(outputs.map(({ id }) => held.get(id) ?? null));
+    return names.map((name) => {
+      const pull = pulls[name];
+      if (pull === undefined) throw new StateError(`${kernelName} has no gradient for its input '${name}'`, { kernelName, input: name });
+      return pull();
+    });
+  });
+  for (const [i, name] of names.entries()) {
+    sameShape(`gradient of ${kernelName} for '${name}'`, dxs[i]!, inputs[name]!);
+    held.add(inputs[name]!.id, dxs[i]!);
+  }
+}
+
+function sameShape(what: string, given: Tensor, like: Tensor): void {
+  if (given.dtype === 'float32' && given.shape.join() === like.shape.join()) return;
+  throw new ShapeError(`${what} must be float32 [${like.shape}], got ${given.dtype} [${given.shape}]`, {
+    given: given.shape,
+    expected: like.shape,
+  });
+}
+
+/** Gradients by tensor id. One tensor may stand for several ids (an op may hand dy through), so holders are counted. */
+interface Holder {
+  get(id: number): Tensor | undefined;
+  /** Sums into what the id has. `borrowed` tensors are never disposed. */
+  add(id: number, value: Tensor, borrowed?: boolean): void;
+  drop(id: number): void;
+  /** The id's gradient as a tensor of the taker's own. */
+  take(id: number): Tensor | undefined;
+  dropAll(): void;
+}
+
+function createHolder(): Holder {
+  const byId = new Map<number, Tensor>();
+  const count = new Map<Tensor, number>();
+  const borrowed = new Set<Tensor>();
+  const retain = (value: Tensor): unknown => count.set(value, (count.get(value) ?? 0) + 1);
+  const release = (value: Tensor): void => {
+    const left = count.get(value)! - 1;
+    count.set(value, left);
+    if (left > 0) return;
+    count.delete(value);
+    if (!borrowed.has(value)) value.dispose();
+  };
+  const drop = (id: number): void => {
+    const value = byId.get(id);
+    if (value === undefined) return;
+    byId.delete(id);
+    release(value);
+  };
+  return {
+    get: (id) => byId.get(id),
+    add: (id, value, isBorrowed = false) => {
+      if (isBorrowed) borrowed.add(value);
+      retain(value);
+      const before = byId.get(id);
+      if (before === undefined) {
+        byId.set(id, value);
+        return;
+      }
+      const total = add(before, value);
+      retain(total);
+      byId.set(id, total);
+      release(before);
+      release(value);
+    },
+    drop,
+    take: (id) => {
+      const value = byId.get(id);
+      if (value === undefined) return undefined;
+      if (borrowed.has(value) || count.get(value)! > 1) return value.clone();
+      byId.delete(id);
+      count.delete(value);
+      return value;
+    },
+    dropAll: () => [...byId.keys()].forEach(drop),
+  };
+}
