@@ -1,6 +1,7 @@
 import { ConfigError, ShapeError, StateError } from './errors.ts';
-import { add, cast, keep, maximum, minimum, mul, tidy, where, type Scalar, type Tensor } from './tfjs.ts';
+import { add, keep, maximum, minimum, mul, tidy, type Scalar, type Tensor } from './tfjs.ts';
 import type { Commit, Constraint, Gradient, Parameter, RawTensor, Role } from './parameter.ts';
+import { choose } from './ops/choose.ts';
 import { bytesOf } from './packed/words.ts';
 
 export interface DenseParameterOptions {
@@ -9,8 +10,8 @@ export interface DenseParameterOptions {
   readonly constraint?: Constraint;
   /** Logical shape where the stored tensor is packed words; default the tensor's own. */
   readonly shape?: readonly number[];
-  /** How `raw()` names and measures the bytes of packed words, e.g. { dtype: 'U8', shape: [128, 1] }. */
-  readonly file?: { readonly dtype: string; readonly shape: readonly number[] };
+  /** How `raw()` names and measures the bytes of packed words, e.g. { dtype: 'U8', shape: [128, 1], bytes: 128 }. */
+  readonly file?: { readonly dtype: string; readonly shape: readonly number[]; readonly bytes: number };
 }
 
 const neverTrained: ReadonlySet<Role> = new Set<Role>(['codes', 'index', 'statistic']);
@@ -63,8 +64,7 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
     raw: async (): Promise<RawTensor> => {
       const values = await read().data();
       if (file === undefined) return { dtype: read().dtype === 'int32' ? 'I32' : 'F32', shape, bytes: bytesOf(values) };
-      const length = file.shape.reduce((product, side) => product * side, 1) * (file.dtype === 'U8' || file.dtype === 'I8' ? 1 : 4);
-      return { ...file, bytes: bytesOf(values, length) };
+      return { dtype: file.dtype, shape: file.shape, bytes: bytesOf(values, file.bytes) };
     },
     dispose: () => {
       stored?.dispose();
@@ -83,7 +83,7 @@ function committed(old: Tensor, update: Gradient, ok: Scalar, how: Commit | unde
   if (constraint?.mask && 'bits' in constraint.mask) next = mul(next, constraint.mask.bits);
   if (constraint?.floor !== undefined) next = maximum(next, constraint.floor);
   if (constraint?.box) next = minimum(maximum(next, constraint.box[0]), constraint.box[1]);
-  return where(cast(ok, 'bool'), next, old);
+  return choose(ok, next, old);
 }
 
 function denseUpdate(update: Gradient, like: Tensor): Tensor {

@@ -40,6 +40,8 @@ export interface Call {
   readonly draw: Draw;
   /** THE read: view, perturbation, gradient tracking. Nothing else touches a stored value. */
   value(parameter: Parameter): Tensor;
+  /** Whether a gradient may flow into what `value` gives; where it cannot, nothing needs to be kept for it. */
+  tracks(parameter: Parameter): boolean;
   /** A discrete choice: recorded once, replayed when a block is computed again. */
   decide<T>(name: string, choose: () => T): T;
   /** Statistics, block-level losses, hidden states. */
@@ -79,6 +81,7 @@ export function createCall(options: CallOptions): Call {
       const stored = watched?.get(parameter);
       return readAs(view, parameter, stored);
     },
+    tracks: (parameter) => (watched?.has(parameter) ?? false) || view.of(parameter).kind === 'derived',
     decide: (name, choose) => {
       if (decisions === undefined) return choose();
       if (!decisions.has(name)) decisions.set(name, choose());

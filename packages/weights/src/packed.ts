@@ -1,0 +1,67 @@
+import {
+  ConfigError,
+  FormatError,
+  NumericError,
+  packedMatMul,
+  packedRows,
+  range,
+  tidy,
+  type PackedShape,
+  type PackedTensors,
+  type Parameter,
+  type Range,
+  type Tensor1D,
+  type Tensor2D,
+} from '@niwaki/tensor';
+import type { Call } from './call.ts';
+import { observe } from './observe.ts';
+import type { Weight } from './weight.ts';
+
+/** A stored part under the name the packed ops give it. */
+export type PackedParameters = { readonly [K in keyof PackedTensors]: Parameter };
+
+/** What every packed weight does alike: products, lookups and dense rows straight from the stored parts. */
+export function packedReads(shape: PackedShape, parameters: PackedParameters): Pick<Weight, 'apply' | 'dense' | 'lookup'> {
+  const stored = (): PackedTensors => mapped(parameters, (parameter) => parameter.read());
+  const read = (call: Call): PackedTensors => mapped(parameters, (parameter) => untracked(parameter, call));
+  return {
+    apply(this: Weight, x, call) {
+      return observe(this, x, packedMatMul(x, read(call), shape), call);
+    },
+    dense: (rows: Range = [0, shape.out]) => tidy(() => packedRows(range(rows[0], rows[1], 1, 'int32') as Tensor1D, stored(), shape)),
+    lookup: (ids: Tensor1D, call: Call): Tensor2D => packedRows(ids, read(call), shape),
+  };
+}
+
+function untracked(parameter: Parameter, call: Call): ReturnType<Parameter['read']> {
+  if (!call.tracks(parameter)) return call.value(parameter);
+  throw new ConfigError(`'${parameter.path}' is part of a packed weight, through which no gradient flows`, {
+    path: parameter.path,
+    role: parameter.role,
+    help: 'Train an adapter on this weight, or estimate its scales with a zeroth-order method.',
+  });
+}
+
+function mapped<T>(parameters: PackedParameters, value: (parameter: Parameter) => T): { readonly [K in keyof PackedParameters]: T } {
+  return Object.fromEntries(Object.entries(parameters).map(([name, parameter]) => [name, value(parameter)]));
+}
+
+/** Refuses a stored part of the wrong length before anything is allocated for it. */
+export function expectLength(path: string, part: ArrayLike<unknown> | undefined, expected: number): void {
+  if (part?.length === expected) return;
+  throw new FormatError(`'${path}' must hold ${expected} values, ${part === undefined ? 'and is absent' : `got ${part.length}`}`, {
+    path,
+    expected,
+    given: part?.length,
+    help: 'The file is damaged, or its shape and its data disagree.',
+  });
+}
+
+/** What a matrix that cannot be quantized is refused with. */
+export const notFinite = (name: string, value: number, at: readonly [row: number, column: number]): NumericError =>
+  new NumericError(`'${name}' holds ${value} at [${at}]: it cannot be quantized`, {
+    path: name,
+    at,
+    value,
+    help: 'Repair the checkpoint, or leave this matrix out.',
+  });
