@@ -1,0 +1,37 @@
+import { RELAXED } from './variant';
+
+/** c + a·b: one rounding where the machine fuses (relaxed), else two. */
+// @ts-ignore: decorator
+@inline
+export function madd(a: v128, b: v128, c: v128): v128 {
+  if (RELAXED) return f32x4.relaxed_madd(a, b, c);
+  return f32x4.add(c, f32x4.mul(a, b));
+}
+
+/** table[index] per byte; indices must be below 16, where both instructions agree. */
+// @ts-ignore: decorator
+@inline
+export function lookup(table: v128, index: v128): v128 {
+  if (RELAXED) return i8x16.relaxed_swizzle(table, index);
+  return i8x16.swizzle(table, index);
+}
+
+/** Sum of the four lanes, pairwise. */
+// @ts-ignore: decorator
+@inline
+export function laneSum(v: v128): f32 {
+  return f32x4.extract_lane(v, 0) + f32x4.extract_lane(v, 1) + (f32x4.extract_lane(v, 2) + f32x4.extract_lane(v, 3));
+}
+
+// @ts-ignore: decorator
+@inline
+export function laneMax(v: v128): f32 {
+  return max(max(f32x4.extract_lane(v, 0), f32x4.extract_lane(v, 1)), max(f32x4.extract_lane(v, 2), f32x4.extract_lane(v, 3)));
+}
+
+/** The smaller of two counts; `min` of AssemblyScript is a generic that reads worse beside casts. */
+// @ts-ignore: decorator
+@inline
+export function least(a: i32, b: i32): i32 {
+  return a < b ? a : b;
+}

@@ -1,0 +1,86 @@
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import type { DataType, TensorInfo } from '@tensorflow/tfjs-core';
+import type { WasmExports } from './binary.ts';
+import { singleThread, type Pool } from './pool.ts';
+import type { TfjsModule } from './tfjs-module.ts';
+
+/** What a kernel of ours gets to work with: the heap, our compiled functions on it, and threads. */
+export interface WasmDevice {
+  readonly backendName: string;
+  readonly backend: BackendWasm;
+  readonly kernels: WasmExports;
+  readonly relaxed: boolean;
+  /** Threads that `run` may use. */
+  readonly threads: number;
+  /** Address of a tensor's first byte in the heap. */
+  address(tensor: TensorInfo): number;
+  /** A new tensor, its entries not initialized. */
+  output(shape: readonly number[], dtype?: DataType): TensorInfo;
+  /** Frees a tensor that never left the kernel. */
+  release(tensor: TensorInfo): void;
+  floats(tensor: TensorInfo): Float32Array;
+  ints(tensor: TensorInfo): Int32Array;
+  /** Words of the heap; not to be kept over anything that allocates. */
+  words(at: number, count: number): Uint32Array;
+  /** Scratch that every thread of the current kernel sees; the same bytes again at the next call. */
+  shared(bytes: number): number;
+  /**
+   * kernel(...args, first task, last task, scratch) over `tasks`; on other threads too when `work` (about one per
+   * multiply-add) is worth waking them for.
+   */
+  run(kernel: string, args: readonly number[], options: { tasks: number; work: number; scratchBytes?: number }): void;
+}
+
+/** Below this many multiply-adds (some 50 µs on one thread) a call stays on the caller's thread. */
+const parallelWork = 1_000_000;
+
+export interface WasmDeviceParts {
+  readonly backendName: string;
+  readonly backend: BackendWasm;
+  readonly module: TfjsModule;
+  readonly kernels: WasmExports;
+  readonly relaxed: boolean;
+  readonly pool: Pool;
+}
+
+export function createWasmDevice({ backendName, backend, module, kernels, relaxed, pool }: WasmDeviceParts): WasmDevice {
+  const alone = singleThread(kernels);
+  const own = arena(module);
+  const shared = arena(module);
+  const address = ({ dataId }: TensorInfo): number => backend.dataIdMap.get(dataId).memoryOffset;
+  return {
+    backendName,
+    backend,
+    kernels,
+    relaxed,
+    threads: pool.threads,
+    address,
+    output: (shape, dtype = 'float32') => backend.makeOutput([...shape], dtype),
+    release: ({ dataId }) => void backend.disposeData(dataId),
+    floats: (tensor) => backend.typedArrayFromHeap(tensor) as Float32Array,
+    ints: (tensor) => backend.typedArrayFromHeap(tensor) as Int32Array,
+    words: (at, count) => new Uint32Array(module.HEAPU8.buffer, at, count),
+    shared,
+    run: (kernel, args, { tasks, work, scratchBytes = 0 }) => {
+      if (tasks <= 0) return;
+      const chosen = tasks > 1 && work >= parallelWork ? pool : alone;
+      // Scratch of a thread begins on its own cache line.
+      chosen.run(kernel, args, { count: tasks, scratchBytes: Math.ceil(scratchBytes / 64) * 64, scratch: own });
+    },
+  };
+}
+
+/** Scratch that grows to the largest size asked for and stays. */
+function arena(module: TfjsModule): (bytes: number) => number {
+  let block = 0;
+  let held = 0;
+  return (bytes) => {
+    if (bytes > held) {
+      if (block !== 0) module._free(block);
+      block = held = 0;
+      block = module._malloc(bytes + 64);
+      held = bytes;
+    }
+    return Math.ceil(block / 64) * 64;
+  };
+}
