@@ -1,1 +1,10 @@
-export {};
+export * from './bytes/byte-source.ts';
+export * from './bytes/node.ts';
+export * from './bytes/url.ts';
+export * from './bytes/sink.ts';
+export * from './json.ts';
+export { openSafetensors, type SafetensorsFile } from './safetensors/read.ts';
+export { openSharded, parseIndex, type ShardedOptions } from './safetensors/sharded.ts';
+export { encodeSafetensors, writeSafetensors, type LazyTensor, type WriteOptions } from './safetensors/write.ts';
+export { decodeFloats, decodeNumbers, encodeFloats } from './safetensors/decode.ts';
+export { dtypeBits, type SafetensorsDtype } from './safetensors/dtypes.ts';
