@@ -4,7 +4,7 @@ import type { Call, Weight } from '@niwaki/weights';
 /** Streams between stages: 'h' [rows, width], and others where a family or method needs them. */
 export type Carry = Readonly<Record<string, Tensor>>;
 
-/** Embed, a block, the head. `run` is synchronous and pure: blockwise backprop computes it twice. */
+/** Embed, a block, the head. `run` is synchronous and pure: blockwise backprop computes it twice. What it writes is new: never a tensor of the batch or of the carry. */
 export interface Stage {
   readonly path: string;
   readonly reads: readonly string[];
@@ -29,7 +29,7 @@ export interface Site {
   /** Sites with one id read the same tensor (q, k, v): statistics of inputs are taken once. */
   readonly inputId: string;
   /** Sites whose matrix is one stored Weight (tied embeddings): a replacement goes to all of them. */
-  readonly tiedTo?: string;
+  tiedTo?: string;
 }
 
 /** Middleware at a site. */

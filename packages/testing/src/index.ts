@@ -1,1 +1,3 @@
 export * from './shared.ts';
+export * from './tiny-llama.ts';
+export * from './shared-tensors.ts';

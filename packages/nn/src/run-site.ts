@@ -1,0 +1,127 @@
+import { add, cast, ConfigError, equal, mul, NotFoundError, reshape, ShapeError, tile, type Parameter, type Tensor } from '@niwaki/tensor';
+import type { Tensor1D, Tensor2D } from '@niwaki/tensor';
+import { denseWeight, type Call, type Weight } from '@niwaki/weights';
+import type { AdapterSet, Site } from './graph.ts';
+
+/** Adapter sets on a model and the ones used when a call says nothing: a `Model` is one. */
+export interface Attached {
+  readonly adapters: ReadonlyMap<string, AdapterSet>;
+  readonly active: readonly string[];
+}
+
+/**
+ * One linear map or embedding as the model sees it: weight and bias, then each active adapter wrapped around the ones
+ * before it, the first nearest to the base. `view.adapters` of the call overrides the model's own list.
+ * @param x [rows, in] f32, or ids [rows] int32 at an embedding
+ */
+export function runSite(site: Site, x: Tensor, call: Call, attached: Attached): Tensor2D {
+  const chosen = call.view.adapters ?? attached.active;
+  if (isRowIndex(chosen)) return runMixed(site, x, call, attached, chosen);
+  const sets = setsOf(chosen, attached);
+  let next = (input: Tensor): Tensor2D => runBase(site, input, call, sets);
+  for (const set of sets) {
+    const adapter = set.sites.get(site.path);
+    if (adapter === undefined) continue;
+    const inner = next;
+    next = (input) => adapter.apply(input, inner, call, site);
+  }
+  return next(x);
+}
+
+/** A parameter that belongs to no site (a norm), or what an active set puts in its place; `tracked` as in `call.tracks`. */
+export function readOwn(parameter: Parameter, call: Call, attached: Attached): { readonly value: Tensor; readonly tracked: boolean } {
+  const chosen = call.view.adapters ?? attached.active;
+  const sets = isRowIndex(chosen) ? [] : setsOf(chosen, attached);
+  const read = replacement(parameter.path, sets) ?? parameter;
+  return { value: call.value(read), tracked: call.tracks(read) };
+}
+
+const isRowIndex = (chosen: readonly string[] | 'none' | Tensor1D): chosen is Tensor1D => typeof chosen === 'object' && 'dtype' in chosen;
+
+function setsOf(chosen: readonly string[] | 'none', { adapters }: Attached): readonly AdapterSet[] {
+  if (chosen === 'none') return [];
+  return chosen.map((name) => {
+    const set = adapters.get(name);
+    if (set !== undefined) return set;
+    throw new NotFoundError(`no adapter '${name}' is attached`, { name, attached: [...adapters.keys()] });
+  });
+}
+
+/** The last active set that replaces a path wins; the model refuses two in its own list. */
+function replacement(path: string, sets: readonly AdapterSet[]): Parameter | undefined {
+  return sets.reduce<Parameter | undefined>((found, set) => set.replaced.get(path) ?? found, undefined);
+}
+
+function runBase(site: Site, x: Tensor, call: Call, sets: readonly AdapterSet[]): Tensor2D {
+  const whole = replacement(`${site.path}.weight`, sets);
+  const weight = whole === undefined ? site.weight : asWeight(whole);
+  if (weight === undefined) throw new ConfigError(`site '${site.path}' holds no weight`, { path: site.path });
+  const y = applyWeight(weight, site, x, call);
+  const bias = site.bias === undefined ? undefined : (replacement(`${site.path}.bias`, sets) ?? site.bias);
+  return bias === undefined ? y : add(y, call.value(bias));
+}
+
+function applyWeight(weight: Weight, site: Site, x: Tensor, call: Call): Tensor2D {
+  if (site.point !== 'embedding') return weight.apply(x as Tensor2D, call);
+  if (weight.lookup !== undefined) return weight.lookup(x as Tensor1D, call);
+  throw new ConfigError(`a weight of kind '${weight.kind}' gives no rows by id, which '${site.path}' needs`, {
+    path: site.path,
+    kind: weight.kind,
+  });
+}
+
+const wrapped = new WeakMap<Parameter, Weight>();
+function asWeight(parameter: Parameter): Weight {
+  const known = wrapped.get(parameter);
+  if (known !== undefined) return known;
+  const weight = denseWeight(parameter);
+  wrapped.set(parameter, weight);
+  return weight;
+}
+
+/**
+ * One adapter per row of the batch: `index` [batch] int32 counts the attached sets in order, anything else is the base.
+ * Every set runs on every row and is masked: which rows are whose stays on the device.
+ */
+function runMixed(site: Site, x: Tensor, call: Call, { adapters }: Attached, index: Tensor1D): Tensor2D {
+  const batch = index.shape[0];
+  const rows = x.shape[0]!;
+  let y = runBase(site, x, call, []);
+  let position = -1;
+  for (const set of adapters.values()) {
+    position++;
+    refuseReplaced(set);
+    const adapter = set.sites.get(site.path);
+    if (adapter === undefined) continue;
+    const delta = adapter.delta?.();
+    if (delta === undefined) {
+      throw new ConfigError(
+        `adapter '${set.name}' (${adapter.kind}) at '${site.path}' adds nothing to the base output: it cannot be mixed by row`,
+        {
+          path: site.path,
+          kind: adapter.kind,
+          help: 'Mix additive adapters only, or run one adapter for the whole batch.',
+        },
+      );
+    }
+    if (rows % batch !== 0) {
+      throw new ShapeError(`'${site.path}' runs on ${rows} rows, which ${batch} adapter indices do not divide`, {
+        path: site.path,
+        rows,
+        batch,
+      });
+    }
+    const chosen = cast(reshape(equal(index, position), [batch, 1, 1]), 'float32');
+    const mask = reshape(tile(chosen, [1, rows / batch, 1]), [rows, 1]);
+    y = add(y, mul(applyWeight(delta, site, x, call), mask));
+  }
+  return y;
+}
+
+function refuseReplaced(set: AdapterSet): void {
+  if (set.replaced.size === 0) return;
+  throw new ConfigError(`adapter '${set.name}' replaces whole parameters and cannot be mixed by row`, {
+    name: set.name,
+    replaced: [...set.replaced.keys()],
+  });
+}
