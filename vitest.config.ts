@@ -1,6 +1,9 @@
 import { playwright } from '@vitest/browser-playwright';
 import { defineConfig } from 'vitest/config';
-import { chromiumPath, chromiumFlags } from './scripts/chromium.mjs';
+import { chromiumPath, chromiumFlags, swiftshaderEnv } from './scripts/chromium.mjs';
+
+// The workers inherit it: a Vulkan loader is looked for as a process starts, not later.
+Object.assign(process.env, swiftshaderEnv());
 
 const resolve = { conditions: ['@niwaki/source', 'module', 'import', 'default'] };
 const ssr = {

@@ -1,5 +1,6 @@
 // Finds a Chromium on this machine, and the driver that lets WebGPU run on its CPU renderer.
 import { existsSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { chromium } from 'playwright';
 
 const installed = [
@@ -11,7 +12,8 @@ const installed = [
 ];
 
 /** Path of a browser: the one named in CHROMIUM_PATH, an installed one, or Playwright's own download. */
-export const findChromium = () => [process.env.CHROMIUM_PATH, ...installed, chromium.executablePath()].find((path) => path && existsSync(path));
+export const findChromium = () =>
+  [process.env.CHROMIUM_PATH, ...installed, chromium.executablePath()].find((path) => path && existsSync(path));
 
 export const chromiumPath = findChromium();
 
@@ -28,6 +30,16 @@ export const chromiumFlags = [
 
 /** Vulkan driver file for Dawn in Node, where a Chromium ships one. */
 export const swiftshaderIcd = () =>
-  ['/usr/lib/chromium/vk_swiftshader_icd.json', '/usr/lib/chromium-browser/vk_swiftshader_icd.json', '/opt/google/chrome/vk_swiftshader_icd.json'].find((path) =>
-    existsSync(path),
-  );
+  [
+    '/usr/lib/chromium/vk_swiftshader_icd.json',
+    '/usr/lib/chromium-browser/vk_swiftshader_icd.json',
+    '/opt/google/chrome/vk_swiftshader_icd.json',
+  ].find((path) => existsSync(path));
+
+/** What Dawn in Node must find in its environment, from the start of the process, to run on that driver and on Chromium's own Vulkan loader. */
+export function swiftshaderEnv() {
+  const icd = process.env.VK_ICD_FILENAMES ?? swiftshaderIcd();
+  if (icd === undefined) return {};
+  const libraries = [process.env.LD_LIBRARY_PATH, dirname(icd)].filter((path) => path);
+  return { VK_ICD_FILENAMES: icd, LD_LIBRARY_PATH: libraries.join(':') };
+}
