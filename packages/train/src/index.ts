@@ -1,1 +1,18 @@
-export {};
+export { parseDocuments, parseJsonl, parseText, type Document, type Message } from './data/document.ts';
+export type { Sample } from './data/sample.ts';
+export { packSamples, rowOf, targetsOf, type Packed, type PackOptions, type Row } from './data/pack.ts';
+export type { DataPlan, PlanOptions, TrainData, Window } from './data/train-data.ts';
+export { languageData, type LanguageData, type LanguageDataOptions } from './data/language-data.ts';
+export { exactBatches } from './data/exact-batches.ts';
+export { epochOrder } from './data/order.ts';
+export { memoryFolder, type Folder } from './checkpoint/folder.ts';
+export { nodeFolder } from './checkpoint/node-folder.ts';
+export {
+  CheckpointError,
+  checkpointNames,
+  loadCheckpoint,
+  saveCheckpoint,
+  type Checkpoint,
+  type RunState,
+} from './checkpoint/checkpoint.ts';
+export { parseRecipe, recipeNames, type Recipe, type RecipeName } from './recipe/recipe.ts';

@@ -1,0 +1,170 @@
+import { FormatError, NiwakiError, type Json, type Tensor } from '@niwaki/tensor';
+import type { State } from '@niwaki/optim';
+import * as v from 'valibot';
+import type { Folder } from './folder.ts';
+import { decodeTensors, encodeTensors } from './tensors.ts';
+
+/** A checkpoint that cannot be written, or does not fit the run that wants to go on from it. */
+export class CheckpointError extends NiwakiError {}
+
+const natural = v.pipe(v.number(), v.integer(), v.minValue(0));
+const schema = v.object({
+  version: v.literal(1),
+  /** Steps tried: data, rates and noise follow it. */
+  attempt: natural,
+  /** Steps applied: bias correction follows it. */
+  updates: natural,
+  /** Refused steps: all of them, and those since the last applied one. */
+  refused: v.object({ total: natural, running: natural }),
+  /** Where the data goes on: both from 0. */
+  cursor: v.object({ epoch: natural, step: natural }),
+  /** Input tokens read so far. */
+  tokens: natural,
+  /** What must be the same for the rest of the run to be the rest of that run. */
+  run: v.object({
+    seed: v.string(),
+    steps: natural,
+    batchSize: natural,
+    accumulate: natural,
+    data: v.string(),
+    model: v.string(),
+    optimizer: v.string(),
+    objective: v.string(),
+    estimator: v.string(),
+  }),
+  /** Optimizer state that is numbers, by parameter path. NaN and infinities as strings: JSON has none. */
+  numbers: v.record(v.string(), v.record(v.string(), v.union([v.number(), v.picklist(['NaN', 'Infinity', '-Infinity'])]))),
+  recipe: v.optional(v.unknown()),
+});
+
+export type RunState = Omit<v.InferOutput<typeof schema>, 'version' | 'numbers' | 'recipe'> & { readonly recipe?: Json };
+
+export interface Checkpoint {
+  readonly state: RunState;
+  /** Trained values by parameter path. */
+  readonly parameters: ReadonlyMap<string, Tensor>;
+  readonly optimizer: ReadonlyMap<string, State>;
+}
+
+const prefix = 'checkpoint-';
+const partial = 'partial-';
+const files = { parameters: 'parameters.safetensors', optimizer: 'optimizer.safetensors', state: 'state.json' } as const;
+/** Between a parameter's path and a state's name; neither holds a space. */
+const joint = ' ';
+
+/**
+ * Writes a checkpoint beside the older ones, then removes all but the newest `keep`. It becomes visible in one rename,
+ * so a process killed at any moment leaves either the old set or the new one.
+ * Host memory: one copy of the trained values and of the optimizer state.
+ * @returns the checkpoint's name inside the folder
+ * @throws CheckpointError when the folder cannot be written (a full disk); what was there before is untouched
+ */
+export async function saveCheckpoint(
+  folder: Folder,
+  { state, parameters, optimizer }: Checkpoint,
+  { keep }: { keep: number },
+): Promise<string> {
+  const name = `${prefix}${String(state.attempt).padStart(8, '0')}`;
+  const draft = `${partial}${name}`;
+  const tensors = new Map<string, Tensor>();
+  const numbers: Record<string, Record<string, number | string>> = {};
+  for (const [path, values] of optimizer) {
+    for (const [key, value] of Object.entries(values)) {
+      if (typeof value !== 'number') tensors.set(path + joint + key, value);
+      else (numbers[path] ??= {})[key] = Number.isFinite(value) ? value : String(value);
+    }
+  }
+  try {
+    await folder.remove(draft);
+    await folder.write(`${draft}/${files.parameters}`, await encodeTensors(parameters));
+    await folder.write(`${draft}/${files.optimizer}`, await encodeTensors(tensors));
+    const text = JSON.stringify({ version: 1, ...state, numbers }, undefined, 1);
+    await folder.write(`${draft}/${files.state}`, new TextEncoder().encode(text));
+    // The same step saved twice (a run that resumed and stopped at once) is the same content.
+    await folder.remove(name);
+    await folder.rename(draft, name);
+  } catch (cause) {
+    await folder.remove(draft).catch(() => undefined);
+    throw new CheckpointError(
+      `the checkpoint of step ${state.attempt} could not be written to ${folder.name}: ${(cause as Error).message}`,
+      {
+        cause,
+        folder: folder.name,
+        attempt: state.attempt,
+        help: 'Make room there or choose another folder; the checkpoints written before are whole, and the run can resume from the newest.',
+      },
+    );
+  }
+  const names = await checkpointNames(folder);
+  for (const old of names.slice(0, Math.max(0, names.length - keep))) await folder.remove(old);
+  return name;
+}
+
+/** Whole checkpoints of a folder, oldest first. */
+export async function checkpointNames(folder: Folder): Promise<string[]> {
+  const names = await folder.list();
+  return names
+    .filter((name) => /^checkpoint-\d+$/.test(name))
+    .sort((a, b) => Number(a.slice(prefix.length)) - Number(b.slice(prefix.length)));
+}
+
+/** Drafts that a killed process left behind. */
+export async function removeDrafts(folder: Folder): Promise<void> {
+  for (const name of await folder.list()) if (name.startsWith(partial)) await folder.remove(name);
+}
+
+/**
+ * The newest checkpoint of a folder, or undefined where there is none; the caller owns the tensors.
+ * @throws FormatError where a file of it is missing or is not what it should be
+ */
+export async function loadCheckpoint(folder: Folder): Promise<Checkpoint | undefined> {
+  const name = (await checkpointNames(folder)).at(-1);
+  if (name === undefined) return undefined;
+  const read = async (file: string): Promise<Uint8Array> => {
+    const bytes = await folder.read(`${name}/${file}`);
+    if (bytes !== undefined) return bytes;
+    throw broken(folder, name, `${file} is missing`);
+  };
+  const { numbers, state } = parseState(await read(files.state), folder, name);
+  const parameters = await decodeTensors(await read(files.parameters), `${name}/${files.parameters}`);
+  const flat = await decodeTensors(await read(files.optimizer), `${name}/${files.optimizer}`);
+  const optimizer = new Map<string, Record<string, Tensor | number>>();
+  const at = (path: string): Record<string, Tensor | number> => {
+    if (!optimizer.has(path)) optimizer.set(path, {});
+    return optimizer.get(path)!;
+  };
+  for (const [path, values] of Object.entries(numbers)) for (const [key, value] of Object.entries(values)) at(path)[key] = Number(value);
+  for (const [key, value] of flat) {
+    const [path, ...rest] = key.split(joint);
+    at(path!)[rest.join(joint)] = value;
+  }
+  return { state, parameters, optimizer };
+}
+
+function parseState(
+  bytes: Uint8Array,
+  folder: Folder,
+  name: string,
+): { state: RunState; numbers: Record<string, Record<string, number | string>> } {
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder().decode(bytes));
+  } catch (cause) {
+    throw broken(folder, name, `${files.state} is not JSON`, cause);
+  }
+  const parsed = v.safeParse(schema, json);
+  if (!parsed.success) {
+    const issue = parsed.issues[0];
+    throw broken(folder, name, `${files.state}: ${v.getDotPath(issue) ?? 'state'}: ${issue.message}`);
+  }
+  const { version: _version, numbers, recipe, ...state } = parsed.output;
+  return { numbers, state: recipe === undefined ? state : { ...state, recipe: recipe as Json } };
+}
+
+const broken = (folder: Folder, name: string, what: string, cause?: unknown): FormatError =>
+  new FormatError(`${folder.name}/${name}: ${what}`, {
+    cause,
+    folder: folder.name,
+    checkpoint: name,
+    help: `Remove ${name} to go on from the one before it.`,
+  });

@@ -1,0 +1,44 @@
+/** Where a run writes: a directory in Node, the origin's private files in a browser, or memory. Paths use '/'. */
+export interface Folder {
+  /** For people: what errors and events call it. */
+  readonly name: string;
+  /** Names of the entries directly inside. */
+  list(): Promise<readonly string[]>;
+  /** undefined where there is no such file. */
+  read(path: string): Promise<Uint8Array | undefined>;
+  /** Creates parents; the bytes are on the disk when it resolves. */
+  write(path: string, bytes: Uint8Array): Promise<void>;
+  append(path: string, bytes: Uint8Array): Promise<void>;
+  /** Moves a file or a directory: afterwards either all of it is there under the new name, or none. */
+  rename(from: string, to: string): Promise<void>;
+  /** Removes a file or a directory with all in it; nothing there is no error. */
+  remove(path: string): Promise<void>;
+}
+
+/** A folder that lives as long as the page or process. */
+export function memoryFolder(name = 'memory'): Folder {
+  const files = new Map<string, Uint8Array>();
+  const under = (path: string): string[] => [...files.keys()].filter((file) => file === path || file.startsWith(`${path}/`));
+  return {
+    name,
+    list: async () => [...new Set([...files.keys()].map((file) => file.split('/')[0]!))],
+    read: async (path) => files.get(path)?.slice(),
+    write: async (path, bytes) => void files.set(path, bytes.slice()),
+    append: async (path, bytes) => {
+      const old = files.get(path) ?? new Uint8Array();
+      const next = new Uint8Array(old.length + bytes.length);
+      next.set(old);
+      next.set(bytes, old.length);
+      files.set(path, next);
+    },
+    rename: async (from, to) => {
+      for (const file of under(from)) {
+        files.set(to + file.slice(from.length), files.get(file)!);
+        files.delete(file);
+      }
+    },
+    remove: async (path) => {
+      for (const file of under(path)) files.delete(file);
+    },
+  };
+}
