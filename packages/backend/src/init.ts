@@ -1,5 +1,6 @@
 import { setBackend } from '@tensorflow/tfjs-core';
 import { ConfigError, DeviceError } from '@niwaki/tensor';
+import { registerGradients } from './gradients/register-gradients.ts';
 import type { StartedDevice } from './started-device.ts';
 
 export type Device = 'cpu' | 'wasm' | 'webgpu';
@@ -26,9 +27,7 @@ export interface DeviceInfo {
 
 // A device is loaded only when it is asked for; each throws a DeviceError with the reason where it cannot start.
 const starters: Readonly<Record<Device, (options: InitOptions) => Promise<StartedDevice>>> = {
-  webgpu: async () => {
-    throw new DeviceError('webgpu: no adapter');
-  },
+  webgpu: async ({ software }) => (await import('./webgpu/init-webgpu.ts')).initWebgpu({ software }),
   wasm: async ({ threads, wasmPaths }) => (await import('./wasm/init-wasm.ts')).initWasm({ threads, wasmPaths }),
   cpu: async () => (await import('./cpu/init-cpu.ts')).initCpu(),
 };
@@ -65,6 +64,7 @@ export async function init(options: InitOptions = {}): Promise<DeviceInfo> {
 }
 
 async function take(device: Device, { backendName, threads, description }: StartedDevice, reason: string): Promise<DeviceInfo> {
+  registerGradients();
   await setBackend(backendName);
   return { device, threads, reason, description };
 }

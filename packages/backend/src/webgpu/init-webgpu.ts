@@ -1,0 +1,56 @@
+import { copyRegisteredKernels, env, registerBackend } from '@tensorflow/tfjs-core';
+import { DeviceError } from '@niwaki/tensor';
+import type { StartedDevice } from '../started-device.ts';
+import { replaceKernel } from '../replace-kernel.ts';
+import { findAdapter, requestDevice } from './adapter.ts';
+import { watch } from './dispatch.ts';
+import { webgpuKernels } from './kernels.ts';
+import { selfTest } from './self-test.ts';
+
+/** Our name, so that tfjs's own 'webgpu' device stays as it is beside ours. */
+export const webgpuBackendName = 'niwaki-webgpu';
+
+/** Commands recorded before they are handed to the GPU; tfjs's 15 splits a transformer's block into a dozen submissions. */
+const submitEvery = 64;
+
+let started: Promise<StartedDevice> | undefined;
+
+/**
+ * Starts WebGPU on a device of our own, with tfjs's kernels and ours on it. Does not make it current.
+ * @throws DeviceError where there is no adapter, or only one that computes on the CPU and `software` is not set
+ */
+export function initWebgpu(options: { software?: boolean | undefined }): Promise<StartedDevice> {
+  started ??= start(options.software === true).catch((error: unknown) => {
+    started = undefined;
+    throw error;
+  });
+  return started;
+}
+
+async function start(software: boolean): Promise<StartedDevice> {
+  const found = await findAdapter({ software });
+  if ('missing' in found) {
+    throw new DeviceError(`webgpu: ${found.missing}`, {
+      help: "In Node: npm install webgpu, and a Vulkan, Metal or D3D12 driver. Or use init({ device: 'wasm' }).",
+    });
+  }
+  if (found.software && !software) {
+    throw new DeviceError(`webgpu: the only adapter computes on the CPU (${found.description}), where wasm is faster`, {
+      adapter: found.description,
+      help: "Use init({ device: 'wasm' }), or pass software: true to test on it.",
+    });
+  }
+  const device = await requestDevice(found.adapter);
+  watch(device);
+  found.install();
+  const { WebGPUBackend } = await import('@tensorflow/tfjs-backend-webgpu');
+  // On: tensors that happen to be on the host are computed there, so that a forward and its recomputation differ in bits.
+  env().set('WEBGPU_CPU_FORWARD', false);
+  env().set('WEBGPU_DEFERRED_SUBMIT_BATCH_SIZE', submitEvery);
+  const backend = new WebGPUBackend(device, found.adapter.info);
+  await selfTest(backend);
+  copyRegisteredKernels('webgpu', webgpuBackendName);
+  for (const kernel of webgpuKernels(webgpuBackendName)) replaceKernel(kernel);
+  registerBackend(webgpuBackendName, () => backend);
+  return { backendName: webgpuBackendName, threads: 1, description: found.description };
+}

@@ -1,0 +1,101 @@
+/** One shader: its text and what it binds, in this order: inputs, outputs, uniforms. */
+export interface Program<I extends string = string, O extends string = string, U extends string = string> {
+  /** Names the pipeline: everything that changes the text. */
+  readonly key: string;
+  readonly inputs: Readonly<Record<I, Element>>;
+  readonly outputs: Readonly<Record<O, Element>>;
+  readonly uniforms: Readonly<Record<U, Scalar>>;
+  /** The whole module, header and entry point included. */
+  code(): string;
+}
+
+export type Scalar = 'f32' | 'u32' | 'i32';
+export type Element = Scalar | 'vec2<f32>' | 'vec4<f32>' | 'vec4<i32>';
+
+export interface ProgramSource<I extends string, O extends string, U extends string> {
+  readonly key: string;
+  readonly inputs: Readonly<Record<I, Element>>;
+  readonly outputs: Readonly<Record<O, Element>>;
+  /** Sizes and scalars. They are read as `u.name`. */
+  readonly uniforms?: Readonly<Record<U, Scalar>>;
+  /** Threads of a workgroup along x and y; at most 256 in all. Known to the shader as `LANES` (their product). */
+  readonly workgroup: number | readonly [x: number, y: number];
+  /** Functions and workgroup variables. */
+  readonly declarations?: string;
+  /**
+   * The entry point's body. In reach: `lane` (0 .. LANES - 1), `local`, `group`, `groups` (as WGSL's local_invocation_id,
+   * workgroup_id, num_workgroups), `groupIndex` (the workgroup's number, x first) and `index` (groupIndex · LANES + lane).
+   */
+  readonly main: string;
+}
+
+/** Threads of an element-wise workgroup, and of one that reduces a row. */
+export const lanes = 64;
+
+/** Builds a program: writes its header, so that a kernel's file holds only its own mathematics. */
+export function program<I extends string, O extends string, U extends string = never>(source: ProgramSource<I, O, U>): Program<I, O, U> {
+  const uniforms = source.uniforms ?? ({} as Readonly<Record<U, Scalar>>);
+  return { key: source.key, inputs: source.inputs, outputs: source.outputs, uniforms, code: () => write(source, uniforms) };
+}
+
+function write<I extends string, O extends string, U extends string>(
+  source: ProgramSource<I, O, U>,
+  uniforms: Readonly<Record<U, Scalar>>,
+): string {
+  const [x, y] = typeof source.workgroup === 'number' ? [source.workgroup, 1] : source.workgroup;
+  const inputs = Object.entries<Element>(source.inputs);
+  const outputs = Object.entries<Element>(source.outputs);
+  const fields = Object.entries<Scalar>(uniforms);
+  const bindings = [
+    ...inputs.map(([name, type]) => `var<storage, read> ${name}: array<${type}>;`),
+    ...outputs.map(([name, type]) => `var<storage, read_write> ${name}: array<${type}>;`),
+    ...(fields.length === 0 ? [] : ['var<uniform> u: Uniforms;']),
+  ];
+  return `
+${fields.length === 0 ? '' : `struct Uniforms { ${fields.map(([name, type]) => `${name}: ${type}`).join(', ')} }`}
+${bindings.map((text, i) => `@group(0) @binding(${i}) ${text}`).join('\n')}
+const LANES = ${x * y}u;
+${source.declarations ?? ''}
+@compute @workgroup_size(${x}, ${y})
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(local_invocation_id) local: vec3<u32>,
+        @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+  let groupIndex = (group.z * groups.y + group.y) * groups.x + group.x;
+  let index = groupIndex * LANES + lane;
+${source.main}
+}
+`;
+}
+
+/** Workgroups for `count` items of `each`, folded into two dimensions where one is too short; shaders guard the overhang. */
+export function fold(count: number, each = 1): [number, number] {
+  const total = Math.ceil(count / each);
+  if (total <= longest) return [Math.max(total, 1), 1];
+  const rows = Math.ceil(total / longest);
+  return [Math.ceil(total / rows), rows];
+}
+
+/** WebGPU's guaranteed number of workgroups along one dimension. */
+const longest = 65535;
+
+/**
+ * A sum (or other fold) over a workgroup by halving in shared memory; every thread gets the result. Call it in uniform
+ * control flow. No subgroups: their size differs between devices, and with it the order of the sum.
+ */
+export const reduction = (name: string, combine: string, type: Scalar = 'f32'): string => `
+var<workgroup> ${name}Shared: array<${type}, LANES>;
+fn ${name}(mine: ${type}, lane: u32) -> ${type} {
+  ${name}Shared[lane] = mine;
+  for (var half = LANES / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) {
+      let a = ${name}Shared[lane];
+      let b = ${name}Shared[lane + half];
+      ${name}Shared[lane] = ${combine};
+    }
+  }
+  workgroupBarrier();
+  let total = ${name}Shared[0];
+  workgroupBarrier();
+  return total;
+}
+`;
