@@ -10,3 +10,5 @@ export * from './decoder/config.ts';
 export * from './decoder/rope-config.ts';
 export * from './decoder/rope-tables.ts';
 export * from './decoder/decoder.ts';
+export * from './generate.ts';
+export * from './sampling.ts';

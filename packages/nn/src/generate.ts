@@ -1,0 +1,109 @@
+import { ConfigError, createDraw, DataError, noise, slice, tensor2d, throwIfAborted, tidy, type Tensor2D, type View } from '@niwaki/tensor';
+import { createCall } from '@niwaki/weights';
+import { checkIds } from './batch.ts';
+import { runStages } from './forward.ts';
+import type { Model } from './graph.ts';
+import { createKeyValueCache, type KeyValueCache } from './kv-cache.ts';
+import { candidatesOf, checkSampling, likeliest, logProbabilityOf, penalize, pick, type SamplingOptions } from './sampling.ts';
+
+export interface GenerateOptions extends SamplingOptions {
+  /** Default 128. */
+  readonly maxNewTokens?: number;
+  /** The same seed gives the same tokens for the same logits; default 0. */
+  readonly seed?: number | bigint;
+  /** Ids that end the text; default the config's `eos_token_id`. */
+  readonly stopIds?: readonly number[];
+  readonly signal?: AbortSignal;
+  /** Which adapters and perturbations the model is read with. */
+  readonly view?: View;
+  /** False computes the whole text again for every token; default true. */
+  readonly cache?: boolean;
+}
+
+export interface GeneratedToken {
+  readonly id: number;
+  /** 0 for the first new token. */
+  readonly index: number;
+  /** Of the token under the model's own distribution, before temperature and filters; nats. */
+  readonly logProbability: number;
+  /** On the last token: it is a stop id, or `maxNewTokens` were made. */
+  readonly finish?: 'stop' | 'length';
+}
+
+/**
+ * Continues a prompt, one token at a time; the stop token, if one comes, is the last. The keys and values of what was read
+ * are cached (see `KeyValueCache` for the bytes) until the iteration ends, however it ends.
+ * @throws DataError for an empty prompt or an id outside the vocabulary; AbortError once the signal fires
+ */
+export async function* generate(
+  model: Model,
+  promptIds: readonly number[],
+  options: GenerateOptions = {},
+): AsyncGenerator<GeneratedToken, void> {
+  const { maxNewTokens = 128, seed = 0, signal, view, stopIds = endIds(model), temperature = 0, repetitionPenalty } = options;
+  checkSampling(options);
+  if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0) {
+    throw new ConfigError(`generate: maxNewTokens must be a whole number, got ${maxNewTokens}`, { maxNewTokens });
+  }
+  if (promptIds.length === 0)
+    throw new DataError('generate: the prompt is empty', { help: 'Start from the beginning-of-text id if the tokenizer has one.' });
+  checkIds(promptIds, { vocabularySize: model.info.vocabularySize, where: 'prompt' });
+  const stops = new Set(stopIds);
+  const ids = [...promptIds];
+  const cache = options.cache === false ? undefined : createKeyValueCache();
+  try {
+    for (let index = 0; index < maxNewTokens; index++) {
+      throwIfAborted(signal, 'generation');
+      const logits = await nextLogits(model, ids.slice(cache?.length ?? 0), { cache, view });
+      const shaped = penalize(logits, ids, repetitionPenalty);
+      const id = temperature === 0 ? likeliest(shaped) : pick(candidatesOf(shaped, options), await pointOf(seed, index));
+      const logProbability = logProbabilityOf(logits, id);
+      ids.push(id);
+      const finish = stops.has(id) ? 'stop' : index + 1 === maxNewTokens ? 'length' : undefined;
+      yield { id, index, logProbability, ...(finish === undefined ? {} : { finish }) };
+      if (finish !== undefined) return;
+    }
+  } finally {
+    cache?.dispose();
+  }
+}
+
+/** Logits of the token after `ids`, [vocabulary]: the head runs on the last row alone. */
+async function nextLogits(
+  model: Model,
+  ids: readonly number[],
+  { cache, view }: { cache: KeyValueCache | undefined; view: View | undefined },
+): Promise<Float32Array> {
+  const tokenIds = tensor2d([...ids], [1, ids.length], 'int32');
+  const call = createCall({
+    batch: { tokenIds },
+    ...(view === undefined ? {} : { view }),
+    ...(cache === undefined ? {} : { session: { cache } }),
+  });
+  const stages = model.stages();
+  const { h } = runStages(stages.slice(0, -1), {}, call) as { h: Tensor2D };
+  tokenIds.dispose();
+  cache?.advance(ids.length);
+  const last = slice(h, [ids.length - 1, 0], [1, h.shape[1]]);
+  h.dispose();
+  const { logits } = runStages(stages.slice(-1), { h: last }, call);
+  last.dispose();
+  try {
+    return (await logits!.data()) as Float32Array;
+  } finally {
+    logits!.dispose();
+  }
+}
+
+async function pointOf(seed: number | bigint, index: number): Promise<number> {
+  const drawn = tidy(() => noise([1], createDraw(seed, index).at('generate#sample'), 'uniform'));
+  const [point] = await drawn.data();
+  drawn.dispose();
+  return point!;
+}
+
+function endIds({ info }: Model): readonly number[] {
+  const end = info.config['eos_token_id'];
+  if (typeof end === 'number') return [end];
+  return Array.isArray(end) ? end.filter((id): id is number => typeof id === 'number') : [];
+}
