@@ -23,3 +23,4 @@ export * from './ops/adam.ts';
 export * from './ops/packed-matmul.ts';
 export * from './ops/all-finite.ts';
 export * from './ops/choose.ts';
+export * from './ops/lora.ts';

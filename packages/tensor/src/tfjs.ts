@@ -75,6 +75,7 @@ export {
   tile,
   topk,
   transpose,
+  unsortedSegmentSum,
   unstack,
   where,
   zeros,
