@@ -1,0 +1,127 @@
+import { ConfigError, createDraw, StateError, type Parameter } from '@niwaki/tensor';
+import { applyMethod, type ApplyOptions } from '@niwaki/engine';
+import type { Adapter, AdapterSet, Model, Selector, Site } from '@niwaki/nn';
+import type { AdapterMethod, Binding, FileFields, PeftSet } from './adapter-method.ts';
+import { restrictSites, targetSites, type TargetModules } from './targets.ts';
+import { currentRows, tokenTargets, trainableTokens } from './trainable-tokens.ts';
+import { collectWarnings, type Warning } from './warning.ts';
+import { copyParameters, refuseWholeAndRows, replacedNames } from './whole-modules.ts';
+
+export interface AdaptOptions extends Pick<ApplyOptions, 'signal' | 'onProgress'> {
+  /** Paths, globs, 'all-linear' or a predicate. */
+  readonly at: Selector;
+  /** Default 'default'. Letters, digits, '-' and '_': it becomes a part of parameter paths. */
+  readonly name?: string;
+  /** Of the starting values, default 0: the same seed gives the same numbers on every device. */
+  readonly seed?: number | bigint;
+  readonly onWarning?: (warning: Warning) => void;
+}
+
+/**
+ * Puts adapters on a model and makes them what trains: the base is frozen, the new set is the active one.
+ * The model is as it was if anything fails.
+ * @throws NotFoundError with near misses when `at` names nothing; StateError when the name is taken
+ * @example const set = await adapt(model, lora({ rank: 8 }), { at: ['q_proj', 'v_proj'] });
+ */
+export async function adapt(model: Model, method: AdapterMethod, options: AdaptOptions): Promise<PeftSet> {
+  const { at, name = 'default', seed = 0, signal, onProgress, onWarning } = options;
+  checkName(model, name);
+  const { list: warnings, warn } = collectWarnings(onWarning);
+  const { targeting } = method;
+  const whole = typeof at === 'function' ? [] : [at].flat();
+  const sites = restrictSites(model.sites(at), targeting, new Set(whole), warn);
+  const tokens = tokenTargets(model, targeting.trainableTokens);
+  const tokenSites = tokens.flatMap((target) => target.sites);
+  refuseWholeAndRows(tokenSites, targeting);
+  refuseBoth(sites, tokenSites);
+
+  const owned: Parameter[] = [];
+  const keep = <T extends ReadonlyMap<string, Adapter>>(adapters: T): T => {
+    for (const adapter of adapters.values()) owned.push(...Object.values(adapter.parameters));
+    return adapters;
+  };
+  try {
+    const replaced = copyParameters(model, replacedNames(model, new Set(sites.map((site) => site.path)), targeting), name);
+    owned.push(...replaced.values());
+    const binding: Binding = { name, draw: createDraw(seed, 0), biasOf: (site) => replaced.get(`${site.path}.bias`), warn };
+    const chosen = new Set(sites);
+    const { made } = await applyMethod(model, method.bind(binding), {
+      at: (site) => chosen.has(site),
+      ...(signal && { signal }),
+      ...(onProgress && { onProgress }),
+    });
+    const adapters = keep(new Map([...made].map(([path, { adapter }]) => [path, adapter!])));
+    const rows = tokens.map((target) => keep(trainableTokens(target, currentRows(target.sites[0]!, target.ids), name)));
+    const set: PeftSet = {
+      name,
+      method,
+      sites: new Map([...adapters, ...rows.flatMap((map) => [...map])]),
+      replaced,
+      base: model.info.source,
+      targets: targetsFor(model, at, sites, targeting),
+      fields: fieldsFor(model),
+      warnings,
+    };
+    attachActive(model, set);
+    return set;
+  } catch (error) {
+    for (const parameter of owned) parameter.dispose();
+    throw error;
+  }
+}
+
+/** @throws ConfigError for a name that cannot be in a path; StateError for one that is taken */
+export function checkName(model: Model, name: string): void {
+  if (!/^[\w-]+$/.test(name))
+    throw new ConfigError(`'${name}' is no name for an adapter`, { name, help: "Use letters, digits, '-' and '_'." });
+  if (model.adapters.has(name)) {
+    throw new StateError(`an adapter named '${name}' is attached already`, {
+      name,
+      help: 'Delete it first, or give this one another name.',
+    });
+  }
+}
+
+function refuseBoth(sites: readonly Site[], tokenSites: readonly Site[]): void {
+  const both = tokenSites.find((site) => sites.includes(site));
+  if (both === undefined) return;
+  throw new ConfigError(`'${both.path}' gets an adapter and trainable tokens, which both change its rows`, {
+    path: both.path,
+    help: 'Take the embedding out of `at`, or leave trainableTokens away.',
+  });
+}
+
+/** Attaches a set, makes it the active one and freezes everything else. */
+function attachActive(model: Model, set: AdapterSet): void {
+  const before = [...model.parameters().values()];
+  model.attach(set);
+  model.active = [set.name];
+  for (const parameter of before) parameter.trainable = false;
+}
+
+/** The shortest `target_modules` that means these sites and no others: as it was given, by last name, or by whole path. */
+function targetsFor(model: Model, at: Selector, sites: readonly Site[], options: AdapterMethod['targeting']): TargetModules {
+  const all = model.sites(() => true);
+  const paths = sites.map((site) => site.path);
+  const means = (names: readonly string[]): boolean => {
+    try {
+      return (
+        targetSites(all, names, options, () => {})
+          .map((site) => site.path)
+          .join() === paths.join()
+      );
+    } catch {
+      return false;
+    }
+  };
+  const given = typeof at === 'function' ? [] : [at].flat();
+  const last = [...new Set(paths.map((path) => path.slice(path.lastIndexOf('.') + 1)))].sort();
+  return [given, last].find((names) => names.length > 0 && means(names)) ?? paths;
+}
+
+/** What a Python reader wants to know beside the method. */
+function fieldsFor(model: Model): FileFields {
+  const [architecture] = (model.info.config['architectures'] as readonly string[] | undefined) ?? [];
+  const task = architecture?.endsWith('ForSequenceClassification') ? 'SEQ_CLS' : architecture?.endsWith('ForCausalLM') ? 'CAUSAL_LM' : null;
+  return { task_type: task };
+}

@@ -1,0 +1,107 @@
+import { matMul, mul, noise, sub, tensor2d, tidy, transpose, zeros, ShapeError, type Draw, type Tensor2D } from '@niwaki/tensor';
+import type { Weight } from '@niwaki/weights';
+import { orthogonalMatrix } from './orthogonal.ts';
+
+export interface InitialPair {
+  /** [rank, in] */
+  readonly a: Tensor2D;
+  /** [out, rank] */
+  readonly b: Tensor2D;
+}
+
+export interface InitContext {
+  readonly out: number;
+  readonly in: number;
+  readonly rank: number;
+  /** The adapter's scale s, for starts that must undo it. */
+  readonly scale: number;
+  readonly draw: Draw;
+  /** Path of A; noise is addressed as `path#init`. */
+  readonly aPath: string;
+  readonly bPath: string;
+  readonly weight: Weight | undefined;
+}
+
+/** How a pair starts. A start is a value, so that each one is a file of its own and `lora({ init })` takes any. */
+export interface Initializer {
+  /** As PEFT's `init_lora_weights` says it. */
+  readonly name: boolean | string;
+  /** Throws when the site cannot have it; before anything is allocated. */
+  check?(shape: { readonly out: number; readonly in: number; readonly rank: number }): void;
+  linear(context: InitContext): Promise<InitialPair>;
+}
+
+const uniform = (shape: [number, number], bound: number, draw: Draw, path: string): Tensor2D =>
+  tidy(() => sub(mul(noise(shape, draw.at(`${path}#init`), 'uniform'), 2 * bound), bound)) as Tensor2D;
+
+const gaussian = (shape: [number, number], deviation: number, draw: Draw, path: string): Tensor2D =>
+  tidy(() => mul(noise(shape, draw.at(`${path}#init`), 'gaussian'), deviation)) as Tensor2D;
+
+/** A ~ U(-1/sqrt(in), 1/sqrt(in)), which is Kaiming's uniform with a = sqrt(5); B = 0. */
+const kaiming: Initializer = {
+  name: true,
+  linear: async ({ out, in: width, rank, draw, aPath }) => ({
+    a: uniform([rank, width], width ** -0.5, draw, aPath),
+    b: zeros([out, rank]),
+  }),
+};
+
+/** A ~ N(0, 1/rank²), B = 0. */
+const normal: Initializer = {
+  name: 'gaussian',
+  linear: async ({ out, in: width, rank, draw, aPath }) => ({ a: gaussian([rank, width], 1 / rank, draw, aPath), b: zeros([out, rank]) }),
+};
+
+/** Both random: the adapter changes the model from the start. For tests. */
+const random: Initializer = {
+  name: false,
+  linear: async ({ out, in: width, rank, draw, aPath, bPath }) => ({
+    a: uniform([rank, width], width ** -0.5, draw, aPath),
+    b: uniform([out, rank], rank ** -0.5, draw, bPath),
+  }),
+};
+
+/**
+ * A from the odd rows of an orthogonal matrix and B from the even ones: B·A = 0 although neither is zero, so both get a
+ * gradient from the first step.
+ */
+const orthogonal: Initializer = {
+  name: 'orthogonal',
+  check: ({ rank }) => {
+    if (rank % 2 === 1)
+      throw new ShapeError(`an orthogonal start splits the rank in two halves, and ${rank} is odd`, { rank, help: 'Use an even rank.' });
+  },
+  linear: async ({ out, in: width, rank, draw, aPath, bPath }) => {
+    const half = rank / 2;
+    const seed = gaussian([rank, rank], 1, draw, `${aPath}#basis`);
+    const q = orthogonalMatrix(await seed.data(), rank);
+    seed.dispose();
+    const rows = (parity: 0 | 1): Tensor2D =>
+      tensor2d(
+        Array.from({ length: half }, (_, i) => [...q.subarray((2 * i + parity) * rank, (2 * i + parity + 1) * rank)]),
+        [half, rank],
+      );
+    return tidy(() => ({
+      a: mul(transpose(matMul(gaussian([width, half], 1, draw, aPath), rows(1))), 0.1) as Tensor2D,
+      b: mul(matMul(gaussian([half, out], 1, draw, bPath), rows(0), true, false), 0.1) as Tensor2D,
+    }));
+  },
+};
+
+const known: ReadonlyMap<unknown, Initializer> = new Map<unknown, Initializer>(
+  [kaiming, normal, random, orthogonal].map((start) => [start.name, start]),
+);
+
+/** The start an option names. Option values are checked before: an unknown one is a defect of ours. */
+export const initializerOf = (init: boolean | string | Initializer): Initializer => (typeof init === 'object' ? init : known.get(init)!);
+
+/**
+ * Embeddings start the other way round: A = 0 and B ~ N(0, 1), since A is what a lookup reads.
+ * @returns a [rank, vocabulary], b [width, rank]
+ */
+export function initialEmbedding(init: boolean | string | Initializer, context: InitContext): InitialPair {
+  const { out: vocabulary, in: width, rank, draw, aPath, bPath } = context;
+  const b = gaussian([width, rank], 1, draw, bPath);
+  const a = initializerOf(init).name === false ? gaussian([rank, vocabulary], 1, draw, aPath) : (zeros([rank, vocabulary]) as Tensor2D);
+  return { a, b };
+}

@@ -1,0 +1,137 @@
+import {
+  add,
+  div,
+  loraTail,
+  mul,
+  noise,
+  reshape,
+  sub,
+  tidy,
+  type Parameter,
+  type Tensor,
+  type Tensor1D,
+  type Tensor2D,
+} from '@niwaki/tensor';
+import { lowRank, type Call } from '@niwaki/weights';
+import type { Site } from '@niwaki/nn';
+import { cachedNorm, ratio, rescale, rowNorms } from './direction.ts';
+import { adapterParameter, type LoraAdapter, type LoraSpec } from './lora-adapter.ts';
+import { loraScale } from './lora-options.ts';
+
+/** Starting or loaded values; the adapter takes the tensors over. */
+export interface LinearValues {
+  /** [rank, in] */
+  readonly a: Tensor2D;
+  /** [out, rank] */
+  readonly b: Tensor2D;
+  /** [out], `lora_bias`. */
+  readonly bias?: Tensor1D | undefined;
+  /** [out], DoRA: m; start it with the norms of the rows of W + s·B·A. */
+  readonly magnitude?: Tensor1D | undefined;
+}
+
+/**
+ * LoRA at a linear map: y = base(x) + s·(dropout(x)·Aᵀ)·Bᵀ (Hu et al. 2021), or DoRA's diag(m/‖V‖)·V with V = W + s·B·A.
+ * Bytes: 4·rank·(in + out), and 8·out more for DoRA. Kept for the backward pass: x, x·Aᵀ, and DoRA's [rows, out] product.
+ */
+export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
+  const { path, point, name, rank, alpha, rslora, dropout, ownBias } = spec;
+  const parameter = (slot: string, value: Tensor, role: Parameter['role']): Parameter => adapterParameter(path, name, slot, value, role);
+  const a = parameter('lora_A.weight', values.a, 'adapterA');
+  const b = parameter('lora_B.weight', values.b, 'adapterB');
+  const bias = values.bias && parameter('lora_B.bias', values.bias, 'bias');
+  const magnitude = values.magnitude && parameter('lora_magnitude_vector', values.magnitude, 'magnitude');
+  const norm = values.magnitude && parameter('lora_norm', values.magnitude.clone(), 'statistic');
+  const normOf = norm && cachedNorm(norm, { a, b }, rowNorms);
+  let strength = 1;
+  const scale = (): number => strength * loraScale(alpha, rank, rslora);
+
+  const tracked = (call: Call): boolean => call.tracks(a) || call.tracks(b);
+  const withBias = (y: Tensor2D, call: Call): Tensor2D => (bias === undefined ? y : add(y, mul(call.value(bias), scale())));
+
+  const plain = (x: Tensor2D, next: (x: Tensor) => Tensor2D, call: Call): Tensor2D =>
+    withBias(
+      loraTail(next(x), x, call.value(a) as Tensor2D, call.value(b) as Tensor2D, {
+        scale: scale(),
+        factorGradients: tracked(call),
+        ...dropped(call, a, dropout),
+      }),
+      call,
+    );
+
+  const directed = (x: Tensor2D, next: (x: Tensor) => Tensor2D, call: Call, site: Site, m: Parameter): Tensor2D => {
+    const weight = site.weight!;
+    const [av, bv, mv] = [call.value(a) as Tensor2D, call.value(b) as Tensor2D, call.value(m) as Tensor1D];
+    const n = normOf!(weight, call, scale());
+    const siteBias = ownBias ?? site.bias;
+    const offset = siteBias && call.value(siteBias);
+    const { input } = dropped(call, a, dropout);
+    const y = next(x);
+    if (input === undefined) {
+      const z = withBias(
+        loraTail(offset === undefined ? y : sub(y, offset), x, av, bv, { scale: scale(), factorGradients: tracked(call) }),
+        call,
+      );
+      const turned = rescale(z, mv, n);
+      return offset === undefined ? turned : add(turned, offset);
+    }
+    // Both parts of V must see the same dropped input, so the base is applied to it a second time.
+    const seen = input(x) as Tensor2D;
+    const own = weight.apply(seen, call);
+    const z = withBias(loraTail(own, seen, av, bv, { scale: scale(), factorGradients: tracked(call) }), call);
+    return add(y, sub(rescale(z, mv, n), own));
+  };
+
+  const delta = magnitude === undefined && bias === undefined ? { delta: () => lowRank({ a, b, scale: scale() }) } : {};
+  return {
+    kind: magnitude === undefined ? 'lora' : 'dora',
+    point,
+    parameters: {
+      'lora_A.weight': a,
+      'lora_B.weight': b,
+      ...(bias && { 'lora_B.bias': bias }),
+      ...(magnitude && { lora_magnitude_vector: magnitude }),
+      ...(norm && { norm }),
+    },
+    rank,
+    alpha,
+    get strength() {
+      return strength;
+    },
+    set strength(value: number) {
+      strength = value;
+    },
+    get scale() {
+      return scale();
+    },
+    apply: (x, next, call, site) =>
+      magnitude === undefined ? plain(x as Tensor2D, next, call) : directed(x as Tensor2D, next, call, site, magnitude),
+    ...delta,
+    merge: async (weight, siteBias, base = weight) =>
+      tidy(() => {
+        const factors = { a: a.read() as Tensor2D, b: b.read() as Tensor2D };
+        const change = lowRank({ a, b, scale: scale() }).dense();
+        const sum = add(weight.dense(), change) as Tensor2D;
+        const turn = magnitude && ratio(magnitude.read(), rowNorms(base, factors, scale()));
+        const added = bias && mul(bias.read(), scale());
+        const turned = added && turn ? mul(added, turn) : added;
+        return {
+          matrix: turn === undefined ? sum : (mul(sum, reshape(turn, [-1, 1])) as Tensor2D),
+          ...(turned && { bias: siteBias === undefined ? turned : add(siteBias.read(), turned) }),
+        };
+      }),
+    startsFrom: 'base',
+    ...(magnitude && { gradient: 'surrogate' as const }),
+  };
+}
+
+/**
+ * Inverted dropout of the adapter's input, in training only. The mask is drawn again wherever it is needed: nothing
+ * stores it, and a recomputed block sees the same one.
+ */
+function dropped(call: Call, a: Parameter, dropout: number): { input?: (x: Tensor) => Tensor } {
+  if (!call.training || dropout === 0) return {};
+  const keep = 1 - dropout;
+  const address = call.draw.at(`${a.path}#dropout`, call.at.micro);
+  return { input: (x) => tidy(() => div(mul(x, noise(x.shape, address, 'mask', { keep })), keep)) };
+}

@@ -1,0 +1,89 @@
+import { ConfigError } from '@niwaki/tensor';
+import type { Initializer } from './initialization.ts';
+
+/** What every adapter method in PEFT form may say about its targets and about what trains beside them. */
+export interface TargetOptions {
+  /** Taken out of the targets: a Python regular expression of the whole path, or names matched as dotted suffixes. */
+  readonly excludeModules?: string | readonly string[];
+  /** Keep only these layers (the first number of a path); targets given by their whole path stay. */
+  readonly layersToTransform?: number | readonly number[];
+  /** Names of the containers whose number counts as the layer; default any. */
+  readonly layersPattern?: string | readonly string[];
+  /** Modules trained and stored whole, each a full copy: 4 bytes an entry. */
+  readonly modulesToSave?: readonly string[];
+  /** Base biases trained beside the adapter: of adapted modules, or of the whole model. Copies: the base stays as it is. */
+  readonly bias?: 'none' | 'lora_only' | 'all';
+  /** Embedding rows trained and stored whole, by token id; tied heads follow. A list means the input embedding. */
+  readonly trainableTokens?: readonly number[] | Readonly<Record<string, readonly number[]>>;
+}
+
+export interface LoraOptions extends TargetOptions {
+  /** Default 8. */
+  readonly rank?: number;
+  /** Numerator of the scale alpha/rank, default 8. */
+  readonly alpha?: number;
+  /** Probability that an entry of the adapter's input is dropped in training, [0, 1). */
+  readonly dropout?: number;
+  /** How A and B start. `true`: A uniform, B zero. `false`: both random, no identity at the start. */
+  readonly init?: boolean | 'gaussian' | 'orthogonal' | Initializer;
+  /** Scale alpha/sqrt(rank) (Kalajdzievski 2023). */
+  readonly rslora?: boolean;
+  /** A trained magnitude for each output row (Liu et al. 2024). */
+  readonly dora?: boolean;
+  /** Rank by path pattern: Python regular expressions matched at the end of the path, the first in order wins. */
+  readonly rankPattern?: Readonly<Record<string, number>>;
+  readonly alphaPattern?: Readonly<Record<string, number>>;
+  /** A trained bias on B, added with the adapter's scale. */
+  readonly loraBias?: boolean;
+}
+
+/** Every option with its value. */
+export type LoraSettings = Required<
+  Omit<LoraOptions, 'excludeModules' | 'layersToTransform' | 'layersPattern' | 'modulesToSave' | 'trainableTokens'>
+> &
+  TargetOptions;
+
+const range = (field: string, given: unknown, expected: string): ConfigError =>
+  new ConfigError(`lora: ${field} must be ${expected}, got ${String(given)}`, {
+    field,
+    given,
+    expected,
+    help: `Give ${field} a value that is ${expected}.`,
+  });
+
+/** Fills defaults and checks every field. @throws ConfigError that names the field, the value and the range */
+export function loraSettings(options: LoraOptions = {}): LoraSettings {
+  const {
+    rank = 8,
+    alpha = 8,
+    dropout = 0,
+    init = true,
+    rslora = false,
+    dora = false,
+    rankPattern = {},
+    alphaPattern = {},
+    loraBias = false,
+  } = options;
+  const { bias = 'none', ...rest } = options;
+  checkRank('rank', rank);
+  checkAlpha('alpha', alpha);
+  if (!(dropout >= 0 && dropout < 1)) throw range('dropout', dropout, 'in [0, 1)');
+  if (!(typeof init === 'boolean' || typeof init === 'object' || init === 'gaussian' || init === 'orthogonal'))
+    throw range('init', init, "true, false, 'gaussian', 'orthogonal' or an initializer");
+  if (!['none', 'lora_only', 'all'].includes(bias)) throw range('bias', bias, "'none', 'lora_only' or 'all'");
+  for (const [key, value] of Object.entries(rankPattern)) checkRank(`rankPattern['${key}']`, value);
+  for (const [key, value] of Object.entries(alphaPattern)) checkAlpha(`alphaPattern['${key}']`, value);
+  return { ...rest, rank, alpha, dropout, init, rslora, dora, rankPattern, alphaPattern, bias, loraBias };
+}
+
+function checkRank(field: string, value: number): void {
+  if (!(Number.isInteger(value) && value >= 1)) throw range(field, value, 'an integer of at least 1');
+}
+
+// PEFT takes an alpha of 0 without a word, and the adapter then never does anything.
+function checkAlpha(field: string, value: number): void {
+  if (!(Number.isFinite(value) && value !== 0)) throw range(field, value, 'finite and not 0');
+}
+
+/** s of y = base(x) + s·(x·Aᵀ)·Bᵀ. */
+export const loraScale = (alpha: number, rank: number, rslora: boolean): number => alpha / (rslora ? Math.sqrt(rank) : rank);

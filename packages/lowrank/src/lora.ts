@@ -1,0 +1,127 @@
+import { ConfigError, createDraw, ShapeError, tidy, zeros, type Json, type Tensor, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
+import { defineMethod, type Method } from '@niwaki/engine';
+import type { Weight } from '@niwaki/weights';
+import type { Adapter, Site } from '@niwaki/nn';
+import type { AdapterMethod, Binding } from './adapter-method.ts';
+import { columnNorms, rowNorms } from './direction.ts';
+import { initialEmbedding, initializerOf, type InitContext } from './initialization.ts';
+import { parameterPath, type LoraSpec } from './lora-adapter.ts';
+import { loraEmbedding, tableFactors } from './lora-embedding.ts';
+import { loraLinear } from './lora-linear.ts';
+import { loraScale, loraSettings, type LoraOptions, type LoraSettings } from './lora-options.ts';
+import { valueFor, warnUnused } from './patterns.ts';
+
+/**
+ * Low-rank adaptation of linear maps and embeddings (Hu et al. 2021), with rsLoRA's scale and DoRA's direction as options.
+ * Trains rank·(in + out) numbers a site (+ out for DoRA), 4 bytes each; the base stays frozen, and may be quantized.
+ * @throws ConfigError that names the field, the value and the range
+ * @example await adapt(model, lora({ rank: 16, alpha: 32 }), { at: ['q_proj', 'v_proj'] });
+ */
+export function lora(options: LoraOptions = {}): AdapterMethod {
+  const settings = loraSettings(options);
+  const bind = (binding: Binding): Method => defineMethod({ ...shared, ...making(settings, binding) });
+  const shared = {
+    kind: 'lora',
+    options: asJson(settings),
+    traits: { needs: settings.dora ? (['dense-tile'] as const) : (['vjp'] as const), gives: ['frozen-base'] as const },
+    makes: 'adapter' as const,
+    validate: (site: Site) => checkSite(site, settings),
+  };
+  const alone: Binding = { name: 'default', draw: createDraw(0, 0), biasOf: () => undefined, warn: () => {} };
+  return {
+    ...bind(alone),
+    peftType: 'LORA',
+    targeting: settings,
+    bind,
+    restore: (site, tensors, binding) => restoreLora(site, tensors, binding, settings),
+  };
+}
+
+const asJson = ({ init, ...settings }: LoraSettings): { readonly [name: string]: Json } =>
+  ({ ...settings, init: typeof init === 'object' ? init.name : init }) as unknown as { readonly [name: string]: Json };
+
+const isEmbedding = (site: Site): boolean => site.point === 'embedding';
+
+function checkSite(site: Site, settings: LoraSettings): void {
+  const { path, point, weight } = site;
+  if (!['linear', 'head', 'embedding'].includes(point) || weight === undefined) {
+    throw new ConfigError(`a low-rank pair goes to linear maps and embeddings, '${path}' is a ${point}`, { path, point });
+  }
+  if (isEmbedding(site) && settings.loraBias) {
+    throw new ConfigError('loraBias is for linear maps: a lookup has no bias', {
+      path,
+      field: 'loraBias',
+      help: 'Leave embeddings out, or loraBias off.',
+    });
+  }
+  const rank = rankOf(site, settings);
+  const [out, width] = weight.shape;
+  if (rank > Math.min(out, width)) {
+    throw new ShapeError(`rank ${rank} is larger than a side of the matrix [${out}, ${width}]`, {
+      path,
+      rank,
+      shape: weight.shape,
+      help: `Use a rank of at most ${Math.min(out, width)} here (rankPattern), or train the module whole (modulesToSave).`,
+    });
+  }
+  if (!isEmbedding(site)) initializerOf(settings.init).check?.({ out, in: width, rank });
+}
+
+const rankOf = (site: Site, { rank, rankPattern }: LoraSettings): number => valueFor(rankPattern, site.path, rank);
+const alphaOf = (site: Site, { alpha, alphaPattern }: LoraSettings): number => valueFor(alphaPattern, site.path, alpha);
+
+const specOf = (site: Site, rank: number, settings: LoraSettings, binding: Binding): LoraSpec => ({
+  path: site.path,
+  point: site.point,
+  name: binding.name,
+  rank,
+  alpha: alphaOf(site, settings),
+  rslora: settings.rslora,
+  dropout: settings.dropout,
+  ownBias: binding.biasOf(site),
+});
+
+function making(settings: LoraSettings, binding: Binding): Pick<Method, 'plan' | 'make'> {
+  return {
+    plan: async (sites) => {
+      const paths = sites.map((site) => site.path);
+      warnUnused('rankPattern', settings.rankPattern, paths, binding.warn);
+      warnUnused('alphaPattern', settings.alphaPattern, paths, binding.warn);
+      return {};
+    },
+    make: async (site) => ({ adapter: await startLora(site, site.weight!, settings, binding) }),
+  };
+}
+
+async function startLora(site: Site, weight: Weight, settings: LoraSettings, binding: Binding): Promise<Adapter> {
+  const spec = specOf(site, rankOf(site, settings), settings, binding);
+  const scale = loraScale(spec.alpha, spec.rank, spec.rslora);
+  const [out, width] = weight.shape;
+  const slots = isEmbedding(site) ? ['lora_embedding_A', 'lora_embedding_B'] : ['lora_A.weight', 'lora_B.weight'];
+  const [aPath, bPath] = slots.map((slot) => parameterPath(site.path, binding.name, slot)) as [string, string];
+  const context: InitContext = { out, in: width, rank: spec.rank, scale, draw: binding.draw, aPath, bPath, weight };
+  if (isEmbedding(site)) {
+    const { a, b } = initialEmbedding(settings.init, context);
+    const magnitude = settings.dora ? (tidy(() => columnNorms(weight, tableFactors({ a, b }), scale)) as Tensor1D) : undefined;
+    return loraEmbedding(spec, { a, b, magnitude });
+  }
+  const { a, b } = await initializerOf(settings.init).linear(context);
+  return loraLinear(spec, {
+    a,
+    b,
+    bias: settings.loraBias ? (zeros([out]) as Tensor1D) : undefined,
+    magnitude: settings.dora ? rowNorms(weight, { a, b }, scale) : undefined,
+  });
+}
+
+function restoreLora(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding, settings: LoraSettings): Adapter {
+  const get = <T extends Tensor>(slot: string): T => tensors.get(slot) as T;
+  const magnitude = tensors.get('lora_magnitude_vector') as Tensor1D | undefined;
+  if (isEmbedding(site)) {
+    const a = get<Tensor2D>('lora_embedding_A');
+    return loraEmbedding(specOf(site, a.shape[0], settings, binding), { a, b: get('lora_embedding_B'), magnitude });
+  }
+  const a = get<Tensor2D>('lora_A.weight');
+  const bias = tensors.get('lora_B.bias') as Tensor1D | undefined;
+  return loraLinear(specOf(site, a.shape[0], settings, binding), { a, b: get('lora_B.weight'), bias, magnitude });
+}
