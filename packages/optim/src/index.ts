@@ -1,1 +1,11 @@
 export * from './transform.ts';
+export * from './chain.ts';
+export * from './scale-by-adam.ts';
+export * from './scale-by-momentum.ts';
+export { scaleByLearningRate } from './scale-by-learning-rate.ts';
+export * from './decay.ts';
+export * from './clip.ts';
+export * from './groups.ts';
+export * from './adamw.ts';
+export * from './sgd.ts';
+export * from './schedules.ts';

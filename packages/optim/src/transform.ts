@@ -8,6 +8,8 @@ export type State = Readonly<Record<string, Tensor | number>>;
  */
 export interface Transform<S extends State = State> {
   readonly name: string;
+  /** What `context.rate` is where nobody gives a schedule. */
+  readonly learningRate?: number;
   /** Gradient kinds taken as they are; default dense only: others are materialized first. */
   readonly accepts?: readonly Gradient['kind'][];
   /** How each state tensor is laid out. */

@@ -18,6 +18,7 @@ export {
   equal,
   exp,
   expandDims,
+  expm1,
   fill,
   gather,
   greater,

@@ -1,4 +1,4 @@
-import { add, div, mul, sqrt, square, type Tensor } from '../tfjs.ts';
+import { add, div, expm1, mul, neg, sqrt, square, tidy, type Scalar, type Tensor } from '../tfjs.ts';
 import { runOp, type Op } from '../op.ts';
 
 /**
@@ -32,3 +32,10 @@ export function adamStep(
   const [direction, momentum, variance] = runOp(adamOp, inputs, options) as [Tensor, Tensor, Tensor];
   return { direction, momentum, variance };
 }
+
+/**
+ * 1 - beta^t, by which Adam divides a moment that started at zero. As -(e^(t·ln beta) - 1): the difference itself would
+ * lose half its digits in the first steps.
+ * @param updates applied updates so far including this one, a scalar on the device
+ */
+export const biasCorrection = (beta: number, updates: Scalar): Scalar => tidy(() => neg(expm1(mul(updates, Math.log(beta)))) as Scalar);

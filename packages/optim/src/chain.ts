@@ -1,0 +1,97 @@
+import { ConfigError, type Commit } from '@niwaki/tensor';
+import type { State, Transform } from './transform.ts';
+
+/** A composition; its parts are kept, so that a chain in a chain is one flat list. */
+export interface Chain extends Transform {
+  readonly parts: readonly Transform[];
+}
+
+/**
+ * One transform after another: each takes the update of the one before it. State entries are named `part.entry`, so that
+ * adding a part that has no state leaves a saved state valid. At most one part may measure (global clipping), and it
+ * comes first: what is measured is the gradient as it arrives. `prepare` of every part is given that gradient too.
+ */
+export function chain(...transforms: readonly Transform[]): Chain {
+  const parts = transforms.flatMap((transform) => ('parts' in transform ? (transform as Chain).parts : [transform]));
+  const keys = stateKeys(parts);
+  const measuring = checkMeasures(parts);
+  const first = parts[0];
+  const learningRate = parts.map((part) => part.learningRate).filter((rate) => rate !== undefined).at(-1);
+  const due = (part: Transform, i: number, state: State, context: Parameters<NonNullable<Transform['due']>>[1]): boolean =>
+    part.prepare !== undefined && (part.due?.(substate(state, keys[i]!), context) ?? false);
+  return {
+    name: parts.map(({ name }) => name).join(' → ') || 'identity',
+    parts,
+    ...(learningRate === undefined ? {} : { learningRate }),
+    ...(first?.accepts === undefined ? {} : { accepts: first.accepts }),
+    layout: Object.assign({}, ...parts.map(({ layout = {} }, i) => prefixed(layout, keys[i]!))) as NonNullable<Transform['layout']>,
+    init: (parameter) => Object.assign({}, ...parts.map((part, i) => prefixed(part.init(parameter), keys[i]!))) as State,
+    update: (gradient, state, context) => {
+      let update = gradient;
+      let how: Commit | undefined;
+      const next: State = {};
+      for (const [i, part] of parts.entries()) {
+        const made = part.update(update, substate(state, keys[i]!), context);
+        update = made.update;
+        Object.assign(next, prefixed(made.state, keys[i]!));
+        how = combined(how, made.how);
+      }
+      return { update, state: next, ...(how === undefined ? {} : { how }) };
+    },
+    ...(measuring ? { measure: (gradient, state) => first!.measure!(gradient, substate(state, keys[0]!)) } : {}),
+    ...(parts.some(({ prepare }) => prepare !== undefined)
+      ? {
+          due: (state, context) => parts.some((part, i) => due(part, i, state, context)),
+          prepare: async (gradient, state, context) => {
+            const next: State = { ...state };
+            for (const [i, part] of parts.entries()) {
+              if (!due(part, i, state, context)) continue;
+              Object.assign(next, prefixed(await part.prepare!(gradient, substate(state, keys[i]!), context), keys[i]!));
+            }
+            return next;
+          },
+        }
+      : {}),
+  };
+}
+
+/** One key a part: its name, numbered where two parts share it. */
+function stateKeys(parts: readonly Transform[]): string[] {
+  const seen = new Map<string, number>();
+  return parts.map(({ name }) => {
+    const count = (seen.get(name) ?? 0) + 1;
+    seen.set(name, count);
+    return count === 1 ? name : `${name}${count}`;
+  });
+}
+
+function checkMeasures(parts: readonly Transform[]): boolean {
+  const measuring = parts.filter(({ measure }) => measure !== undefined);
+  if (measuring.length === 0) return false;
+  if (measuring.length === 1 && measuring[0] === parts[0]) return true;
+  const names = measuring.map(({ name }) => name).join(', ');
+  throw new ConfigError(
+    measuring.length > 1
+      ? `one transform of a chain may measure all gradients, got ${names}`
+      : `'${names}' measures the gradients as they arrive and must come first`,
+    { measuring: measuring.map(({ name }) => name), help: 'Clip once, as the first part of the chain.' },
+  );
+}
+
+function prefixed<T>(record: Readonly<Record<string, T>>, key: string): Record<string, T> {
+  return Object.fromEntries(Object.entries(record).map(([name, value]) => [`${key}.${name}`, value]));
+}
+
+function substate(state: State, key: string): State {
+  const own = `${key}.`;
+  return Object.fromEntries(
+    Object.entries(state)
+      .filter(([name]) => name.startsWith(own))
+      .map(([name, value]) => [name.slice(own.length), value]),
+  );
+}
+
+function combined(before: Commit | undefined, after: Commit | undefined): Commit | undefined {
+  if (before?.decay === undefined || after?.decay === undefined) return before === undefined ? after : { ...before, ...after };
+  return { ...before, ...after, decay: 1 - (1 - before.decay) * (1 - after.decay) };
+}

@@ -1,0 +1,47 @@
+import { adamStep, biasCorrection, ConfigError, zeros, type Tensor } from '@niwaki/tensor';
+import { dense, valueOf } from './dense-update.ts';
+import type { Transform } from './transform.ts';
+
+export interface AdamOptions {
+  /** Decay of the mean of gradients, in [0, 1); default 0.9. */
+  readonly beta1?: number;
+  /** Decay of the mean of their squares, in [0, 1); default 0.999. */
+  readonly beta2?: number;
+  /** Added to the root, default 1e-8. */
+  readonly eps?: number;
+}
+
+/**
+ * The direction of Adam (Kingma & Ba 2015, algorithm 1), with bias correction by the number of applied updates.
+ * State: two f32 tensors a parameter, 8 bytes an entry.
+ */
+export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8 }: AdamOptions = {}): Transform<{
+  momentum: Tensor;
+  variance: Tensor;
+}> {
+  for (const [name, beta] of [
+    ['beta1', beta1],
+    ['beta2', beta2],
+  ] as const) {
+    if (!(beta >= 0 && beta < 1)) throw new ConfigError(`adam: ${name} must be in [0, 1), got ${beta}`, { [name]: beta });
+  }
+  if (!(eps >= 0)) throw new ConfigError(`adam: eps must not be negative, got ${eps}`, { eps });
+  return {
+    name: 'adam',
+    layout: { momentum: { per: 'entry', signed: true }, variance: { per: 'entry', signed: false } },
+    init: ({ shape }) => ({ momentum: zeros([...shape]), variance: zeros([...shape]) }),
+    update: (gradient, { momentum, variance }, { updates }) => {
+      const { direction, ...state } = adamStep(
+        {
+          gradient: valueOf(gradient),
+          momentum,
+          variance,
+          correction1: biasCorrection(beta1, updates),
+          correction2: biasCorrection(beta2, updates),
+        },
+        { beta1, beta2, eps },
+      );
+      return { update: dense(direction), state };
+    },
+  };
+}

@@ -1,0 +1,25 @@
+import { add, ConfigError, mul, zeros, type Tensor } from '@niwaki/tensor';
+import { dense, valueOf } from './dense-update.ts';
+import type { Transform } from './transform.ts';
+
+export interface MomentumOptions {
+  /** How much of the last update stays, in [0, 1); default 0.9. */
+  readonly momentum?: number;
+  /** Look one step ahead (Sutskever et al. 2013); default false. */
+  readonly nesterov?: boolean;
+}
+
+/** Heavy-ball momentum as in torch: buffer ← momentum · buffer + gradient. State: one f32 tensor a parameter, 4 bytes an entry. */
+export function scaleByMomentum({ momentum = 0.9, nesterov = false }: MomentumOptions = {}): Transform<{ buffer: Tensor }> {
+  if (!(momentum >= 0 && momentum < 1)) throw new ConfigError(`momentum must be in [0, 1), got ${momentum}`, { momentum });
+  return {
+    name: 'momentum',
+    layout: { buffer: { per: 'entry', signed: true } },
+    init: ({ shape }) => ({ buffer: zeros([...shape]) }),
+    update: (gradient, { buffer }) => {
+      const value = valueOf(gradient);
+      const next = add(mul(buffer, momentum), value);
+      return { update: dense(nesterov ? add(value, mul(next, momentum)) : next), state: { buffer: next } };
+    },
+  };
+}

@@ -1,0 +1,27 @@
+import { addL2 } from './decay.ts';
+import { chain } from './chain.ts';
+import { byGroup, type Group } from './groups.ts';
+import { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
+import { scaleByMomentum } from './scale-by-momentum.ts';
+import type { Transform } from './transform.ts';
+
+export interface SgdOptions {
+  /** Used where no schedule is given. */
+  readonly learningRate: number;
+  /** Default 0: none, and no state. */
+  readonly momentum?: number;
+  readonly nesterov?: boolean;
+  /** Added to the gradient as weightDecay · value, as in torch; default 0. */
+  readonly weightDecay?: number;
+  readonly groups?: readonly Group[];
+}
+
+/** Stochastic gradient descent, number for number as torch.optim.SGD. State: none, or 4 bytes an entry with momentum. */
+export function sgd({ learningRate, momentum = 0, nesterov = false, weightDecay = 0, groups = [] }: SgdOptions): Transform {
+  checkRate('sgd', learningRate);
+  const heavyBall = momentum === 0 ? [] : [scaleByMomentum({ momentum, nesterov })];
+  const transform = byGroup(groups, { weightDecay, rateScale: 1 }, (settings) =>
+    chain(addL2(settings.weightDecay), ...heavyBall, scaleByLearningRate(settings)),
+  );
+  return { ...transform, name: 'sgd', learningRate };
+}
