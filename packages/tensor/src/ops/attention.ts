@@ -97,7 +97,7 @@ function scoresOf(q: Tensor, k: Tensor, from: Tensor, to: Tensor, scale: number)
 }
 
 /**
- * Scaled dot-product attention with grouped query heads. Saves q, k, v, y and one log-sum-exp a row, never the scores.
+ * Scaled dot-product attention with grouped query heads. Saves q, k, v, y, the bounds and one log-sum-exp a row, never the scores.
  * @param bounds int32 [batch, T] each: query i sees the keys from[i] <= j < to[i]
  */
 export function attention(
@@ -112,12 +112,12 @@ export function attention(
     [q, k, v],
     (save) => {
       const [y, logSumExp] = runOp(attentionOp, { q, k, v, from, to }, { scale });
-      save([q, k, v, y!, logSumExp!]);
+      save([q, k, v, y!, logSumExp!, from, to]);
       return y!;
     },
     (dy, saved) => {
-      const [sq, sk, sv, y, logSumExp] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor];
-      return runOp(attentionGradOp, { dy, q: sq, k: sk, v: sv, y, logSumExp, from, to }, { scale });
+      const [sq, sk, sv, y, logSumExp, sFrom, sTo] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
+      return runOp(attentionGradOp, { dy, q: sq, k: sk, v: sv, y, logSumExp, from: sFrom, to: sTo }, { scale });
     },
   ) as Tensor4D;
 }

@@ -24,7 +24,7 @@ const reciprocalRms = (x: Tensor, eps: number): Tensor => rsqrt(add(mean(square(
 
 /**
  * Root-mean-square normalization over the last axis: weight · x / sqrt(mean(x²) + eps) (Zhang & Sennrich 2019, eq. 4).
- * Saves x only; the statistics are computed again in the backward pass.
+ * Saves x (and the weight, shared); the statistics are computed again in the backward pass.
  * @param x [rows, width] f32
  * @param weight [width] f32
  */
@@ -36,9 +36,10 @@ export function rmsNorm(
   return withGradient(
     weightGradient ? [x, weight] : [x],
     (save) => {
-      save([x]);
+      // The weight too, though it is shared: read through a view it may be a tensor of this pass alone.
+      save([x, weight]);
       return runOp(rmsNormOp, { x, weight }, { eps })[0]!;
     },
-    (dy, [saved]) => runOp(rmsNormGradOp, { dy, x: saved!, weight }, { eps, weightGradient }),
+    (dy, [savedX, savedWeight]) => runOp(rmsNormGradOp, { dy, x: savedX!, weight: savedWeight! }, { eps, weightGradient }),
   ) as Tensor2D;
 }

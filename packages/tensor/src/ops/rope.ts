@@ -26,8 +26,12 @@ export const ropeOp: Op<{ x: Tensor; cos: Tensor; sin: Tensor }, { inverse: bool
 export function rope(x: Tensor3D, cos: Tensor2D, sin: Tensor2D): Tensor3D {
   return withGradient(
     [x],
-    () => runOp(ropeOp, { x, cos, sin }, { inverse: false })[0]!,
+    (save) => {
+      // Shared by all layers, so that this holds no copies: they may be tensors of this pass alone.
+      save([cos, sin]);
+      return runOp(ropeOp, { x, cos, sin }, { inverse: false })[0]!;
+    },
     // The transpose of (scaling · rotation) is (scaling · inverse rotation): the tables carry the scaling both ways.
-    (dy) => runOp(ropeOp, { x: dy, cos, sin }, { inverse: true }),
+    (dy, [c, s]) => runOp(ropeOp, { x: dy, cos: c!, sin: s! }, { inverse: true }),
   ) as Tensor3D;
 }
