@@ -1,0 +1,3 @@
+import { paddingSuite } from './padding-suite.ts';
+
+paddingSuite();
