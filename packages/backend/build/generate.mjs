@@ -50,7 +50,28 @@ async function compile(files, { relaxed, shared }) {
     listFiles: () => [],
   });
   if (error) throw new Error(`assembly did not compile\n${stderr.toString()}`);
+  forbidState(binary);
   return binary;
+}
+
+/** Several threads and tfjs itself share the memory: a data segment or a global would overwrite tensors or differ by thread. */
+function forbidState(binary) {
+  const forbidden = { 6: 'a global', 8: 'a start function', 11: 'a data segment' };
+  let at = 8;
+  const readLength = () => {
+    let value = 0;
+    for (let shift = 0; ; shift += 7) {
+      const byte = binary[at++];
+      value |= (byte & 127) << shift;
+      if ((byte & 128) === 0) return value;
+    }
+  };
+  while (at < binary.length) {
+    const what = forbidden[binary[at++]];
+    if (what !== undefined) throw new Error(`assembly: the binary holds ${what}; kernels may keep nothing outside of their scratch`);
+    const length = readLength();
+    at += length;
+  }
 }
 
 const files = sources();

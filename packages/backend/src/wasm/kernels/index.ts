@@ -1,7 +1,26 @@
 import type { KernelConfig } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
+import { adamKernels } from './adam.ts';
+import { attentionKernels } from './attention.ts';
+import { crossEntropyKernels } from './cross-entropy.ts';
 import { gatherKernels } from './gather.ts';
 import { matMulKernels } from './mat-mul.ts';
+import { oneHotKernels } from './one-hot.ts';
+import { rmsNormKernels } from './rms-norm.ts';
+import { ropeKernels } from './rope.ts';
+import { swigluKernels } from './swiglu.ts';
+
+const families = [
+  matMulKernels,
+  gatherKernels,
+  oneHotKernels,
+  rmsNormKernels,
+  swigluKernels,
+  ropeKernels,
+  attentionKernels,
+  crossEntropyKernels,
+  adamKernels,
+];
 
 /** Everything of ours that runs on the wasm device. */
-export const kernels = (device: WasmDevice): readonly KernelConfig[] => [matMulKernels, gatherKernels].flatMap((make) => make(device));
+export const kernels = (device: WasmDevice): readonly KernelConfig[] => families.flatMap((make) => make(device));

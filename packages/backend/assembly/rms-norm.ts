@@ -1,0 +1,113 @@
+import { laneSum, least, madd } from './lanes';
+
+/** 1 / sqrt(mean(x²) + eps) of one row. */
+function reciprocalRms(x: usize, width: i32, eps: f32): f32 {
+  let a = f32x4.splat(0);
+  let b = f32x4.splat(0);
+  let i = 0;
+  for (; i + 8 <= width; i += 8) {
+    const u = v128.load(x + ((<usize>i) << 2));
+    const v = v128.load(x + ((<usize>i) << 2), 16);
+    a = madd(u, u, a);
+    b = madd(v, v, b);
+  }
+  let sum = laneSum(f32x4.add(a, b));
+  for (; i < width; i++) {
+    const v = load<f32>(x + ((<usize>i) << 2));
+    sum += v * v;
+  }
+  return <f32>1 / sqrt<f32>(sum / <f32>width + eps);
+}
+
+/** Task t: rows [t · taskRows, ...) of y = weight · x / rms(x). */
+export function rmsNorm(x: usize, weight: usize, y: usize, rows: i32, width: i32, eps: f32, taskRows: i32, first: i32, last: i32, scratch: usize): void {
+  const bytes = (<usize>width) << 2;
+  const end = least(rows, last * taskRows);
+  for (let row = first * taskRows; row < end; row++) {
+    const from = x + row * bytes;
+    const to = y + row * bytes;
+    const scale = reciprocalRms(from, width, eps);
+    const r = f32x4.splat(scale);
+    let i: usize = 0;
+    for (; i + 16 <= bytes; i += 16) v128.store(to + i, f32x4.mul(f32x4.mul(v128.load(from + i), r), v128.load(weight + i)));
+    for (; i < bytes; i += 4) store<f32>(to + i, load<f32>(from + i) * scale * load<f32>(weight + i));
+  }
+}
+
+/**
+ * Task t: rows [t · taskRows, ...) of dx, and this task's share of dweight in partial[t] [width] (0: not wanted). Shares
+ * are by task and not by thread, so that their sum does not depend on who computed them.
+ */
+export function rmsNormGrad(
+  dy: usize,
+  x: usize,
+  weight: usize,
+  dx: usize,
+  partial: usize,
+  rows: i32,
+  width: i32,
+  eps: f32,
+  taskRows: i32,
+  first: i32,
+  last: i32,
+  scratch: usize,
+): void {
+  const bytes = (<usize>width) << 2;
+  for (let task = first; task < last; task++) {
+    const share = partial + task * bytes;
+    if (partial) memory.fill(share, 0, bytes);
+    const end = least(rows, (task + 1) * taskRows);
+    for (let row = task * taskRows; row < end; row++) {
+      rowGradient(dy + row * bytes, x + row * bytes, weight, dx + row * bytes, partial ? share : 0, width, eps);
+    }
+  }
+}
+
+function rowGradient(dy: usize, x: usize, weight: usize, dx: usize, share: usize, width: i32, eps: f32): void {
+  const bytes = (<usize>width) << 2;
+  const scale = reciprocalRms(x, width, eps);
+  const r = f32x4.splat(scale);
+  let sums = f32x4.splat(0);
+  let i: usize = 0;
+  for (; i + 16 <= bytes; i += 16) {
+    const d = v128.load(dy + i);
+    const normalized = f32x4.mul(v128.load(x + i), r);
+    sums = madd(f32x4.mul(d, v128.load(weight + i)), normalized, sums);
+    if (share) v128.store(share + i, madd(d, normalized, v128.load(share + i)));
+  }
+  let sum = laneSum(sums);
+  for (; i < bytes; i += 4) {
+    const d = load<f32>(dy + i);
+    const normalized = load<f32>(x + i) * scale;
+    sum += d * load<f32>(weight + i) * normalized;
+    if (share) store<f32>(share + i, load<f32>(share + i) + d * normalized);
+  }
+  const mean = sum / <f32>width;
+  const m = f32x4.splat(mean);
+  i = 0;
+  for (; i + 16 <= bytes; i += 16) {
+    const normalized = f32x4.mul(v128.load(x + i), r);
+    v128.store(dx + i, f32x4.mul(r, f32x4.sub(f32x4.mul(v128.load(dy + i), v128.load(weight + i)), f32x4.mul(normalized, m))));
+  }
+  for (; i < bytes; i += 4) {
+    const normalized = load<f32>(x + i) * scale;
+    store<f32>(dx + i, scale * (load<f32>(dy + i) * load<f32>(weight + i) - normalized * mean));
+  }
+}
+
+/** out [width] = sum of `count` rows, in their order; task t: columns [t · taskColumns, ...). */
+export function sumRows(rows: usize, out: usize, count: i32, width: i32, taskColumns: i32, first: i32, last: i32, scratch: usize): void {
+  const bytes = (<usize>width) << 2;
+  let i = (<usize>(first * taskColumns)) << 2;
+  const end = (<usize>least(width, last * taskColumns)) << 2;
+  for (; i + 16 <= end; i += 16) {
+    let sum = f32x4.splat(0);
+    for (let row = 0; row < count; row++) sum = f32x4.add(sum, v128.load(rows + row * bytes + i));
+    v128.store(out + i, sum);
+  }
+  for (; i < end; i += 4) {
+    let sum: f32 = 0;
+    for (let row = 0; row < count; row++) sum += load<f32>(rows + row * bytes + i);
+    store<f32>(out + i, sum);
+  }
+}

@@ -1,0 +1,33 @@
+import { rmsNormGradOp, rmsNormOp } from '@niwaki/tensor';
+import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
+import type { WasmDevice } from '../device.ts';
+import { runRows, taskRowsOf } from './entrywise.ts';
+import { wasmKernel } from './kernel.ts';
+
+type Inputs = Readonly<Record<'x' | 'weight', TensorInfo>>;
+
+export const rmsNormKernels = (device: WasmDevice): KernelConfig[] => [
+  wasmKernel<Inputs, { eps: number }>(device, rmsNormOp.kernelName, ({ x, weight }, { eps }) => {
+    const [rows, width] = x.shape as [number, number];
+    const y = device.output(x.shape);
+    runRows(device, 'rmsNorm', [...[x, weight, y].map(device.address), rows, width, eps], { rows, width });
+    return y;
+  }),
+  wasmKernel<Inputs & { readonly dy: TensorInfo }, { eps: number; weightGradient: boolean }>(
+    device,
+    rmsNormGradOp.kernelName,
+    ({ dy, x, weight }, { eps, weightGradient }) => {
+      const [rows, width] = x.shape as [number, number];
+      const dx = device.output(x.shape);
+      const shares = Math.ceil(rows / taskRowsOf(width));
+      const partial = weightGradient ? device.shared(shares * width * 4) : 0;
+      runRows(device, 'rmsNormGrad', [...[dy, x, weight, dx].map(device.address), partial, rows, width, eps], { rows, width });
+      if (!weightGradient) return [dx];
+      const dweight = device.output(weight.shape);
+      const taskColumns = 1024;
+      const args = [partial, device.address(dweight), shares, width, taskColumns];
+      device.run('sumRows', args, { tasks: Math.ceil(width / taskColumns), work: shares * width });
+      return [dx, dweight];
+    },
+  ),
+];

@@ -1,0 +1,144 @@
+import {
+  adamOp,
+  attentionGradOp,
+  attentionOp,
+  crossEntropyGradOp,
+  crossEntropyOp,
+  rmsNormGradOp,
+  rmsNormOp,
+  ropeOp,
+  runOp,
+  swigluGradOp,
+  swigluOp,
+  tensor,
+  type Op,
+  type Tensor,
+} from '@niwaki/tensor';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-builds.ts';
+
+const random = numbers(7);
+
+/** Reductions run in another order and exp is a polynomial: a few units in the last place of the largest entry. */
+const tolerance = 3e-6;
+
+const error = <I extends { [name: string]: Tensor }, A extends object>(op: Op<I, A>, inputs: I, attributes: A): number =>
+  kernelDistance(op, inputs, attributes, runOp);
+
+describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references (%s)', (_, options) => {
+  beforeAll(() => useBuild(options));
+
+  for (const [rows, width] of [
+    [1, 1],
+    [3, 7],
+    [5, 64],
+    [65, 65],
+    [2, 1000],
+    [700, 96],
+  ] as const) {
+    it(`normalizes ${rows} rows of ${width} entries and their gradients`, () => {
+      expect(error(rmsNormOp, { x: random([rows, width]), weight: random([width]) }, { eps: 1e-5 })).toBeLessThan(tolerance);
+      const inputs = (): { dy: Tensor; x: Tensor; weight: Tensor } => ({
+        dy: random([rows, width]),
+        x: random([rows, width]),
+        weight: random([width]),
+      });
+      expect(error(rmsNormGradOp, inputs(), { eps: 1e-5, weightGradient: true })).toBeLessThan(4 * tolerance);
+      expect(error(rmsNormGradOp, inputs(), { eps: 1e-5, weightGradient: false })).toBeLessThan(4 * tolerance);
+    });
+
+    it(`gates ${rows} rows of ${width} entries and their gradients`, () => {
+      expect(error(swigluOp, { gate: random([rows, width], 20), up: random([rows, width]) }, {})).toBeLessThan(tolerance);
+      expect(
+        error(swigluGradOp, { dy: random([rows, width]), gate: random([rows, width], 20), up: random([rows, width]) }, {}),
+      ).toBeLessThan(tolerance);
+    });
+
+    it(`takes one step of Adam on ${rows * width} entries`, () => {
+      const [momentum, gradient] = [random([rows, width]), random([rows, width])];
+      const variance = tensor(
+        Float32Array.from({ length: rows * width }, (_, i) => Math.abs(Math.sin(i))),
+        [rows, width],
+      );
+      const inputs = { gradient, momentum, variance, correction1: tensor([0.19]), correction2: tensor([0.002]) };
+      expect(error(adamOp, inputs, { beta1: 0.9, beta2: 0.999, eps: 1e-8 })).toBeLessThan(tolerance);
+    });
+
+    it(`scores ${rows} rows over a vocabulary of ${width + 1} and their gradients`, () => {
+      const targets = (): Tensor =>
+        tensor(
+          Int32Array.from({ length: rows }, (_, i) => (i % 3 === 1 ? -100 : (i * 7) % width)),
+          [rows],
+          'int32',
+        );
+      expect(error(crossEntropyOp, { logits: random([rows, width + 1], 8), targets: targets() }, {})).toBeLessThan(tolerance);
+      const logits = random([rows, width + 1], 3);
+      const [, logSumExp] = crossEntropyOp.reference({ logits, targets: targets() }, {});
+      expect(error(crossEntropyGradOp, { dloss: random([rows]), logits, targets: targets(), logSumExp: logSumExp! }, {})).toBeLessThan(
+        tolerance,
+      );
+    });
+  }
+
+  for (const [rows, heads, d] of [
+    [1, 1, 2],
+    [5, 3, 14],
+    [65, 2, 64],
+  ] as const) {
+    it(`rotates ${heads} heads of ${d} entries in ${rows} rows, there and back`, () => {
+      for (const inverse of [false, true])
+        expect(
+          error(ropeOp, { x: random([rows, heads, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) }, { inverse }),
+        ).toBeLessThan(tolerance);
+    });
+  }
+});
+
+/** int32 bounds of `time` queries over `keys` keys. */
+const bounds = (batch: number, time: number, make: (i: number, b: number) => number): Tensor =>
+  tensor(
+    Int32Array.from({ length: batch * time }, (_, i) => make(i % time, Math.floor(i / time))),
+    [batch, time],
+    'int32',
+  );
+
+const masks: Readonly<
+  Record<string, readonly [from: (i: number, b: number) => number, to: (i: number, b: number, keys: number, time: number) => number]>
+> = {
+  bidirectional: [() => 0, (_, __, keys) => keys],
+  causal: [() => 0, (i, _, keys, time) => Math.max(0, i + 1 + keys - time)],
+  'sliding and causal': [(i) => Math.max(0, i - 5), (i, _, keys) => Math.min(keys, i + 1)],
+  'padded, with rows that see nothing': [(i) => (i % 4 === 3 ? 2 : 0), (i, b, keys) => (i % 4 === 3 ? 2 : Math.min(keys, 3 + b))],
+};
+
+describe.each(Object.entries(wasmBuilds))('Attention equals its reference (%s)', (_, options) => {
+  beforeAll(() => useBuild(options));
+
+  const shapes = [
+    [1, 1, 1, 1, 1, 1],
+    [2, 7, 7, 4, 2, 5],
+    [1, 130, 130, 3, 1, 16],
+    [2, 65, 200, 2, 2, 64],
+    [1, 3, 300, 6, 2, 24],
+  ] as const;
+  for (const [batch, time, keys, heads, kvHeads, d] of shapes) {
+    for (const [name, [from, to]] of Object.entries(masks)) {
+      it(`${name}: ${batch} x ${time} queries, ${keys} keys, ${heads} heads on ${kvHeads} of ${d} entries`, () => {
+        const inputs = (): { q: Tensor; k: Tensor; v: Tensor; from: Tensor; to: Tensor } => ({
+          q: random([batch, time, heads, d], 2),
+          k: random([batch, keys, kvHeads, d], 2),
+          v: random([batch, keys, kvHeads, d]),
+          from: bounds(batch, time, from),
+          to: bounds(batch, time, (i, b) => to(i, b, keys, time)),
+        });
+        const scale = 1 / Math.sqrt(d);
+        expect(error(attentionOp, inputs(), { scale })).toBeLessThan(4 * tolerance);
+        const forward = inputs();
+        const [y, logSumExp] = attentionOp.reference(forward, { scale });
+        expect(
+          error(attentionGradOp, { ...forward, dy: random([batch, time, heads, d]), y: y!, logSumExp: logSumExp! }, { scale }),
+        ).toBeLessThan(8 * tolerance);
+      });
+    }
+  }
+});
