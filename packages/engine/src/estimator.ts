@@ -17,9 +17,14 @@ export interface Turn {
   readonly scale: number;
   /** Called at piece boundaries (never inside a tidy): progress, abort, letting the event loop breathe. */
   readonly between?: () => Promise<void>;
+  /** Called once, before the first gradient is pushed, with what `estimate` will return; stays the estimator's. */
+  readonly onLoss?: (loss: Scalar) => void;
 }
 
-/** How an objective becomes gradients. Each gradient is pushed once per micro-batch, as soon as it is final there. */
+/**
+ * How an objective becomes gradients. Each gradient is pushed once per micro-batch, as soon as it is final there; the
+ * sink takes its tensors over. A parameter that nothing led to is not pushed.
+ */
 export interface Estimator {
   readonly name: string;
   readonly gives: 'dense' | 'noise';

@@ -1,4 +1,4 @@
-import type { Scalar, Tensor, Tensor1D, View } from '@niwaki/tensor';
+import type { Scalar, Tensor1D } from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
 import type { Carry } from '@niwaki/nn';
 
@@ -9,14 +9,15 @@ import type { Carry } from '@niwaki/nn';
  */
 export interface Objective {
   readonly name: string;
-  /** Target tokens or rows of a batch, known before any pass. */
+  /** Target tokens or rows of a batch, known on the host before any pass. A batch of weight 0 is not run. */
   weight(batch: Batch): number;
-  /** Rows of `h` the head sees, and what each is scored against. Both [n] int32. */
-  rows(batch: Batch): { readonly index: Tensor1D; readonly target: Tensor1D };
+  /**
+   * Rows of the stream `h` the head sees, and what each is scored against. Both [n] int32, the batch's own tensors or
+   * new ones. `everyRow`: `index` is 0, 1, …, rows - 1, so nothing needs to be gathered.
+   */
+  rows(batch: Batch): { readonly index: Tensor1D; readonly target: Tensor1D; readonly everyRow?: boolean };
   /** Loss of each row of a chunk [rows], in nats for language models; differentiable in `outputs`. */
   score(outputs: Carry, target: Tensor1D): Tensor1D;
-  /** No-gradient passes wanted beside the main one: reference policy, teacher. */
-  readonly companions?: Readonly<Record<string, View>>;
-  /** Nonlinear over rows; absent: weighted mean. */
-  reduce?(scores: Tensor, batch: Batch): Scalar;
+  /** Nonlinear over the rows' scores [n]; its value takes the place of their sum. Costs a second pass of the head. */
+  reduce?(scores: Tensor1D, batch: Batch): Scalar;
 }

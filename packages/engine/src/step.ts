@@ -1,9 +1,14 @@
-import type { Draw, Parameter, View } from '@niwaki/tensor';
+import { ConfigError, DataError, plainView, StateError, type Draw, type Parameter, type View } from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { State, Transform } from '@niwaki/optim';
+import { blockwiseBackprop } from './backprop.ts';
 import type { Estimator } from './estimator.ts';
+import { planGradients, type GradientPlan } from './gradient-plan.ts';
 import type { Objective } from './objective.ts';
+import { createOptimizerStates } from './optimizer-state.ts';
+import { routeOf } from './route.ts';
+import { runAtomic, runEager } from './window.ts';
 
 export interface StepOptions {
   readonly model: Model;
@@ -16,7 +21,7 @@ export interface StepOptions {
   readonly view?: View;
   /**
    * 'step' (default): everything atomic at the end; clipping and accumulation work.
-   * 'eager': each stage's update right after its backward; one matrix of gradient memory; no global norm, no accumulation.
+   * 'eager': each stage's update right after its backward; one stage of gradient memory; no global norm, no accumulation.
    */
   readonly commit?: 'step' | 'eager';
 }
@@ -29,6 +34,7 @@ export interface StepInput {
   /** Part of the run that is done, [0, 1]. */
   readonly progress: number;
   readonly draw: Draw;
+  /** Honored between pieces until the first parameter changes; the step throws AbortError and nothing has changed. */
   readonly signal?: AbortSignal;
 }
 
@@ -37,18 +43,13 @@ export interface StepResult {
   readonly loss: number;
   /** Global L2 norm of the gradient before clipping; NaN in 'eager', where it never exists at once. */
   readonly gradNorm: number;
-  /** False: the loss was not finite, parameters and state are as before. */
+  /**
+   * False: the loss or the gradient was not finite, parameters and state are as before. In 'eager' a finite loss with a
+   * gradient that is not keeps back only the parameters it reaches.
+   */
   readonly applied: boolean;
   /** Target tokens of the window. */
   readonly tokens: number;
-}
-
-/** Why each parameter's gradient is streamed or held, and how many bytes are held at most. */
-export interface GradientPlan {
-  readonly entries: readonly { readonly path: string; readonly bytes: number; readonly held: boolean; readonly reason: string }[];
-  /** Gradient bytes alive at once, at most. */
-  readonly peakBytes: number;
-  toString(): string;
 }
 
 export interface Step {
@@ -62,4 +63,91 @@ export interface Step {
   restore(state: ReadonlyMap<string, State>, updates: number): void;
   stateBytes(): number;
   dispose(): void;
+}
+
+/**
+ * One optimizer step over a model: gradients of every micro-batch, the gate, the update. Adapters must be attached and
+ * `trainable` set before: what is trained is fixed here, and the optimizer's state is made here.
+ * @throws ConfigError where nothing trains, or where the optimizer needs what the commit mode cannot give
+ */
+export function createStep(options: StepOptions): Step {
+  const { model, objective, optimizer, estimator = blockwiseBackprop(), view = plainView, commit = 'step' } = options;
+  const wrt = new Set(options.wrt ?? [...model.parameters().values()].filter(({ trainable }) => trainable));
+  check(options, wrt);
+  const plan = planGradients(routeOf(model, wrt), { commit, measured: optimizer.measure !== undefined });
+  const states = createOptimizerStates(optimizer, [...wrt]);
+  let updates = 0;
+  let phase: 'idle' | 'running' | 'disposed' = 'idle';
+  const mustBeIdle = (what: string): void => {
+    if (phase !== 'idle') throw new StateError(`${what} while the step is ${phase}`, { phase, help: 'Await one step before the next.' });
+  };
+
+  return {
+    plan,
+    run: async (input) => {
+      mustBeIdle('run()');
+      const weights = input.batches.map((batch) => objective.weight(batch));
+      const tokens = weights.reduce((sum, weight) => sum + weight, 0);
+      checkWindow(weights, commit);
+      phase = 'running';
+      try {
+        const result = await (commit === 'eager' ? runEager : runAtomic)({
+          ...input,
+          estimate: (turn, store) => estimator.estimate({ ...turn, model, objective, wrt, view }, { push: store.add }),
+          optimizer,
+          states,
+          weights,
+          updates,
+          limit: weights.length > 1 ? plan.accumulatingBytes : plan.peakBytes,
+        });
+        states.settle(result.counted);
+        if (result.counted) updates++;
+        return { loss: result.loss, gradNorm: Math.sqrt(result.squaredNorm), applied: result.applied, tokens };
+      } finally {
+        phase = 'idle';
+      }
+    },
+    updates: () => updates,
+    state: () => states.byPath(),
+    restore: (given, count) => {
+      mustBeIdle('restore()');
+      states.restore(given);
+      updates = count;
+    },
+    stateBytes: () => states.bytes(),
+    dispose: () => {
+      mustBeIdle('dispose()');
+      states.dispose();
+      phase = 'disposed';
+    },
+  };
+}
+
+function check({ optimizer, commit }: StepOptions, wrt: ReadonlySet<Parameter>): void {
+  for (const { path, trainable, role } of wrt) {
+    if (!trainable)
+      throw new ConfigError(`'${path}' is frozen and cannot be trained`, {
+        path,
+        role,
+        help: 'Set `trainable` on it, or leave it out of `wrt`.',
+      });
+  }
+  if (commit === 'eager' && optimizer.measure !== undefined) {
+    throw new ConfigError(`'${optimizer.name}' measures the whole gradient, which commit 'eager' never holds at once`, {
+      optimizer: optimizer.name,
+      help: "Use commit: 'step', or an optimizer without a global norm.",
+    });
+  }
+}
+
+function checkWindow(weights: readonly number[], commit: 'step' | 'eager'): void {
+  if (!weights.some((weight) => weight > 0)) {
+    throw new DataError(`the ${weights.length} batches of this step have nothing to learn: no target`, { batches: weights.length });
+  }
+  if (commit === 'eager' && weights.length > 1) {
+    throw new ConfigError(`commit 'eager' updates after each backward and cannot accumulate ${weights.length} micro-batches`, {
+      batches: weights.length,
+      help: "Use commit: 'step', or one batch a step.",
+    });
+  }
 }

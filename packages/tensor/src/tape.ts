@@ -42,7 +42,10 @@ interface EngineState {
 /** tfjs declares its engine's state by types of its own; these three fields are all that recording needs. */
 const engineState = (): EngineState => engine().state as unknown as EngineState;
 
-/** Runs `forward` in a tidy with recording on. Works inside a gradient too: the record around it is set aside. */
+/**
+ * Runs `forward` in a tidy with recording on. Works inside a gradient too: the record around it is set aside. What a
+ * gradient function reads must be saved by its op or be made outside of `forward`: the tidy frees everything else.
+ */
 export function recordTape<V>(forward: () => V): Tape<V> {
   const state = engineState();
   const { activeTape, gradientDepth, kernelDepth } = state;

@@ -1,0 +1,197 @@
+import { add, ConfigError, dispose, keep, recordTape, type Draw, type Parameter, type Sink, type Tape, type Tensor } from '@niwaki/tensor';
+import { createCall, type Call } from '@niwaki/weights';
+import type { Carry, Stage } from '@niwaki/nn';
+import type { Turn } from './estimator.ts';
+import type { Route } from './route.ts';
+
+/** A stage's forward with the tape on. */
+export interface Recorded {
+  readonly tape: Tape<Carry>;
+  readonly watched: ReadonlyMap<Parameter, Tensor>;
+}
+
+/**
+ * One micro-batch on its way through the stages and back: the streams between stages, their cotangents, and gradients
+ * that wait for another use of their parameter. It owns every tensor that lives from one piece to the next.
+ */
+export interface Pass {
+  readonly route: Route;
+  /** Runs a stage on the streams of now. `record`: with the tape on, for `backward` to use. */
+  forward(s: number, options: { record: boolean }): void;
+  /** Drops a stage's record: it will be computed again. */
+  forget(s: number): void;
+  /** Streams that enter a stage. */
+  entering(s: number): Carry;
+  /** Names of entering streams that depend on a trained parameter, so that gradients must reach them. */
+  wanted(s: number): readonly string[];
+  /** Runs a function of a stage with a call of this micro-batch. `part`: which chunk of the head it is. */
+  run<V>(s: number, forward: (call: Call) => V, options?: { part?: number; watched?: ReadonlyMap<Parameter, Tensor> }): V;
+  /** The same with the tape on and the stage's trained parameters watched. */
+  record(s: number, forward: (call: Call) => Carry, options?: { part?: number }): Recorded;
+  /** A stream's cotangent, summed over its readers; takes the tensor over. */
+  addCotangent(name: string, value: Tensor): void;
+  /** A parameter's gradient from one stage; pushed once the lowest stage that reads it has given its part. */
+  addGradient(s: number, parameter: Parameter, value: Tensor | undefined, sink: Sink): void;
+  backward(s: number, sink: Sink): void;
+  /** What the stage gave in the first forward, or undefined where its record is kept. */
+  given(s: number): Carry | undefined;
+  dispose(): void;
+}
+
+export function createPass(turn: Turn, route: Route): Pass {
+  const { stages, first, trained, uses } = route;
+  const streams = new Map<string, Tensor>();
+  const dependent = new Set<string>();
+  const enteringAt: (Carry | undefined)[] = [];
+  const wantedAt: (readonly string[])[] = [];
+  const writtenBy: (Carry | undefined)[] = [];
+  const recordOf: (Recorded | undefined)[] = [];
+  const decisionsOf = new Map<string, Map<string, unknown>>();
+  const cotangents = new Map<string, Tensor>();
+  const waiting = new Map<Parameter, Tensor>();
+  // A stage may hand a field of the batch on as a stream: that one is the caller's.
+  const given = new Set<unknown>(Object.values(turn.batch));
+
+  const run: Pass['run'] = (s, forward, { part = 0, watched } = {}) => {
+    const decisions = decisionsOf.get(`${s}/${part}`) ?? new Map<string, unknown>();
+    decisionsOf.set(`${s}/${part}`, decisions);
+    const { batch, view, at, draw } = turn;
+    // Chunks of the head are forwards of their own: they draw under their own names.
+    const own: Draw = part === 0 ? draw : { at: (name, sample) => draw.at(`${name}@${part}`, sample) };
+    const out = forward(
+      createCall({ batch, view, at, draw: own, training: true, decisions, ...(watched === undefined ? {} : { watched }) }),
+    );
+    keepAll([...decisions.values()]);
+    return out;
+  };
+
+  const record: Pass['record'] = (s, forward, { part = 0 } = {}) => {
+    const watched = new Map<Parameter, Tensor>();
+    const tape = recordTape(() => {
+      // Read inside: where the store is packed the value is transient, and the tape knows it by id alone.
+      for (const parameter of trained[s]!) watched.set(parameter, parameter.read());
+      return run(s, forward, { part, watched });
+    });
+    return { tape, watched };
+  };
+
+  const enter = (s: number): Carry => {
+    const stage = stages[s]!;
+    const entering = Object.fromEntries(stage.reads.map((name) => [name, streamOf(streams, stage, name)]));
+    const constants = new Set(stage.constants);
+    enteringAt[s] = entering;
+    wantedAt[s] = stage.reads.filter((name) => dependent.has(name) && !constants.has(name) && entering[name]!.dtype === 'float32');
+    return entering;
+  };
+
+  const backward = (s: number, sink: Sink): void => {
+    const entering = enteringAt[s]!;
+    disposeCarry(writtenBy, s);
+    const names = [...cotangents.keys()].filter((name) => stages[s]!.writes.includes(name));
+    const xs = wantedAt[s]!.map((name) => entering[name]!);
+    if (names.length === 0 || (xs.length === 0 && trained[s]!.length === 0)) {
+      for (const parameter of trained[s]!) addGradient(s, parameter, undefined, sink);
+      return;
+    }
+    const { tape, watched } = recordOf[s] ?? record(s, (call) => stages[s]!.run(entering, call));
+    delete recordOf[s];
+    const out = tape.value;
+    // A stream that the stage hands through keeps its cotangent as it is.
+    const produced = names.filter((name) => out[name] !== undefined && out[name] !== entering[name]);
+    const gradients = tape.pull(
+      [...xs, ...watched.values()],
+      produced.map((name) => ({ of: out[name]!, value: cotangents.get(name)! })),
+    );
+    for (const name of produced) {
+      cotangents.get(name)!.dispose();
+      cotangents.delete(name);
+    }
+    for (const [name, value] of Object.entries(out)) if (value !== entering[name] && !given.has(value)) value.dispose();
+    for (const [i, name] of wantedAt[s]!.entries()) if (gradients[i] !== undefined) addCotangent(name, gradients[i]);
+    [...watched.keys()].forEach((parameter, i) => addGradient(s, parameter, gradients[xs.length + i], sink));
+  };
+
+  const addCotangent = (name: string, value: Tensor): void => {
+    const before = cotangents.get(name);
+    cotangents.set(name, keep(before === undefined ? value : add(before, value)));
+    if (before !== undefined) dispose([before, value]);
+  };
+
+  const addGradient: Pass['addGradient'] = (s, parameter, value, sink) => {
+    const before = waiting.get(parameter);
+    const total = before === undefined || value === undefined ? (before ?? value) : add(before, value);
+    if (before !== undefined && value !== undefined) dispose([before, value]);
+    if (total === undefined) return;
+    keep(total);
+    if (uses.get(parameter)![0] === s) {
+      waiting.delete(parameter);
+      sink.push(parameter, { kind: 'dense', value: total });
+    } else waiting.set(parameter, total);
+  };
+
+  return {
+    route,
+    forward: (s, options) => {
+      const entering = enter(s);
+      const recorded = options.record ? record(s, (call) => stages[s]!.run(entering, call)) : undefined;
+      const out = recorded?.tape.value ?? run(s, (call) => stages[s]!.run(entering, call));
+      recordOf[s] = recorded;
+      const written: Record<string, Tensor> = {};
+      for (const [name, value] of Object.entries(out)) {
+        if (value === entering[name]) continue;
+        if (!given.has(value)) written[name] = keep(value);
+        // Below the first trained stage nobody comes back for what is overwritten.
+        if (s < first) dropOverwritten(writtenBy, streams.get(name));
+        streams.set(name, value);
+        if (s >= first) dependent.add(name);
+      }
+      writtenBy[s] = written;
+    },
+    forget: (s) => {
+      recordOf[s]?.tape.dispose();
+      delete recordOf[s];
+    },
+    entering: (s) => enteringAt[s] ?? enter(s),
+    wanted: (s) => {
+      if (wantedAt[s] === undefined) enter(s);
+      return wantedAt[s]!;
+    },
+    run,
+    record,
+    addCotangent,
+    addGradient,
+    backward,
+    given: (s) => (recordOf[s] === undefined ? writtenBy[s] : undefined),
+    dispose: () => {
+      for (const recorded of recordOf) recorded?.tape.dispose();
+      writtenBy.forEach((_, s) => disposeCarry(writtenBy, s));
+      dispose([...cotangents.values(), ...waiting.values()]);
+      dispose([...decisionsOf.values()].map((decisions) => [...decisions.values()]) as never);
+    },
+  };
+}
+
+function streamOf(streams: ReadonlyMap<string, Tensor>, stage: Stage, name: string): Tensor {
+  const value = streams.get(name);
+  if (value !== undefined) return value;
+  throw new ConfigError(`stage '${stage.path}' reads the stream '${name}', which no stage before it writes`, {
+    stage: stage.path,
+    stream: name,
+  });
+}
+
+function disposeCarry(written: (Carry | undefined)[], s: number): void {
+  for (const value of Object.values(written[s] ?? {})) value.dispose();
+  delete written[s];
+}
+
+function dropOverwritten(written: readonly (Carry | undefined)[], value: Tensor | undefined): void {
+  if (value !== undefined && written.some((carry) => carry !== undefined && Object.values(carry).includes(value))) value.dispose();
+}
+
+/** Tensors anywhere in the choices a stage made: they are replayed, so they outlive its tidy. */
+function keepAll(value: unknown): void {
+  if (typeof value !== 'object' || value === null) return;
+  if ('dataId' in value) keep(value as Tensor);
+  else if (!ArrayBuffer.isView(value)) Object.values(value).forEach(keepAll);
+}

@@ -1,0 +1,279 @@
+import { grads } from '@tensorflow/tfjs-core';
+import { afterAll, beforeEach, describe, expect, it } from 'vitest';
+import {
+  add,
+  crossEntropy,
+  gather,
+  memory,
+  mul,
+  plainView,
+  sum,
+  tensor,
+  tidy,
+  type Parameter,
+  type Scalar,
+  type Tensor,
+  type Tensor2D,
+  type View,
+} from '@niwaki/tensor';
+import { createCall } from '@niwaki/weights';
+import type { Carry, Model } from '@niwaki/nn';
+import {
+  blockwiseBackprop,
+  causalLM,
+  disposeBatch,
+  fullTapeBackprop,
+  languageBatch,
+  type LanguageBatch,
+  type Objective,
+} from '@niwaki/engine';
+import { tinyLlama } from '@niwaki/testing';
+import { collect, relativeError } from './support/collect.ts';
+
+const rows = [{ ids: [3, 17, 5, 29, 8, 1, 22, 14] }, { ids: [9, 2, 30, 11, 6] }];
+const batchOf = (): LanguageBatch => languageBatch(rows, { vocabularySize: 32 });
+const parametersOf = (model: Model): Parameter[] => [...model.parameters().values()];
+
+/** Rounding of f32 sums in another order. */
+const tolerance = 1e-6;
+
+/** Mean cross-entropy with full logits, straight through the stages. */
+function lossOf(model: Model, batch: LanguageBatch, watched?: ReadonlyMap<Parameter, Tensor>, view: View = plainView): Scalar {
+  const call = createCall({ batch, view, training: true, ...(watched === undefined ? {} : { watched }) });
+  let carry: Carry = {};
+  for (const stage of model.stages()) carry = { ...carry, ...stage.run(carry, call) };
+  const scores = crossEntropy(gather(carry['logits'] as Tensor2D, batch.targetRows), batch.targets);
+  return mul(sum(scores), 1 / batch.targets.size);
+}
+
+/** Gradients by tfjs's own tape, all stages at once. */
+function reference(model: Model, batch: LanguageBatch): Map<string, Float32Array> {
+  const parameters = parametersOf(model);
+  return tidy(() => {
+    const xs = parameters.map((parameter) => parameter.read());
+    const found = grads((...args) => lossOf(model, batch, new Map(parameters.map((parameter, i) => [parameter, args[i]!]))))(xs);
+    return new Map(parameters.map(({ path }, i) => [path, found[i]!.dataSync().slice() as Float32Array])) as never;
+  }) as never;
+}
+
+describe.each([
+  ['untied', {}],
+  ['tied', { tie_word_embeddings: true }],
+  ['sliding', { model_type: 'mistral', sliding_window: 3 }],
+])('a tiny llama, %s', async (_, config) => {
+  const model = await tinyLlama(config);
+  const batch = batchOf();
+  let before = 0;
+  beforeEach(() => {
+    before = memory().numTensors;
+  });
+  afterAll(() => {
+    disposeBatch(batch);
+    model.dispose();
+  });
+
+  it('has the gradients of the one big tape, blockwise and with kept tapes', async () => {
+    const expected = reference(model, batch);
+    const loss = tidy(() => lossOf(model, batch).dataSync()[0]!);
+    for (const estimator of [blockwiseBackprop(), fullTapeBackprop()]) {
+      const given = await collect(estimator, model, batch);
+      expect(Math.abs(given.loss - loss)).toBeLessThan(tolerance);
+      expect([...given.gradients.keys()].sort()).toEqual([...expected.keys()].sort());
+      for (const [path, values] of given.gradients) {
+        expect(relativeError(values, expected.get(path)!), `${estimator.name} ${path}`).toBeLessThan(tolerance);
+      }
+    }
+    expect(memory().numTensors).toBe(before);
+  });
+
+  it('gives the same bits whether stages are computed again, kept, or kept while they fit', async () => {
+    const blockwise = await collect(blockwiseBackprop({ verifyRecompute: true }), model, batch);
+    for (const estimator of [fullTapeBackprop(), blockwiseBackprop({ keepBytes: 20_000 })]) {
+      const given = await collect(estimator, model, batch);
+      expect(given.loss).toBe(blockwise.loss);
+      expect(given.order).toEqual(blockwise.order);
+      for (const [path, values] of given.gradients) expect(values).toEqual(blockwise.gradients.get(path));
+    }
+    expect(memory().numTensors).toBe(before);
+  });
+
+  it('has the slopes of finite differences in every parameter', async () => {
+    const { gradients } = await collect(blockwiseBackprop(), model, batch);
+    for (const parameter of parametersOf(model)) {
+      const gradient = gradients.get(parameter.path)!;
+      const norm = Math.hypot(...gradient);
+      const along = (step: number): number =>
+        tidy(() => {
+          const offset = mul(tensor(gradient, [...parameter.shape]), step / norm);
+          const view: View = { of: (p) => (p === parameter ? { kind: 'offset', value: offset } : { kind: 'plain' }), touches: () => true };
+          return lossOf(model, batch, undefined, view).dataSync()[0]!;
+        });
+      const central = (step: number): number => (along(step) - along(-step)) / (2 * step);
+      // Extrapolated once, so that what is left is f32 rounding of the loss.
+      const slope = (4 * central(0.01) - central(0.02)) / 3;
+      expect(Math.abs(slope - norm) / norm, parameter.path).toBeLessThan(1e-3);
+    }
+  });
+
+  it('has the same gradients when the head runs in chunks', async () => {
+    const whole = await collect(blockwiseBackprop(), model, batch);
+    for (const parameter of parametersOf(model))
+      parameter.trainable = parameter.path.includes('layers') || parameter.path === 'model.norm.weight';
+    const chunked = await collect(blockwiseBackprop({ chunkBytes: 32 * 4 * 3 }), model, batch);
+    for (const parameter of parametersOf(model)) parameter.trainable = true;
+    expect(Math.abs(chunked.loss - whole.loss)).toBeLessThan(tolerance);
+    for (const [path, values] of chunked.gradients) expect(relativeError(values, whole.gradients.get(path)!), path).toBeLessThan(tolerance);
+    expect(memory().numTensors).toBe(before);
+  });
+});
+
+it('has the same gradient of a trained head in chunks', async () => {
+  const model = await tinyLlama({ tie_word_embeddings: true });
+  // 40 targets: chunks of a trained head hold at least 16 rows, the width of its matrix.
+  const ids = (seed: number): number[] => Array.from({ length: 21 }, (_, i) => (i * seed + 5) % 32);
+  const batch = languageBatch([{ ids: ids(7) }, { ids: ids(11) }], { vocabularySize: 32 });
+  const whole = await collect(blockwiseBackprop(), model, batch);
+  const chunked = await collect(blockwiseBackprop({ chunkBytes: 1 }), model, batch);
+  for (const [path, values] of chunked.gradients) expect(relativeError(values, whole.gradients.get(path)!), path).toBeLessThan(tolerance);
+  disposeBatch(batch);
+  model.dispose();
+});
+
+it('runs every row through the head without gathering when every row has a target', async () => {
+  const model = await tinyLlama();
+  const ids = [4, 8, 15, 16, 23];
+  const every = languageBatch([{ ids, targets: [8, 15, 16, 23, 1] }], { vocabularySize: 32 });
+  const padded = languageBatch([{ ids, targets: [8, 15, 16, 23, 1] }], { vocabularySize: 32, padTo: 7 });
+  expect(causalLM().rows(every).everyRow).toBe(true);
+  expect(causalLM().rows(padded).everyRow).toBe(false);
+  const frozenHead = parametersOf(model).filter(({ path }) => path !== 'lm_head.weight');
+  const a = await collect(blockwiseBackprop({ chunkBytes: 32 * 4 * 2 }), model, every, { wrt: frozenHead });
+  const b = await collect(blockwiseBackprop(), model, padded);
+  expect(Math.abs(a.loss - b.loss)).toBeLessThan(tolerance);
+  for (const [path, values] of a.gradients) expect(relativeError(values, b.gradients.get(path)!), path).toBeLessThan(tolerance);
+  for (const batch of [every, padded]) disposeBatch(batch);
+  model.dispose();
+});
+
+it('stops below the lowest trained stage and asks nothing of what is frozen', async () => {
+  const model = await tinyLlama();
+  const batch = batchOf();
+  const all = await collect(blockwiseBackprop(), model, batch);
+  const wrt = parametersOf(model).filter(({ path }) => path === 'model.layers.1.self_attn.v_proj.weight');
+  const ran: string[] = [];
+  const counted: Model = {
+    ...model,
+    stages: () =>
+      model.stages().map((stage) => ({ ...stage, run: (carry: Carry, call: never) => (ran.push(stage.path), stage.run(carry, call)) })),
+  };
+  const one = await collect(blockwiseBackprop(), counted, batch, { wrt });
+  expect(ran).toEqual(['model.embed_tokens', 'model.layers.0', 'model.layers.1', 'lm_head', 'model.layers.1']);
+  expect(one.order).toEqual(['model.layers.1.self_attn.v_proj.weight']);
+  expect(one.gradients.get(one.order[0]!)).toEqual(all.gradients.get(one.order[0]!));
+  disposeBatch(batch);
+  model.dispose();
+});
+
+it('hands gradients over from the head down, a tied one last', async () => {
+  const model = await tinyLlama({ tie_word_embeddings: true });
+  const batch = batchOf();
+  const { order } = await collect(blockwiseBackprop(), model, batch);
+  expect(order[0]).toBe('model.norm.weight');
+  expect(order.at(-1)).toBe('model.embed_tokens.weight');
+  expect(order.findIndex((path) => path.includes('layers.1'))).toBeLessThan(order.findIndex((path) => path.includes('layers.0')));
+  disposeBatch(batch);
+  model.dispose();
+});
+
+it('takes an objective that is not linear in its rows', async () => {
+  const model = await tinyLlama();
+  const batch = batchOf();
+  // Squared mean: the slope of each row is 2 · mean / n.
+  const squared: Objective = {
+    ...causalLM(),
+    weight: () => 1,
+    reduce: (scores) => {
+      const m = mul(sum(scores), 1 / scores.size);
+      return mul(m, m) as Scalar;
+    },
+  };
+  const before = memory().numTensors;
+  const plain = await collect(blockwiseBackprop(), model, batch);
+  const wrt = parametersOf(model).filter(({ path }) => path !== 'lm_head.weight');
+  const given = await collect(blockwiseBackprop({ chunkBytes: 32 * 4 * 3 }), model, batch, { objective: squared, wrt });
+  expect(given.loss).toBeCloseTo(plain.loss ** 2, 4);
+  for (const [path, values] of given.gradients) {
+    expect(
+      relativeError(
+        values,
+        plain.gradients.get(path)!.map((value) => 2 * plain.loss * value),
+      ),
+      path,
+    ).toBeLessThan(2 * tolerance);
+  }
+  expect(memory().numTensors).toBe(before);
+  disposeBatch(batch);
+  model.dispose();
+});
+
+it('finds a stage that computes something else the second time', async () => {
+  const model = await tinyLlama();
+  const batch = batchOf();
+  let runs = 0;
+  const drifting: Model = {
+    ...model,
+    stages: () =>
+      model
+        .stages()
+        .map((stage) =>
+          stage.path !== 'model.layers.0'
+            ? stage
+            : { ...stage, run: (carry: Carry, call: never) => ({ h: add(stage.run(carry, call)['h']!, runs++ * 1e-3) }) },
+        ),
+  };
+  const before = memory().numTensors;
+  await expect(collect(blockwiseBackprop({ verifyRecompute: true }), drifting, batch)).rejects.toMatchObject({
+    name: 'NumericError',
+    details: { stage: 'model.layers.0', stream: 'h' },
+  });
+  expect(memory().numTensors).toBe(before);
+  disposeBatch(batch);
+  model.dispose();
+});
+
+it('leaves nothing behind when it is stopped between two pieces', async () => {
+  const model = await tinyLlama();
+  const batch = batchOf();
+  for (const stopAt of [0, 2, 3, 4, 5, 6]) {
+    const frozen = parametersOf(model).filter(({ path }) => path.startsWith('model.layers.0'));
+    const before = memory().numTensors;
+    let pieces = 0;
+    const between = async (): Promise<void> => {
+      if (pieces++ === stopAt) throw new Error('stop');
+    };
+    const pushed: Tensor[] = [];
+    const turn = {
+      model,
+      objective: causalLM(),
+      batch,
+      wrt: new Set(frozen),
+      view: plainView,
+      at: { attempt: 0, phaseStep: 0, micro: 0, pass: 0 },
+      draw: {
+        at: () => {
+          throw new Error('no draws here');
+        },
+      },
+      scale: 1,
+      between,
+    };
+    const estimate = fullTapeBackprop().estimate(turn, {
+      push: (_, gradient) => void (gradient.kind === 'dense' && pushed.push(gradient.value)),
+    });
+    await expect(estimate, `piece ${stopAt}`).rejects.toThrow('stop');
+    for (const value of pushed) value.dispose();
+    expect(memory().numTensors, `piece ${stopAt}`).toBe(before);
+  }
+  disposeBatch(batch);
+  model.dispose();
+});
