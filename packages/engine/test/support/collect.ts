@@ -20,7 +20,7 @@ export interface CollectOptions {
 export async function collect(estimator: Estimator, model: Model, batch: Batch, options: CollectOptions = {}): Promise<Collected> {
   const { objective = causalLM(), wrt = [...model.parameters().values()].filter(({ trainable }) => trainable), between } = options;
   const pushed: [Parameter, Tensor][] = [];
-  const loss = await estimator.estimate(
+  const estimate = estimator.estimate(
     {
       model,
       objective,
@@ -39,6 +39,10 @@ export async function collect(estimator: Estimator, model: Model, batch: Batch, 
       },
     },
   );
+  const loss = await estimate.catch((error: unknown) => {
+    dispose(pushed.map(([, value]) => value));
+    throw error;
+  });
   const gradients = new Map<string, Float32Array>();
   for (const [{ path }, value] of pushed) {
     if (gradients.has(path)) throw new Error(`${path} was pushed twice`);
@@ -49,8 +53,16 @@ export async function collect(estimator: Estimator, model: Model, batch: Batch, 
   return { loss: lossValue!, gradients, order: pushed.map(([{ path }]) => path) };
 }
 
+/** Gradients that differ by more than `tolerance` of their largest entry, in words; all of `given` must be in `expected`. */
+export function apart(given: ReadonlyMap<string, Float32Array>, expected: ReadonlyMap<string, Float32Array>, tolerance: number): string[] {
+  return [...given].flatMap(([path, values]) => {
+    const error = relativeError(values, expected.get(path)!);
+    return error < tolerance ? [] : [`${path}: ${error}`];
+  });
+}
+
 /** Largest difference relative to the largest entry of `expected`. */
-export function relativeError(given: ArrayLike<number>, expected: ArrayLike<number>): number {
+function relativeError(given: ArrayLike<number>, expected: ArrayLike<number>): number {
   let [difference, scale] = [0, 0];
   for (let i = 0; i < expected.length; i++) {
     difference = Math.max(difference, Math.abs(given[i]! - expected[i]!));
