@@ -23,10 +23,8 @@ interface Internals {
   submitQueue(): void;
 }
 
-export interface Output {
-  readonly shape: readonly number[];
-  readonly dtype?: DataType;
-}
+/** A new tensor, or one that an earlier program of the same kernel made and this one goes on writing. */
+export type Output = { readonly shape: readonly number[]; readonly dtype?: DataType } | TensorInfo;
 
 export interface Run<I extends string, O extends string, U extends string> {
   readonly inputs: Readonly<Record<I, TensorInfo>>;
@@ -50,8 +48,8 @@ export function watch(device: GPUDevice): void {
 }
 
 /**
- * Runs one program and returns its outputs as fresh tensors, in the order of the program's declaration. Nothing is read
- * back. A program with an empty input gives zeros: sums over nothing.
+ * Runs one program and returns its outputs. Nothing is read back. Inputs are bound as flat arrays: shapes do not matter.
+ * A program with an empty input gives zeros: sums over nothing.
  */
 export function dispatch<I extends string, O extends string, U extends string>(
   backend: WebGPUBackend,
@@ -65,8 +63,8 @@ export function dispatch<I extends string, O extends string, U extends string>(
   const inputs = (Object.keys(program.inputs) as I[]).map((name) => run.inputs[name]);
   const names = Object.keys(program.outputs) as O[];
   const outputs = names.map((name) => {
-    const { shape, dtype = 'float32' } = run.outputs[name];
-    return backend.makeTensorInfo([...shape], dtype);
+    const output: Output = run.outputs[name];
+    return 'dataId' in output ? output : backend.makeTensorInfo([...output.shape], output.dtype ?? 'float32');
   });
   const made = Object.fromEntries(names.map((name, i) => [name, outputs[i]!])) as Record<O, TensorInfo>;
   if (inputs.some(isEmpty) || outputs.every(isEmpty)) {

@@ -1,6 +1,27 @@
 import type { KernelConfig } from '@tensorflow/tfjs-core';
+import type { Kernel } from './kernel.ts';
+import { adamKernel } from './kernels/adam.ts';
+import { allFiniteKernel } from './kernels/all-finite.ts';
+import { chooseKernel } from './kernels/choose.ts';
+import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
+import { noiseKernel } from './kernels/noise.ts';
+import { rmsNormGradKernel, rmsNormKernel } from './kernels/rms-norm.ts';
+import { ropeKernel } from './kernels/rope.ts';
+import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
 
-/** Every kernel of ours on this device. */
-export function webgpuKernels(backendName: string): readonly KernelConfig[] {
-  return [].map((kernel: object) => ({ ...(kernel as KernelConfig), backendName }));
-}
+const kernels: readonly Kernel[] = [
+  adamKernel,
+  allFiniteKernel,
+  chooseKernel,
+  crossEntropyKernel,
+  crossEntropyGradKernel,
+  noiseKernel,
+  rmsNormKernel,
+  rmsNormGradKernel,
+  ropeKernel,
+  swigluKernel,
+  swigluGradKernel,
+];
+
+/** Every kernel of ours, for one backend. */
+export const webgpuKernels = (backendName: string): readonly KernelConfig[] => kernels.map((kernel) => ({ ...kernel, backendName }));

@@ -10,7 +10,7 @@ export interface Program<I extends string = string, O extends string = string, U
 }
 
 export type Scalar = 'f32' | 'u32' | 'i32';
-export type Element = Scalar | 'vec2<f32>' | 'vec4<f32>' | 'vec4<i32>';
+export type Element = Scalar | 'vec4<f32>' | 'vec4<i32>';
 
 export interface ProgramSource<I extends string, O extends string, U extends string> {
   readonly key: string;
@@ -78,24 +78,21 @@ export function fold(count: number, each = 1): [number, number] {
 const longest = 65535;
 
 /**
- * A sum (or other fold) over a workgroup by halving in shared memory; every thread gets the result. Call it in uniform
- * control flow. No subgroups: their size differs between devices, and with it the order of the sum.
+ * A sum (or other fold) over a workgroup by halving in shared memory; every thread gets the result, and WGSL knows that it
+ * is the same for all. LANES must be a power of two, the call in uniform control flow. No subgroups: their size differs between devices, and with it the order of the sum.
  */
-export const reduction = (name: string, combine: string, type: Scalar = 'f32'): string => `
+export const reduction = (name: string, combine: string, type: Element = 'f32'): string => `
 var<workgroup> ${name}Shared: array<${type}, LANES>;
 fn ${name}(mine: ${type}, lane: u32) -> ${type} {
   ${name}Shared[lane] = mine;
-  for (var half = LANES / 2u; half > 0u; half /= 2u) {
+  for (var span = LANES / 2u; span > 0u; span /= 2u) {
     workgroupBarrier();
-    if (lane < half) {
+    if (lane < span) {
       let a = ${name}Shared[lane];
-      let b = ${name}Shared[lane + half];
+      let b = ${name}Shared[lane + span];
       ${name}Shared[lane] = ${combine};
     }
   }
-  workgroupBarrier();
-  let total = ${name}Shared[0];
-  workgroupBarrier();
-  return total;
+  return workgroupUniformLoad(&${name}Shared[0]);
 }
 `;

@@ -1,3 +1,4 @@
-import { init } from '@niwaki/backend';
+// Starts the device, or says why it cannot; each GPU test asks again and skips.
+import { gpuMissing } from '../gpu.ts';
 
-await init({ device: 'webgpu', software: true });
+await gpuMissing();

@@ -1,0 +1,119 @@
+import { init } from '@niwaki/backend';
+import {
+  adamOp,
+  allFinite,
+  allFiniteOp,
+  choose,
+  crossEntropyGradOp,
+  crossEntropyOp,
+  rmsNormGradOp,
+  rmsNormOp,
+  ropeOp,
+  scalar,
+  swigluGradOp,
+  swigluOp,
+  tensor1d,
+  zeros,
+} from '@niwaki/tensor';
+import { gpuMissing } from '../../testing/src/gpu.ts';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { expectParity, floats, ints, onGpu } from './parity.ts';
+
+const missing = await gpuMissing();
+const sizes = [1, 7, 64, 65];
+
+describe.skipIf(missing)('WebGPU kernels equal their references', () => {
+  beforeAll(async () => {
+    await init({ device: 'webgpu', software: true });
+  });
+
+  test.each(sizes.flatMap((rows) => [1, 65, 1000].map((width) => [rows, width] as const)))(
+    'rmsNorm of %i rows of %i',
+    async (rows, width) => {
+      const [x, weight, dy] = [floats([rows, width]), floats([width], 2), floats([rows, width], 3)];
+      await expectParity(rmsNormOp as never, { x, weight }, { eps: 1e-5 });
+      // Sums over up to 65 rows, each term good to a few units in the last place.
+      await expectParity(rmsNormGradOp as never, { dy, x, weight }, { eps: 1e-5, weightGradient: true }, 1e-5);
+      const [dx, ...rest] = await onGpu(rmsNormGradOp as never, { dy, x, weight }, { eps: 1e-5, weightGradient: false });
+      expect(dx!.shape).toEqual([rows, width]);
+      expect(rest).toEqual([]);
+    },
+  );
+
+  test.each([
+    [1, 1, 2],
+    [7, 3, 8],
+    [65, 9, 64],
+  ])('rope of %i rows, %i heads of %i', async (rows, heads, d) => {
+    const x = floats([rows, heads, d]);
+    const cos = floats([rows, d / 2], 2);
+    const sin = floats([rows, d / 2], 3);
+    for (const inverse of [false, true]) await expectParity(ropeOp as never, { x, cos, sin }, { inverse });
+  });
+
+  test.each([[1], [7], [64], [65], [1000]])('swiglu of %i entries', async (n) => {
+    const [gate, up, dy] = [floats([n], 1, 8), floats([n], 2), floats([n], 3)];
+    await expectParity(swigluOp as never, { gate, up }, {});
+    await expectParity(swigluGradOp as never, { dy, gate, up }, {});
+  });
+
+  test('swiglu stays finite where the exponential would not', async () => {
+    const gate = { shape: [4], values: Float32Array.of(-200, 200, -90, 90) };
+    const up = { shape: [4], values: Float32Array.of(1, 1, 1, 1) };
+    const [y] = await onGpu(swigluOp as never, { gate, up }, {});
+    expect([...y!.values].map((v) => Math.round(v))).toEqual([-0, 200, -0, 90]);
+  });
+
+  test.each(sizes.flatMap((rows) => [2, 7, 65, 1000].map((vocabulary) => [rows, vocabulary] as const)))(
+    'crossEntropy of %i rows over %i ids, every fifth row ignored',
+    async (rows, vocabulary) => {
+      const logits = floats([rows, vocabulary], 1, 12);
+      const targets = ints([rows], (i) => (i % 5 === 4 ? -100 : (i * 31) % vocabulary));
+      const [, logSumExp] = await expectParity(crossEntropyOp as never, { logits, targets }, {});
+      const dloss = floats([rows], 2);
+      await expectParity(crossEntropyGradOp as never, { dloss, logits, targets, logSumExp: logSumExp! }, {}, 1e-5);
+    },
+  );
+
+  test.each([[1], [7], [64], [65], [1000]])('adam of %i entries', async (n) => {
+    const variance = floats([n], 3);
+    variance.values.forEach((v, i) => (variance.values[i] = Math.abs(v)));
+    const one = (value: number) => ({ shape: [], values: Float32Array.of(value) });
+    const inputs = { gradient: floats([n]), momentum: floats([n], 2), variance, correction1: one(0.19), correction2: one(0.002) };
+    await expectParity(adamOp as never, inputs, { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
+  });
+
+  test.each([[1], [7], [65], [5000], [40_000]])('allFinite finds one bad entry among %i, by its bits', async (n) => {
+    for (const bad of [NaN, Infinity, -Infinity]) {
+      const x = floats([n], 1, 3e38);
+      expect((await onGpu(allFiniteOp as never, { x }, {}))[0]!.values[0]).toBe(1);
+      x.values[n - 1] = bad;
+      expect((await onGpu(allFiniteOp as never, { x }, {}))[0]!.values[0]).toBe(0);
+    }
+  });
+
+  test('allFinite of nothing is 1', async () => {
+    const x = zeros([0]);
+    const finite = allFinite(x);
+    expect((await finite.data())[0]).toBe(1);
+    x.dispose();
+    finite.dispose();
+  });
+
+  test('choose keeps the old bits where the step is refused', async () => {
+    const next = tensor1d([NaN, 1, Infinity]);
+    const old = tensor1d([1e-42, -0, 3]);
+    for (const [ok, expected] of [
+      [0, [1e-42, -0, 3]],
+      [1, [NaN, 1, Infinity]],
+    ] as const) {
+      const gate = scalar(ok);
+      const chosen = choose(gate, next, old);
+      expect([...(await chosen.data())]).toEqual([...Float32Array.from(expected)]);
+      gate.dispose();
+      chosen.dispose();
+    }
+    next.dispose();
+    old.dispose();
+  });
+});
