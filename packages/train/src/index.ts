@@ -1,7 +1,7 @@
 export { parseDocuments, parseJsonl, parseText, type Document, type Message } from './data/document.ts';
 export type { Sample } from './data/sample.ts';
 export { packSamples, rowOf, targetsOf, type Packed, type PackOptions, type Row } from './data/pack.ts';
-export type { DataPlan, PlanOptions, TrainData, Window } from './data/train-data.ts';
+export type { DataPlan, PlanOptions, TrainData, DataWindow } from './data/train-data.ts';
 export { languageData, type LanguageData, type LanguageDataOptions } from './data/language-data.ts';
 export { exactBatches } from './data/exact-batches.ts';
 export { epochOrder } from './data/order.ts';
@@ -16,3 +16,9 @@ export {
   type RunState,
 } from './checkpoint/checkpoint.ts';
 export { parseRecipe, recipeNames, type Recipe, type RecipeName } from './recipe/recipe.ts';
+export { tokenizeDocuments, type TokenizeOptions } from './data/tokenize.ts';
+export { evaluateBatch, type EvaluateBatchOptions } from './evaluate/evaluate-batch.ts';
+export { evaluateText, type EvaluateTextOptions, type TextScore } from './evaluate/evaluate-text.ts';
+export { train, type TrainOptions } from './loop/train.ts';
+export type { CheckpointOptions } from './loop/keeper.ts';
+export type { CheckpointEvent, EvaluationEvent, MemoryByOwner, ResumeEvent, StepEvent, TrainEvent } from './loop/events.ts';

@@ -21,7 +21,18 @@ const state = (attempt: number): RunState => ({
   refused: { total: 0, running: 0 },
   cursor: { epoch: 0, step: attempt },
   tokens: 10 * attempt,
-  run: { seed: '0', steps: 9, batchSize: 1, accumulate: 1, data: 'd', model: 'm', optimizer: 'o', objective: 'c', estimator: 'b' },
+  run: {
+    seed: '0',
+    steps: 9,
+    batchSize: 1,
+    accumulate: 1,
+    data: 'd',
+    model: 'm',
+    optimizer: 'o',
+    schedule: 's',
+    objective: 'c',
+    estimator: 'b',
+  },
 });
 const bits = (value: Tensor): number[] => [...new Uint32Array(value.dataSync().slice().buffer)];
 

@@ -13,6 +13,14 @@ const text = (ids: number[], kind: Sample['kind'] = 'text', learn = ids.map(() =
 const plain = (rows: readonly { ids: Int32Array; targets: Int32Array; starts: Int32Array }[]): number[][][] =>
   rows.map(({ ids, targets, starts }) => [[...ids], [...targets], [...starts]]);
 
+const errorOf = (run: () => unknown): unknown => {
+  try {
+    return run();
+  } catch (error) {
+    return error;
+  }
+};
+
 describe('reading documents', () => {
   it('takes the three forms of a line, skips blank lines and counts lines from 1', () => {
     const lines = ['{"text":"a"}', '', '{"prompt":"p","completion":"c","id":7}', '{"messages":[{"role":"user","content":"u"}]}\r'];
@@ -45,12 +53,8 @@ describe('reading documents', () => {
   });
 
   it('carries the numbers of every malformed line', () => {
-    try {
-      parseJsonl('x\n{"text":"fine"}\ny');
-      expect.unreachable();
-    } catch (error) {
-      expect((error as DataError).details['lines']).toEqual([1, 3]);
-    }
+    const error = errorOf(() => parseJsonl('x\n{"text":"fine"}\ny'));
+    expect((error as DataError).details['lines']).toEqual([1, 3]);
   });
 
   it('refuses a file without a document', () => {

@@ -7,20 +7,48 @@ import { decodeTensors, encodeTensors } from './tensors.ts';
 /** A checkpoint that cannot be written, or does not fit the run that wants to go on from it. */
 export class CheckpointError extends NiwakiError {}
 
-const natural = v.pipe(v.number(), v.integer(), v.minValue(0));
-const schema = v.object({
-  version: v.literal(1),
+/** Where a run stands between two steps: plain numbers. */
+export interface RunState {
   /** Steps tried: data, rates and noise follow it. */
-  attempt: natural,
+  readonly attempt: number;
   /** Steps applied: bias correction follows it. */
-  updates: natural,
+  readonly updates: number;
   /** Refused steps: all of them, and those since the last applied one. */
-  refused: v.object({ total: natural, running: natural }),
+  readonly refused: { readonly total: number; readonly running: number };
   /** Where the data goes on: both from 0. */
-  cursor: v.object({ epoch: natural, step: natural }),
+  readonly cursor: { readonly epoch: number; readonly step: number };
   /** Input tokens read so far. */
+  readonly tokens: number;
+  readonly run: RunIdentity;
+  readonly recipe?: Json;
+}
+
+/** What must be the same for the rest of the run to be the rest of that run. */
+export interface RunIdentity {
+  readonly seed: string;
+  readonly steps: number;
+  readonly batchSize: number;
+  readonly accumulate: number;
+  readonly data: string;
+  readonly model: string;
+  readonly optimizer: string;
+  readonly schedule: string;
+  readonly objective: string;
+  readonly estimator: string;
+}
+
+/** Optimizer state that is numbers, by parameter path. NaN and infinities as strings: JSON has none. */
+type StateNumbers = Readonly<Record<string, Readonly<Record<string, number | string>>>>;
+type StateFile = RunState & { readonly version: 1; readonly numbers: StateNumbers };
+
+const natural: v.GenericSchema<number> = v.pipe(v.number(), v.integer(), v.minValue(0));
+const schema: v.GenericSchema<unknown, StateFile> = v.object({
+  version: v.literal(1),
+  attempt: natural,
+  updates: natural,
+  refused: v.object({ total: natural, running: natural }),
+  cursor: v.object({ epoch: natural, step: natural }),
   tokens: natural,
-  /** What must be the same for the rest of the run to be the rest of that run. */
   run: v.object({
     seed: v.string(),
     steps: natural,
@@ -29,15 +57,13 @@ const schema = v.object({
     data: v.string(),
     model: v.string(),
     optimizer: v.string(),
+    schedule: v.string(),
     objective: v.string(),
     estimator: v.string(),
   }),
-  /** Optimizer state that is numbers, by parameter path. NaN and infinities as strings: JSON has none. */
   numbers: v.record(v.string(), v.record(v.string(), v.union([v.number(), v.picklist(['NaN', 'Infinity', '-Infinity'])]))),
   recipe: v.optional(v.unknown()),
-});
-
-export type RunState = Omit<v.InferOutput<typeof schema>, 'version' | 'numbers' | 'recipe'> & { readonly recipe?: Json };
+}) as unknown as v.GenericSchema<unknown, StateFile>;
 
 export interface Checkpoint {
   readonly state: RunState;
@@ -141,11 +167,7 @@ export async function loadCheckpoint(folder: Folder): Promise<Checkpoint | undef
   return { state, parameters, optimizer };
 }
 
-function parseState(
-  bytes: Uint8Array,
-  folder: Folder,
-  name: string,
-): { state: RunState; numbers: Record<string, Record<string, number | string>> } {
+function parseState(bytes: Uint8Array, folder: Folder, name: string): { state: RunState; numbers: StateNumbers } {
   let json: unknown;
   try {
     json = JSON.parse(new TextDecoder().decode(bytes));
@@ -157,8 +179,8 @@ function parseState(
     const issue = parsed.issues[0];
     throw broken(folder, name, `${files.state}: ${v.getDotPath(issue) ?? 'state'}: ${issue.message}`);
   }
-  const { version: _version, numbers, recipe, ...state } = parsed.output;
-  return { numbers, state: recipe === undefined ? state : { ...state, recipe: recipe as Json } };
+  const { version: _version, numbers, ...state } = parsed.output;
+  return { numbers, state };
 }
 
 const broken = (folder: Folder, name: string, what: string, cause?: unknown): FormatError =>

@@ -19,11 +19,11 @@ export interface DataPlan {
   /** Optimizer steps of one epoch; the last micro-batch and the last window may be short, none is dropped. */
   readonly stepsPerEpoch: number;
   /** @param step within the epoch, from 0 */
-  window(epoch: number, step: number): Promise<Window>;
+  window(epoch: number, step: number): Promise<DataWindow>;
 }
 
 /** The micro-batches of one optimizer step, as tensors; whoever asked disposes them. */
-export interface Window {
+export interface DataWindow {
   readonly batches: readonly Batch[];
   /** Input tokens or rows, without padding: what throughput counts. */
   readonly tokens: number;

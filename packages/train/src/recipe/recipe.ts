@@ -1,80 +1,122 @@
 import { ConfigError, nearest, type Json } from '@niwaki/tensor';
 import * as v from 'valibot';
 
+/** A function of the caller's, by the name it is handed over under at run time. */
+export interface Bound {
+  readonly function: string;
+}
+
+/** A factory by its kind alone, or with options of its own. */
+export type Factory = string | { readonly kind: string; readonly [option: string]: Json };
+
+/** A run as data: what a person saves, shares, compares, and hands to `runRecipe` or `niwaki finetune --recipe`. */
+export interface Recipe {
+  /** A folder, a .gguf, a .safetensors, a known name, a hub id or a URL. */
+  readonly model: string;
+  /** A .jsonl or text file. */
+  readonly data?: string;
+  /** How a plain text becomes documents; default 'whole'. */
+  readonly split?: 'whole' | 'blank-line';
+  /** Several documents in a row, masked apart; default true. */
+  readonly pack?: boolean;
+  /** Cut documents that are longer than the context; default: an error for chats, split for plain text. */
+  readonly truncate?: boolean;
+  /** A JSON file of exact batches, instead of data. */
+  readonly batches?: string;
+
+  readonly quantize?: Factory;
+  /** Default 'lora'; 'none' trains every parameter. */
+  readonly adapt?: Factory;
+  /** Where the adapter goes; default 'all-linear'. */
+  readonly at?: string | readonly string[] | Bound;
+  readonly rank?: number;
+  readonly alpha?: number;
+  readonly dropout?: number;
+  /** A saved adapter to start from, instead of a new one. */
+  readonly initAdapter?: string;
+
+  /** Default 'causalLM'. */
+  readonly objective?: Factory | Bound;
+  /** Default 'adamw'. */
+  readonly optimizer?: Factory | Bound;
+  /** Default 2e-4. */
+  readonly learningRate?: number;
+  readonly weightDecay?: number;
+  /** Default 'constant'. */
+  readonly schedule?: Factory | Bound;
+  /** Steps of warm-up; below 1, that part of the run. */
+  readonly warmup?: number;
+  /** Bound of the gradient's norm; 0 = off; default 1. */
+  readonly clip?: number;
+
+  readonly steps?: number;
+  readonly epochs?: number;
+  /** Default 1. */
+  readonly batchSize?: number;
+  /** Tokens of a row; default 512, or the model's own where that is less. */
+  readonly context?: number;
+  /** Default 1. */
+  readonly accumulate?: number;
+  readonly seed?: number;
+  /** A text file whose loss is reported every `evaluateEvery` steps (default 100). */
+  readonly evaluate?: string;
+  readonly evaluateEvery?: number;
+  /** Default 100. */
+  readonly checkpointEvery?: number;
+  /** Checkpoints kept; default 2. */
+  readonly keep?: number;
+
+  readonly device?: 'auto' | 'cpu' | 'wasm' | 'webgpu';
+  readonly threads?: number;
+  /** Folder of the results. */
+  readonly out?: string;
+}
+export type RecipeName = keyof Recipe;
+
 const positive = v.pipe(v.number(), v.integer('expected a whole number'), v.minValue(1, 'expected at least 1'));
 const natural = v.pipe(v.number(), v.integer('expected a whole number'), v.minValue(0, 'expected at least 0'));
 const nonNegative = v.pipe(v.number(), v.finite('expected a finite number'), v.minValue(0, 'expected at least 0'));
 const rate = v.pipe(v.number(), v.finite('expected a finite number'), v.gtValue(0, 'expected more than 0'));
 const name = v.pipe(v.string(), v.nonEmpty('expected a name'));
-
-/** A function of the caller's, by the name it is handed over under at run time. */
 const bound = v.strictObject({ function: name });
-/** A factory by its kind alone, or with options of its own. */
-const factory = v.union([name, v.looseObject({ kind: name })]);
-const places = v.union([name, v.pipe(v.array(name), v.minLength(1)), bound]);
+const factory = v.union([name, v.looseObject({ kind: name })], 'expected a kind or an object with one');
+const factoryOrBound = v.union([name, v.looseObject({ kind: name }), bound], 'expected a kind, an object with one, or { function }');
 
-const shape = {
-  /** A folder, a .gguf, a .safetensors, a known name, a hub id or a URL. */
+const shape: { readonly [key in RecipeName]-?: v.GenericSchema } = {
   model: name,
-  /** A .jsonl or text file. */
   data: v.optional(name),
-  /** How a plain text becomes documents; default 'whole'. */
   split: v.optional(v.picklist(['whole', 'blank-line'])),
-  /** Several documents in a row, masked apart; default true. */
   pack: v.optional(v.boolean()),
-  /** Cut documents that are longer than the context; default: an error for chats, split for plain text. */
   truncate: v.optional(v.boolean()),
-  /** A JSON file of exact batches, instead of data. */
   batches: v.optional(name),
-
   quantize: v.optional(factory),
-  /** Default 'lora'; 'none' trains every parameter. */
   adapt: v.optional(factory),
-  /** Where the adapter goes; default 'all-linear'. */
-  at: v.optional(places),
+  at: v.optional(v.union([name, v.pipe(v.array(name), v.minLength(1)), bound], 'expected a pattern or a list of them')),
   rank: v.optional(positive),
   alpha: v.optional(rate),
   dropout: v.optional(v.pipe(v.number(), v.minValue(0, 'expected at least 0'), v.ltValue(1, 'expected less than 1'))),
-  /** A saved adapter to start from, instead of a new one. */
   initAdapter: v.optional(name),
-
-  objective: v.optional(v.union([factory, bound])),
-  optimizer: v.optional(v.union([factory, bound])),
+  objective: v.optional(factoryOrBound),
+  optimizer: v.optional(factoryOrBound),
   learningRate: v.optional(rate),
   weightDecay: v.optional(nonNegative),
-  schedule: v.optional(v.union([factory, bound])),
-  /** Steps of warm-up; below 1, that part of the run. */
+  schedule: v.optional(factoryOrBound),
   warmup: v.optional(nonNegative),
-  /** Bound of the gradient's norm; 0 = off. */
   clip: v.optional(nonNegative),
-
   steps: v.optional(positive),
   epochs: v.optional(positive),
   batchSize: v.optional(positive),
   context: v.optional(v.pipe(positive, v.minValue(2, 'expected at least 2'))),
   accumulate: v.optional(positive),
   seed: v.optional(natural),
-  /** A text file whose loss is reported every `evaluateEvery` steps. */
   evaluate: v.optional(name),
   evaluateEvery: v.optional(positive),
   checkpointEvery: v.optional(positive),
-  /** Checkpoints kept; default 2. */
   keep: v.optional(positive),
-
   device: v.optional(v.picklist(['auto', 'cpu', 'wasm', 'webgpu'])),
   threads: v.optional(positive),
-  /** Folder of the results. */
   out: v.optional(name),
-} as const;
-
-const schema = v.strictObject(shape);
-
-/** A run as data: what a person saves, shares, compares, and hands to `runRecipe` or `niwaki finetune --recipe`. */
-export type Recipe = v.InferOutput<typeof schema>;
-export type RecipeName = keyof Recipe;
-export type Factory = v.InferOutput<typeof factory>;
-/** A function named in a recipe and given at run time. */
-export type Bound = v.InferOutput<typeof bound>;
+};
 
 export const recipeNames: readonly RecipeName[] = Object.keys(shape) as RecipeName[];
 
@@ -90,13 +132,13 @@ export function parseRecipe(json: unknown, { where = 'recipe' }: { where?: strin
     const [near] = nearest(unknown, recipeNames, { count: 1 });
     throw new ConfigError(`${where}: there is no '${unknown}'`, { where, key: unknown, nearest: near, help: `Did you mean '${near}'?` });
   }
-  const parsed = v.safeParse(schema, json);
+  const parsed = v.safeParse(v.strictObject(shape), json);
   if (!parsed.success) {
     const issue = parsed.issues[0];
     const key = v.getDotPath(issue) ?? 'recipe';
     throw new ConfigError(`${where}: ${key}: ${reason(issue)}, got ${JSON.stringify(issue.input)}`, { where, key, given: issue.input });
   }
-  const recipe = parsed.output;
+  const recipe = parsed.output as unknown as Recipe;
   const bad = contradiction(recipe);
   if (bad !== undefined) throw new ConfigError(`${where}: ${bad}`, { where });
   return recipe;
@@ -110,10 +152,6 @@ function reason(issue: v.BaseIssue<unknown>): string {
 function contradiction(recipe: Recipe): string | undefined {
   if (recipe.data !== undefined && recipe.batches !== undefined) return 'give data or batches, not both';
   if (recipe.steps !== undefined && recipe.epochs !== undefined) return 'give steps or epochs, not both';
-  if (recipe.initAdapter !== undefined) {
-    const given = (['adapt', 'rank', 'alpha', 'dropout', 'at'] as const).find((key) => key !== 'dropout' && recipe[key] !== undefined);
-    if (given !== undefined) return `initAdapter brings its own '${given}'`;
-  }
   return undefined;
 }
 

@@ -1,0 +1,57 @@
+import { ConfigError, dispose, gather, slice, tidy, throwIfAborted, type Tensor, type Tensor1D, type View } from '@niwaki/tensor';
+import { createCall, type Batch } from '@niwaki/weights';
+import { runStages, type Carry, type Model } from '@niwaki/nn';
+import type { Objective } from '@niwaki/engine';
+
+export interface EvaluateBatchOptions {
+  readonly view?: View;
+  readonly signal?: AbortSignal;
+  /** Bytes of logits alive at once; default 8 MiB. */
+  readonly chunkBytes?: number;
+}
+
+/**
+ * The loss of each row that an objective scores, in order: forward only, dropout off, the head in chunks of rows, so that
+ * full logits never exist. The batch stays the caller's.
+ */
+export async function evaluateBatch(
+  model: Model,
+  batch: Batch,
+  objective: Objective,
+  options: EvaluateBatchOptions = {},
+): Promise<Float32Array> {
+  const { view, signal, chunkBytes = 8 * 2 ** 20 } = options;
+  const call = createCall({ batch, ...(view && { view }) });
+  const stages = model.stages();
+  const head = stages.at(-1)!;
+  const { index, target } = objective.rows(batch);
+  const lists = [index, target].filter((list) => !Object.values(batch).includes(list));
+  let carry: Carry = {};
+  try {
+    for (const stage of stages.slice(0, -1)) {
+      throwIfAborted(signal, 'evaluation');
+      const next = runStages([stage], carry, call);
+      const lost = Object.values(carry).filter((stream) => !Object.values(next).includes(stream));
+      dispose(lost);
+      carry = next;
+    }
+    const { h } = carry;
+    if (h === undefined) throw new ConfigError(`the last stage '${head.path}' must read the stream 'h'`, { stage: head.path });
+    const losses = new Float32Array(index.size);
+    const size = Math.max(1, Math.floor(chunkBytes / 4 / model.info.vocabularySize));
+    for (let from = 0; from < index.size; from += size) {
+      throwIfAborted(signal, 'evaluation');
+      const scores = tidy(() => {
+        const chunk = { index: cut(index, from, size), target: cut(target, from, size) };
+        return objective.score(head.run({ ...carry, h: gather(h, chunk.index) }, call), chunk.target);
+      });
+      losses.set((await scores.data()) as Float32Array, from);
+      scores.dispose();
+    }
+    return losses;
+  } finally {
+    dispose([...new Set<Tensor>([...Object.values(carry), ...lists])]);
+  }
+}
+
+const cut = (list: Tensor1D, from: number, size: number): Tensor1D => slice(list, [from], [Math.min(size, list.size - from)]);

@@ -1,0 +1,115 @@
+import type { Parameter, Tensor } from '@niwaki/tensor';
+import type { Model } from '@niwaki/nn';
+import type { Step } from '@niwaki/engine';
+import {
+  CheckpointError,
+  loadCheckpoint,
+  removeDrafts,
+  saveCheckpoint,
+  type RunIdentity,
+  type RunState,
+} from '../checkpoint/checkpoint.ts';
+import type { Folder } from '../checkpoint/folder.ts';
+import { nodeFolder } from '../checkpoint/node-folder.ts';
+import { adapterParameters } from './memory.ts';
+import { createHash } from '../data/hash.ts';
+
+export interface CheckpointOptions {
+  /** A path on the disk (Node), or any folder. */
+  readonly folder: string | Folder;
+  /** Steps between checkpoints; default 100. The last step, and an abort, are always followed by one. */
+  readonly every?: number;
+  /** Checkpoints kept; default 2. */
+  readonly keep?: number;
+  /** Go on from the newest checkpoint of the folder, where there is one; default false. */
+  readonly resume?: boolean;
+}
+
+/** Saves and restores a run; knows nothing of steps and rates. */
+export interface Keeper {
+  readonly every: number;
+  save(state: RunState): Promise<string>;
+  /** Puts the newest checkpoint into the model and the step; undefined where there is none. */
+  restore(run: RunIdentity): Promise<RunState | undefined>;
+}
+
+export function createKeeper(
+  { folder: where, every = 100, keep = 2, resume = false }: CheckpointOptions,
+  model: Model,
+  step: Step,
+): Keeper {
+  const folder = typeof where === 'string' ? nodeFolder(where) : where;
+  return {
+    every,
+    save: async (state) => {
+      const parameters = new Map([...keptParameters(model)].map(([path, parameter]): [string, Tensor] => [path, parameter.read()]));
+      return saveCheckpoint(folder, { state, parameters, optimizer: step.state() }, { keep });
+    },
+    restore: async (run) => {
+      if (!resume) return undefined;
+      await removeDrafts(folder);
+      const checkpoint = await loadCheckpoint(folder);
+      if (checkpoint === undefined) return undefined;
+      const { state, parameters, optimizer } = checkpoint;
+      try {
+        refuseOtherRun(state.run, run, folder);
+        putBack(model, parameters, folder);
+        step.restore(optimizer, state.updates);
+      } catch (error) {
+        for (const value of parameters.values()) if (!value.isDisposed) value.dispose();
+        for (const values of optimizer.values())
+          for (const value of Object.values(values)) if (typeof value !== 'number' && !value.isDisposed) value.dispose();
+        throw error;
+      }
+      return state;
+    },
+  };
+}
+
+/** What training changes, and what an adapter brings (frozen factors too): by path. */
+function keptParameters(model: Model): Map<string, Parameter> {
+  const all = [...model.parameters().values(), ...adapterParameters(model)];
+  const adapters = adapterParameters(model);
+  return new Map(all.filter((parameter) => parameter.trainable || adapters.has(parameter)).map((parameter) => [parameter.path, parameter]));
+}
+
+function refuseOtherRun(saved: RunIdentity, now: RunIdentity, folder: Folder): void {
+  const names = Object.keys(now) as (keyof RunIdentity)[];
+  const different = names.filter((name) => saved[name] !== now[name]);
+  if (different.length === 0) return;
+  const told = different.map((name) => `${name} was ${saved[name]}, is ${now[name]}`);
+  throw new CheckpointError(`the checkpoint in ${folder.name} belongs to another run: ${told.join('; ')}`, {
+    folder: folder.name,
+    saved,
+    now,
+    help: 'Resume with the options and the data it was started with, or choose another folder.',
+  });
+}
+
+function putBack(model: Model, saved: ReadonlyMap<string, Tensor>, folder: Folder): void {
+  const wanted = keptParameters(model);
+  const missing = [...wanted.keys()].filter((path) => !saved.has(path));
+  const extra = [...saved.keys()].filter((path) => !wanted.has(path));
+  if (missing.length > 0 || extra.length > 0) {
+    throw new CheckpointError(
+      `the checkpoint in ${folder.name} is of another model: ${missing.length} parameters missing, ${extra.length} unknown`,
+      {
+        folder: folder.name,
+        missing,
+        extra,
+        help: 'Load the same model with the same adapter before resuming.',
+      },
+    );
+  }
+  for (const [path, value] of saved) wanted.get(path)!.write(value);
+}
+
+/** Names a model's form: paths, shapes, roles, and what of it is trained. Not its values. */
+export function modelHash(model: Model): string {
+  const hash = createHash();
+  hash.text(model.info.family);
+  const all = new Set([...model.parameters().values(), ...adapterParameters(model)]);
+  const lines = [...all].map(({ path, shape, role, trainable }) => `${path} ${shape.join('x')} ${role} ${trainable}`);
+  for (const line of lines.sort()) hash.text(line);
+  return hash.digest();
+}
