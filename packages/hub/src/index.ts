@@ -8,3 +8,13 @@ export { openSharded, parseIndex, type ShardedOptions } from './safetensors/shar
 export { encodeSafetensors, writeSafetensors, type LazyTensor, type WriteOptions } from './safetensors/write.ts';
 export { decodeFloats, decodeNumbers, encodeFloats } from './safetensors/decode.ts';
 export { dtypeBits, type SafetensorsDtype } from './safetensors/dtypes.ts';
+export { openGguf, ggufAsHf, type GgufContainer, type GgufModel } from './gguf/read.ts';
+export { readGgufHeader, type GgufHeader, type GgufTensorInfo, type HeaderOptions } from './gguf/header.ts';
+export { encodeGguf, writeGguf } from './gguf/write.ts';
+export { ggufName, hfName } from './gguf/names.ts';
+export { llama3Divisors, fitLlama3, type Llama3Scaling } from './gguf/rope-divisors.ts';
+export { metadataReader, type GgufMetadata } from './gguf/metadata.ts';
+export type { GgufScalar, GgufScalarType, GgufTensorType, GgufValue, GgufValueType } from './gguf/types.ts';
+export type { ChatMessage, ChatOptions, DecodeOptions, EncodeOptions, StreamDecoder, Tokenizer } from './tokenizer/tokenizer.ts';
+export { createTokenizer, type TokenizerParts } from './tokenizer/create.ts';
+export { ggufTokenizer } from './tokenizer/gguf.ts';
