@@ -1,6 +1,6 @@
 import { addDecayedWeights } from './decay.ts';
 import { chain } from './chain.ts';
-import { byGroup, type Group } from './groups.ts';
+import { groups, type Group } from './groups.ts';
 import { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
 import { scaleByAdam, type AdamOptions } from './scale-by-adam.ts';
 import type { Transform } from './transform.ts';
@@ -18,11 +18,9 @@ export interface AdamwOptions extends AdamOptions {
  * by 1 - rate · weightDecay, then the direction times the rate is taken off. State: 8 bytes an entry.
  * @example adamw({ learningRate: 2e-4, groups: [{ roles: ['norm', 'bias'], weightDecay: 0 }] })
  */
-export function adamw({ learningRate, weightDecay = 0.01, groups = [], ...adam }: AdamwOptions): Transform {
+export function adamw({ learningRate, weightDecay = 0.01, groups: list = [], ...adam }: AdamwOptions): Transform {
   checkRate('adamw', learningRate);
-  const direction = scaleByAdam(adam);
-  const transform = byGroup(groups, { weightDecay, rateScale: 1 }, (settings) =>
-    chain(direction, addDecayedWeights(settings.weightDecay, settings), scaleByLearningRate(settings)),
-  );
+  const settings = groups(list, { weightDecay });
+  const transform = chain(scaleByAdam(adam), addDecayedWeights(settings.weightDecay, settings), scaleByLearningRate(settings));
   return { ...transform, name: 'adamw', learningRate };
 }

@@ -16,11 +16,14 @@ export function chain(...transforms: readonly Transform[]): Chain {
   const keys = stateKeys(parts);
   const measuring = checkMeasures(parts);
   const first = parts[0];
-  const learningRate = parts.map((part) => part.learningRate).filter((rate) => rate !== undefined).at(-1);
+  const learningRate = transforms
+    .map((part) => part.learningRate)
+    .filter((rate) => rate !== undefined)
+    .at(-1);
   const due = (part: Transform, i: number, state: State, context: Parameters<NonNullable<Transform['due']>>[1]): boolean =>
     part.prepare !== undefined && (part.due?.(substate(state, keys[i]!), context) ?? false);
   return {
-    name: parts.map(({ name }) => name).join(' → ') || 'identity',
+    name: transforms.map(({ name }) => name).join(' → ') || 'identity',
     parts,
     ...(learningRate === undefined ? {} : { learningRate }),
     ...(first?.accepts === undefined ? {} : { accepts: first.accepts }),

@@ -1,5 +1,6 @@
-import { add, ConfigError, mul } from '@niwaki/tensor';
+import { add, mul } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
+import { groups, valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
 
 /**
@@ -7,32 +8,30 @@ import type { Transform } from './transform.ts';
  * added, wherever this stands in a chain. No state.
  * @param options `rateScale`: multiplies the rate, as in `scaleByLearningRate`
  */
-export function addDecayedWeights(weightDecay: number, { rateScale = 1 }: { rateScale?: number } = {}): Transform<Record<never, never>> {
-  checkDecay(weightDecay);
+export function addDecayedWeights(
+  weightDecay: PerParameter,
+  { rateScale = 1 }: { rateScale?: PerParameter } = {},
+): Transform<Record<never, never>> {
+  if (typeof weightDecay === 'number') groups([], { weightDecay });
   return {
     name: 'decay',
     init: () => ({}),
-    update: (update, state, { rate }) => ({
-      update,
-      state,
-      ...(weightDecay === 0 ? {} : { how: { decay: rate * rateScale * weightDecay } }),
-    }),
+    update: (update, state, { rate, parameter }) => {
+      const decay = rate * valueFor(rateScale, parameter) * valueFor(weightDecay, parameter);
+      return { update, state, ...(decay === 0 ? {} : { how: { decay } }) };
+    },
   };
 }
 
 /** The gradient of ½ · weightDecay · ‖value‖², added to the gradient: what `weight_decay` means in torch's SGD. No state. */
-export function addL2(weightDecay: number): Transform<Record<never, never>> {
-  checkDecay(weightDecay);
+export function addL2(weightDecay: PerParameter): Transform<Record<never, never>> {
+  if (typeof weightDecay === 'number') groups([], { weightDecay });
   return {
     name: 'l2',
     init: () => ({}),
-    update: (gradient, state, { parameter }) => ({
-      update: weightDecay === 0 ? gradient : dense(add(valueOf(gradient), mul(parameter.read(), weightDecay))),
-      state,
-    }),
+    update: (gradient, state, { parameter }) => {
+      const factor = valueFor(weightDecay, parameter);
+      return { update: factor === 0 ? gradient : dense(add(valueOf(gradient), mul(parameter.read(), factor))), state };
+    },
   };
-}
-
-function checkDecay(weightDecay: number): void {
-  if (!(weightDecay >= 0)) throw new ConfigError(`weightDecay must not be negative, got ${weightDecay}`, { weightDecay });
 }

@@ -1,14 +1,17 @@
 import { ConfigError, mul } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
+import { valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
 
 /** Turns a direction into a step downhill: times -rate, the rate of the step's schedule. No state. @param options `rateScale`: a factor of a group's own */
-export function scaleByLearningRate({ rateScale = 1 }: { rateScale?: number } = {}): Transform<Record<never, never>> {
-  if (!(rateScale >= 0)) throw new ConfigError(`rateScale must not be negative, got ${rateScale}`, { rateScale });
+export function scaleByLearningRate({ rateScale = 1 }: { rateScale?: PerParameter } = {}): Transform<Record<never, never>> {
   return {
     name: 'rate',
     init: () => ({}),
-    update: (gradient, state, { rate }) => ({ update: dense(mul(valueOf(gradient), -rate * rateScale)), state }),
+    update: (gradient, state, { rate, parameter }) => ({
+      update: dense(mul(valueOf(gradient), -rate * valueFor(rateScale, parameter))),
+      state,
+    }),
   };
 }
 

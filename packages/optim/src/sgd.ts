@@ -1,6 +1,6 @@
 import { addL2 } from './decay.ts';
 import { chain } from './chain.ts';
-import { byGroup, type Group } from './groups.ts';
+import { groups, type Group } from './groups.ts';
 import { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
 import { scaleByMomentum } from './scale-by-momentum.ts';
 import type { Transform } from './transform.ts';
@@ -17,11 +17,10 @@ export interface SgdOptions {
 }
 
 /** Stochastic gradient descent, number for number as torch.optim.SGD. State: none, or 4 bytes an entry with momentum. */
-export function sgd({ learningRate, momentum = 0, nesterov = false, weightDecay = 0, groups = [] }: SgdOptions): Transform {
+export function sgd({ learningRate, momentum = 0, nesterov = false, weightDecay = 0, groups: list = [] }: SgdOptions): Transform {
   checkRate('sgd', learningRate);
+  const settings = groups(list, { weightDecay });
   const heavyBall = momentum === 0 ? [] : [scaleByMomentum({ momentum, nesterov })];
-  const transform = byGroup(groups, { weightDecay, rateScale: 1 }, (settings) =>
-    chain(addL2(settings.weightDecay), ...heavyBall, scaleByLearningRate(settings)),
-  );
+  const transform = chain(addL2(settings.weightDecay), ...heavyBall, scaleByLearningRate(settings));
   return { ...transform, name: 'sgd', learningRate };
 }
