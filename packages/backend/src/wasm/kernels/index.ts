@@ -2,6 +2,7 @@ import type { KernelConfig } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { adamKernels } from './adam.ts';
 import { attentionKernels } from './attention.ts';
+import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { gatherKernels } from './gather.ts';
 import { matMulKernels } from './mat-mul.ts';
@@ -13,6 +14,7 @@ import { swigluKernels } from './swiglu.ts';
 const families = [
   matMulKernels,
   gatherKernels,
+  copyKernels,
   oneHotKernels,
   rmsNormKernels,
   swigluKernels,
