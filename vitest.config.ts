@@ -49,6 +49,10 @@ export default defineConfig({
       {
         resolve,
         server: { headers },
+        // Loaded only when a device is asked for; found late, they would make the page load again in the middle of a test.
+        optimizeDeps: {
+          include: ['core', 'backend-cpu', 'backend-wasm', 'backend-webgpu'].map((part) => `@tensorflow/tfjs-${part}`),
+        },
         test: {
           name: 'browser',
           include: [...tests('.browser.test.ts'), ...tests('.gpu.test.ts')],
