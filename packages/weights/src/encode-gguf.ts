@@ -21,7 +21,7 @@ export function ggufRowBytes(format: GgufFormat, width: number, path: string): n
  * Quantizes rows into GGUF blocks by the reference quantizers of ggml (ggml-quants.c), from rows that are read once.
  * @param name of the matrix, for errors: a value or scale that is not finite throws NumericError
  */
-export async function encodeGguf(
+export async function encodeGgufBlocks(
   name: string,
   shape: readonly [out: number, in_: number],
   rows: RowReader,

@@ -1,5 +1,5 @@
 import { ConfigError, denseParameter, ggufBlocks, packBytes, type GgufFormat, type PackedShape } from '@niwaki/tensor';
-import { encodeGguf, ggufRowBytes, isGgufEncoded } from './encode-gguf.ts';
+import { encodeGgufBlocks, ggufRowBytes, isGgufEncoded } from './encode-gguf.ts';
 import { expectLength, packedReads } from './packed.ts';
 import { rowsOfTensor } from './rows.ts';
 import type { Weight } from './weight.ts';
@@ -32,7 +32,7 @@ export function ggufBlock(path: string, shape: readonly [number, number], format
       ? {
           encode: async (dense, target) => {
             const to = [dense.shape[0], dense.shape[1]] as const;
-            return ggufBlock(target, to, format, await encodeGguf(`${target}.weight`, to, rowsOfTensor(dense), format));
+            return ggufBlock(target, to, format, await encodeGgufBlocks(`${target}.weight`, to, rowsOfTensor(dense), format));
           },
         }
       : {}),

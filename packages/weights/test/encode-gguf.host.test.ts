@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest';
 import { decodePacked, ggufBlocks, NumericError, ShapeError, type GgufFormat } from '@niwaki/tensor';
-import { encodeGguf, type GgufEncoded } from '../src/index.ts';
+import { encodeGgufBlocks, type GgufEncoded } from '../src/index.ts';
 
 const hex = (bytes: Uint8Array): string => Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
 
 const encode = (values: Float32Array, format: GgufEncoded, width = values.length): Promise<Uint8Array> =>
-  encodeGguf('w.weight', [values.length / width, width], async ([from, to]) => values.slice(from * width, to * width), format);
+  encodeGgufBlocks('w.weight', [values.length / width, width], async ([from, to]) => values.slice(from * width, to * width), format);
 
 function decode(format: GgufFormat, blocks: Uint8Array): Float32Array {
   const { elements, bytes } = ggufBlocks[format];

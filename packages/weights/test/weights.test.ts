@@ -30,7 +30,7 @@ import {
   denseWeight,
   disposeWeight,
   encodeCodebook4,
-  encodeGguf,
+  encodeGgufBlocks,
   ggufBlock,
   lowRank,
   rowsOfTensor,
@@ -85,7 +85,7 @@ async function packed(source: Tensor2D, kind: string): Promise<Weight> {
     return codebook4('m', to, parts, { blockSize: 64, book: 'nf4' });
   }
   const format = kind as 'F16';
-  return ggufBlock('m', to, format, await encodeGguf('m.weight', to, rowsOfTensor(source), format));
+  return ggufBlock('m', to, format, await encodeGgufBlocks('m.weight', to, rowsOfTensor(source), format));
 }
 
 const kinds: [kind: string, make: () => Promise<Weight>][] = [
