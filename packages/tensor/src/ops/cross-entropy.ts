@@ -51,9 +51,9 @@ export function crossEntropy(logits: Tensor2D, targets: Tensor1D): Tensor1D {
     [logits],
     (save) => {
       const [loss, logSumExp] = runOp(crossEntropyOp, { logits, targets }, {});
-      save([logits, logSumExp!]);
+      save([logits, logSumExp!, targets]);
       return loss!;
     },
-    (dloss, [l, logSumExp]) => runOp(crossEntropyGradOp, { dloss, logits: l!, targets, logSumExp: logSumExp! }, {}),
+    (dloss, [l, logSumExp, t]) => runOp(crossEntropyGradOp, { dloss, logits: l!, targets: t!, logSumExp: logSumExp! }, {}),
   ) as Tensor1D;
 }
