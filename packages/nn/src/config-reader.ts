@@ -3,7 +3,7 @@ import { ConfigError } from '@niwaki/tensor';
 /** Typed reading of a config.json: absent and null take the default, a wrong type is an error that names the field. */
 export interface ConfigReader {
   raw(field: string): unknown;
-  integer(field: string, fallback?: number, options?: { least?: number }): number;
+  integer(field: string, fallback?: number, options?: { least?: number; most?: number }): number;
   /** Null switches the thing off; absent takes the fallback. */
   optionalInteger(field: string, fallback?: number): number | undefined;
   number(field: string, fallback?: number): number;
@@ -23,16 +23,16 @@ export function configReader(config: Readonly<Record<string, unknown>>, where: s
   };
   const finite = (field: string, value: unknown): number =>
     typeof value === 'number' && Number.isFinite(value) ? value : fail(field, `must be a finite number, got ${JSON.stringify(value)}`);
-  const whole = (field: string, value: unknown, least: number): number => {
+  // 2^31: sizes end up as int32 shapes and ids.
+  const whole = (field: string, value: unknown, least: number, most = 2 ** 31 - 1): number => {
     const number = finite(field, value);
-    // 2^31: sizes end up as int32 shapes and ids.
-    return Number.isInteger(number) && number >= least && number < 2 ** 31
+    return Number.isInteger(number) && number >= least && number <= most
       ? number
-      : fail(field, `must be a whole number from ${least}, got ${number}`);
+      : fail(field, `must be a whole number from ${least} to ${most}, got ${number}`);
   };
   return {
     raw: (field) => config[field],
-    integer: (field, fallback, { least = 1 } = {}) => whole(field, get(field, fallback), least),
+    integer: (field, fallback, { least = 1, most } = {}) => whole(field, get(field, fallback), least, most),
     optionalInteger: (field, fallback) => {
       const value = config[field] === undefined ? fallback : config[field];
       return value === null || value === undefined ? undefined : whole(field, value, 1);

@@ -5,7 +5,10 @@ import type { Model } from './graph.ts';
 
 export type HfConfig = Readonly<Record<string, unknown>>;
 
-/** Where a model's tensors come from; names are Hugging Face's. Undefined: the tensor is not there. */
+/**
+ * Where a model's tensors come from. Paths are Hugging Face's with the base prefix (`model.`), whatever the file spells;
+ * they become the parameters' paths. Undefined: the tensor is not there.
+ */
 export interface ModelParts {
   weight(path: string, shape: readonly [out: number, in_: number], role: Role): Promise<Weight | undefined>;
   vector(path: string, shape: readonly number[], role: Role): Promise<Parameter | undefined>;
@@ -29,7 +32,7 @@ export interface FamilyInput {
 }
 
 export interface Ask {
-  /** `fields` names the config fields behind each side, for the error. A placeholder stands for what is missing. */
+  /** `fields` names the config fields behind each side, for the error. What is missing is noted. */
   weight(path: string, shape: readonly [number, number], role: Role, fields: string): Promise<Weight>;
   vector(path: string, shape: readonly number[], role: Role, fields: string): Promise<Parameter>;
   /** For tensors that a file may leave out. */

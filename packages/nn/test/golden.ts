@@ -1,4 +1,4 @@
-import { denseParameter, tensor, type Tensor } from '@niwaki/tensor';
+import { denseParameter, tensor, tensor2d, type Tensor } from '@niwaki/tensor';
 import { denseWeight } from '@niwaki/weights';
 import { createModel, type HfConfig, type Model } from '@niwaki/nn';
 import { sharedJson } from '../../testing/src/shared.ts';
@@ -42,3 +42,22 @@ export function goldenModel(
 }
 
 export const goldenIo = (name: string): GoldenIo => sharedJson<GoldenIo>(`golden/models/${name}/io.json`);
+
+/** A golden's batch: padded keys on the left are not seen, positions count the padding as the reference does. */
+export function goldenBatch({ input_ids: ids, attention_mask: mask }: GoldenIo): { tokenIds: Tensor; keysFrom: Tensor; keysTo: Tensor } {
+  const from = mask.map((row) => row.map(() => row.indexOf(1)));
+  const to = mask.map((row) => row.map((seen, t) => (seen === 1 ? t + 1 : 0)));
+  const int = (rows: number[][]): Tensor => tensor2d(rows, undefined, 'int32');
+  return { tokenIds: int(ids), keysFrom: int(from), keysTo: int(to) };
+}
+
+/** Largest difference over the rows that are not padding. */
+export function distanceTo(expected: readonly number[], values: ArrayLike<number>, { attention_mask: mask }: GoldenIo): number {
+  const width = expected.length / mask.flat().length;
+  let worst = 0;
+  for (const [row, seen] of mask.flat().entries()) {
+    if (seen === 0) continue;
+    for (let i = row * width; i < (row + 1) * width; i++) worst = Math.max(worst, Math.abs(values[i]! - expected[i]!));
+  }
+  return worst;
+}

@@ -1,4 +1,4 @@
-import { init } from '@niwaki/backend';
+import { init } from '../../backend/src/index.ts';
 import { beforeAll } from 'vitest';
 import { paddingSuite } from './padding-suite.ts';
 

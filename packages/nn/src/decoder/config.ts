@@ -81,7 +81,8 @@ export function readDecoderConfig(config: Readonly<Record<string, unknown>>, fam
   const read = configReader(config, family);
   const own = defaults[family];
   const width = read.integer('hidden_size');
-  const layers = read.integer('num_hidden_layers');
+  // Lists are made of this length before any tensor is asked for.
+  const layers = read.integer('num_hidden_layers', undefined, { most: 10_000 });
   const heads = read.integer('num_attention_heads');
   const kvHeads = read.integer('num_key_value_heads', own.kvHeads ?? heads);
   const headSize = read.integer('head_dim', own.headSize ?? width / heads);
