@@ -1,7 +1,7 @@
 import { ConfigError, createDraw, StateError, type Parameter } from '@niwaki/tensor';
 import { applyMethod, type ApplyOptions } from '@niwaki/engine';
 import type { Adapter, AdapterSet, Model, Selector, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding, FileFields, PeftSet } from './adapter-method.ts';
+import { baseOf, type AdapterMethod, type Binding, type FileFields, type PeftSet, type StoredBase } from './adapter-method.ts';
 import { restrictSites, targetSites, type TargetModules } from './targets.ts';
 import { currentRows, tokenTargets, trainableTokens } from './trainable-tokens.ts';
 import { collectWarnings, type Warning } from './warning.ts';
@@ -60,6 +60,7 @@ export async function adapt(model: Model, method: AdapterMethod, options: AdaptO
       base: model.info.source,
       targets: targetsFor(model, at, sites, targeting),
       fields: fieldsFor(model),
+      alsoStored: storedEmbeddings(model, sites, tokens.length > 0),
       warnings,
     };
     attachActive(model, set);
@@ -123,5 +124,13 @@ function targetsFor(model: Model, at: Selector, sites: readonly Site[], options:
 function fieldsFor(model: Model): FileFields {
   const [architecture] = (model.info.config['architectures'] as readonly string[] | undefined) ?? [];
   const task = architecture?.endsWith('ForSequenceClassification') ? 'SEQ_CLS' : architecture?.endsWith('ForCausalLM') ? 'CAUSAL_LM' : null;
-  return { task_type: task };
+  return { task_type: task, ...(model.info.config['model_type'] === 'gpt2' && { fan_in_fan_out: true }) };
+}
+
+const embeddingNames: ReadonlySet<string> = new Set(['embed_tokens', 'lm_head']);
+
+/** PEFT stores the base weights of adapted embeddings, unless only rows of them train; its loader then expects them. */
+function storedEmbeddings(model: Model, sites: readonly Site[], rows: boolean): Map<string, StoredBase> {
+  const named = rows ? [] : sites.filter(({ path }) => embeddingNames.has(path.slice(path.lastIndexOf('.') + 1)));
+  return new Map(named.map(({ path }) => [`${path}.weight`, baseOf(model, `${path}.weight`)]));
 }

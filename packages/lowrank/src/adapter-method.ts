@@ -1,6 +1,6 @@
 import type { Draw, Parameter, Tensor } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
-import type { Adapter, AdapterSet, Site } from '@niwaki/nn';
+import type { Adapter, AdapterSet, Model, Site } from '@niwaki/nn';
 import type { TargetOptions } from './lora-options.ts';
 import type { TargetModules } from './targets.ts';
 import type { Warn, Warning } from './warning.ts';
@@ -14,11 +14,20 @@ export interface Binding {
   readonly warn: Warn;
 }
 
+/** Shapes by slot; 'rank' stands for a side that the tensors decide. */
+export type StoredShapes = Readonly<Record<string, readonly (number | 'rank')[]>>;
+
 /** A method whose adapters live in PEFT files. */
 export interface AdapterMethod extends Method {
   /** `peft_type` of the files. */
   readonly peftType: string;
   readonly targeting: TargetOptions;
+  /** PEFT's names of the tensors an adapter may store, such as `lora_A.weight`. */
+  readonly slots: readonly string[];
+  /** The tensors a site's adapter does store. */
+  stored(site: Site): StoredShapes;
+  /** The rank that the options give a site; undefined for methods without one. */
+  rankAt(site: Site): number | undefined;
   /** The same method, making the adapters of one set. */
   bind(binding: Binding): Method;
   /** An adapter from stored tensors by PEFT parameter name; it takes them over. */
@@ -35,6 +44,35 @@ export interface PeftSet extends AdapterSet {
   readonly targets: TargetModules;
   readonly fields: FileFields;
   readonly warnings: readonly Warning[];
+  /** Base weights that go into the file too, by parameter name: PEFT stores those of adapted embeddings. */
+  readonly alsoStored: ReadonlyMap<string, StoredBase>;
 }
+
+/** A parameter of the base, read when it is written. */
+export interface StoredBase {
+  readonly shape: readonly number[];
+  values(): Promise<Float32Array>;
+}
+
+/** @param name of a site's weight: `lm_head.weight` */
+export function baseOf(model: Model, name: string): StoredBase {
+  const [site] = model.sites((candidate) => `${candidate.path}.weight` === name) as [Site];
+  return {
+    shape: site.weight!.shape,
+    values: async () => {
+      const dense = site.weight!.dense();
+      try {
+        return (await dense.data()) as Float32Array;
+      } finally {
+        dense.dispose();
+      }
+    },
+  };
+}
+
+/** Every parameter a set brought along. */
+export const ownedBy = (set: Pick<AdapterSet, 'sites' | 'replaced'>): Parameter[] => [
+  ...new Set([...[...set.sites.values()].flatMap((adapter) => Object.values(adapter.parameters)), ...set.replaced.values()]),
+];
 
 export const isPeftSet = (set: AdapterSet): set is PeftSet => 'targets' in set && 'fields' in set;

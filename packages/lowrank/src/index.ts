@@ -6,3 +6,7 @@ export { loraScale, type LoraOptions, type LoraSettings, type TargetOptions } fr
 export { lora } from './lora.ts';
 export { defaultTargetsOf, endsWithName, layerOf, targetSites, type TargetModules } from './targets.ts';
 export type { Warning } from './warning.ts';
+export { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';
+export { saveAdapter, type SaveAdapterOptions } from './peft/save.ts';
+export type { AdapterSource, AdapterTarget } from './peft/files.ts';
+export * from './peft/errors.ts';

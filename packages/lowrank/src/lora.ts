@@ -2,7 +2,7 @@ import { ConfigError, createDraw, ShapeError, tidy, zeros, type Json, type Tenso
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Weight } from '@niwaki/weights';
 import type { Adapter, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding } from './adapter-method.ts';
+import type { AdapterMethod, Binding, StoredShapes } from './adapter-method.ts';
 import { columnNorms, rowNorms } from './direction.ts';
 import { initialEmbedding, initializerOf, type InitContext } from './initialization.ts';
 import { parameterPath, type LoraSpec } from './lora-adapter.ts';
@@ -32,6 +32,9 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
     ...bind(alone),
     peftType: 'LORA',
     targeting: settings,
+    slots: ['lora_A.weight', 'lora_B.weight', 'lora_B.bias', 'lora_embedding_A', 'lora_embedding_B', 'lora_magnitude_vector'],
+    stored: (site) => storedShapes(site, settings),
+    rankAt: (site) => rankOf(site, settings),
     bind,
     restore: (site, tensors, binding) => restoreLora(site, tensors, binding, settings),
   };
@@ -124,4 +127,16 @@ function restoreLora(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: 
   const a = get<Tensor2D>('lora_A.weight');
   const bias = tensors.get('lora_B.bias') as Tensor1D | undefined;
   return loraLinear(specOf(site, a.shape[0], settings, binding), { a, b: get('lora_B.weight'), bias, magnitude });
+}
+
+function storedShapes(site: Site, { loraBias, dora }: LoraSettings): StoredShapes {
+  const [out, width] = site.weight!.shape;
+  if (isEmbedding(site))
+    return { lora_embedding_A: ['rank', out], lora_embedding_B: [width, 'rank'], ...(dora && { lora_magnitude_vector: [width] }) };
+  return {
+    'lora_A.weight': ['rank', width],
+    'lora_B.weight': [out, 'rank'],
+    ...(loraBias && { 'lora_B.bias': [out] }),
+    ...(dora && { lora_magnitude_vector: [out] }),
+  };
 }

@@ -11,6 +11,7 @@ import {
   mul,
   nearest,
   NotFoundError,
+  scalar,
   sub,
   tensor1d,
   tidy,
@@ -130,6 +131,8 @@ const tokensAt = ({ point }: Site, { delta, table, ids }: Tokens): Adapter => ({
   startsFrom: 'base',
 });
 
+/** -1 reads row 0, which the mask then takes out. */
+const rowOf = (slots: Tensor): Tensor1D => maximum(slots, scalar(0, 'int32')) as Tensor1D;
 const hits = (slots: Tensor): Tensor => cast(greaterEqual(slots, 0), 'float32');
 
 /** y with row i replaced by rows[slots[i]] where that is not negative. */
@@ -139,11 +142,11 @@ function replaceRows(y: Tensor2D, slots: Tensor1D, rows: Tensor2D): Tensor2D {
     (save) => {
       save([slots]);
       const hit = expandDims(hits(slots), 1);
-      return add(mul(y, sub(1, hit)), mul(gather(rows, maximum(slots, 0)), hit));
+      return add(mul(y, sub(1, hit)), mul(gather(rows, rowOf(slots)), hit));
     },
     (dy, [saved]) => {
       const hit = expandDims(hits(saved!), 1);
-      return [mul(dy, sub(1, hit)), unsortedSegmentSum(mul(dy, hit), maximum(saved!, 0) as Tensor1D, rows.shape[0])];
+      return [mul(dy, sub(1, hit)), unsortedSegmentSum(mul(dy, hit), rowOf(saved!), rows.shape[0])];
     },
   ) as Tensor2D;
 }
@@ -155,7 +158,7 @@ function replaceColumns(y: Tensor2D, x: Tensor2D, rows: Tensor2D, slots: Tensor1
     (save) => {
       save([x, rows, slots]);
       const hit = hits(slots);
-      return add(mul(y, sub(1, hit)), mul(gather(matMul(x, rows, false, true), maximum(slots, 0), 1), hit));
+      return add(mul(y, sub(1, hit)), mul(gather(matMul(x, rows, false, true), rowOf(slots), 1), hit));
     },
     (dy, saved) => {
       const [sx, sRows, sSlots] = saved as [Tensor2D, Tensor2D, Tensor1D];

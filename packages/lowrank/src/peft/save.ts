@@ -1,0 +1,83 @@
+import { encodeFloats, writeSafetensors, type ByteSink, type LazyTensor } from '@niwaki/hub';
+import { ConfigError, type Json, type Parameter } from '@niwaki/tensor';
+import type { AdapterSet } from '@niwaki/nn';
+import { isPeftSet, type PeftSet } from '../adapter-method.ts';
+import { isTokens } from '../trainable-tokens.ts';
+import { peftFamilies } from './families.ts';
+import { writeFolder, type AdapterTarget } from './files.ts';
+import { parameterKey, slotKey } from './keys.ts';
+
+export interface SaveAdapterOptions {
+  /** Type of the stored numbers, default F32: what was trained. The others halve the file and round. */
+  readonly dtype?: 'F32' | 'F16' | 'BF16';
+  /** Written beside it, so that the folder is enough to chat with. */
+  readonly tokenizer?: { readonly files: { readonly tokenizer: Json; readonly config: Json } };
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Writes `adapter_config.json` and `adapter_model.safetensors` as Python's PEFT writes them: it loads them unchanged.
+ * All files appear or none. A tensor at a time is in memory.
+ * @throws ConfigError for a set that no PEFT file can hold
+ * @example await saveAdapter(set, './my-adapter');
+ */
+export async function saveAdapter(set: AdapterSet, target: AdapterTarget, options: SaveAdapterOptions = {}): Promise<void> {
+  const { dtype = 'F32', tokenizer, signal } = options;
+  const peft = peftForm(set);
+  const family = peftFamilies.get(peft.method.peftType);
+  if (family === undefined)
+    throw new ConfigError(`no writer for adapters of type ${peft.method.peftType}`, { peftType: peft.method.peftType });
+  const tensors = storedTensors(peft).map((tensor) => ({ ...tensor, dtype, read: async () => encodeFloats(await tensor.values(), dtype) }));
+  const json = (content: string) => (sink: ByteSink) => sink.write(new TextEncoder().encode(content));
+  const files = new Map<string, (sink: ByteSink) => Promise<void>>();
+  if (tokenizer !== undefined) {
+    files.set('tokenizer.json', json(JSON.stringify(tokenizer.files.tokenizer, null, 2)));
+    files.set('tokenizer_config.json', json(JSON.stringify(tokenizer.files.config, null, 2)));
+  }
+  files.set('adapter_model.safetensors', (sink) => writeSafetensors(tensors, sink, signal === undefined ? {} : { signal }));
+  files.set('adapter_config.json', json(pythonJson(family.write(peft))));
+  await writeFolder(target, files);
+}
+
+function peftForm(set: AdapterSet): PeftSet {
+  if (isPeftSet(set)) return set;
+  throw new ConfigError(`adapter '${set.name}' (${set.method.kind}) has no PEFT form`, {
+    name: set.name,
+    kind: set.method.kind,
+    help: 'Save sets that adapt or loadAdapter made.',
+  });
+}
+
+interface StoredTensor extends Pick<LazyTensor, 'name' | 'shape'> {
+  values(): Promise<Float32Array>;
+}
+
+/** What a file holds of a set. Statistics and tables are made again on loading. */
+export function storedTensors(set: PeftSet): StoredTensor[] {
+  const adapted = new Set([...set.sites].filter(([, adapter]) => !isTokens(adapter)).map(([path]) => path));
+  const seen = new Set<Parameter>();
+  const tensors: StoredTensor[] = [];
+  const add = (name: string, parameter: Parameter): void => {
+    // A parameter that tied sites share is stored once, under the first of them.
+    if (seen.has(parameter) || parameter.role === 'statistic' || parameter.role === 'index') return;
+    seen.add(parameter);
+    tensors.push({ name, shape: parameter.shape, values: async () => (await parameter.read().data()) as Float32Array });
+  };
+  for (const [path, adapter] of set.sites)
+    for (const [slot, parameter] of Object.entries(adapter.parameters)) add(slotKey(path, slot), parameter);
+  for (const [name, parameter] of set.replaced) add(parameterKey(name, { wrapped: adapted.has(moduleOf(name)) }), parameter);
+  for (const [name, stored] of set.alsoStored)
+    tensors.push({ name: parameterKey(name, { wrapped: adapted.has(moduleOf(name)) }), ...stored });
+  return tensors;
+}
+
+const moduleOf = (name: string): string => name.slice(0, name.lastIndexOf('.'));
+
+/**
+ * JSON as PEFT writes it: fields in order, two spaces. Nested keys keep their own order, since the first pattern that
+ * matches wins; Python sorts them too, which is its loss.
+ */
+function pythonJson(fields: { readonly [field: string]: Json }): string {
+  const sorted = Object.fromEntries(Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)));
+  return JSON.stringify(sorted, null, 2);
+}

@@ -1,0 +1,54 @@
+import { describe, expect, it } from 'vitest';
+import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/src/shared.ts';
+import { memory, withAdapters } from '@niwaki/tensor';
+import { loadAdapter, saveAdapter } from '../src/index.ts';
+import { distance, goldenModel, logitsOf, type GoldenIo } from './golden.ts';
+
+/** The reference's own merge error is 3e-6; its files were made on another machine in f32. */
+const tolerance = 1e-4;
+
+const names = [
+  'lora',
+  'lora-rslora',
+  'lora-dora',
+  'lora-patterns',
+  'lora-bias',
+  'lora-bias-only',
+  'lora-embed',
+  'lora-embed-dora',
+  'lora-layers-to-transform',
+  'lora-modules-to-save',
+  'lora-trainable-tokens',
+];
+
+describe.skipIf(!hasShared)('an adapter that Python wrote', () => {
+  describe.each(names)('%s', (name) => {
+    const path = `adapters/${name}`;
+    const io = hasShared ? sharedJson<GoldenIo>(`golden/${path}/io.json`) : undefined!;
+
+    it('gives the logits Python gives, and the base again without it', async () => {
+      const before = memory().numTensors;
+      const model = await goldenModel(io.base_model);
+      const base = await logitsOf(model, io.input_ids);
+      await loadAdapter(model, sharedPath(`golden/${path}`));
+      expect(distance(await logitsOf(model, io.input_ids), io.logits)).toBeLessThan(tolerance);
+      expect(distance(base, io.logits)).toBeGreaterThan(0.1);
+      expect(await logitsOf(model, io.input_ids, withAdapters('none'))).toEqual(base);
+      model.dispose();
+      expect(memory().numTensors).toBe(before);
+    });
+
+    it('is saved again byte for byte, with an equal config', async () => {
+      const model = await goldenModel(io.base_model);
+      const set = await loadAdapter(model, sharedPath(`golden/${path}`), { name: 'another' });
+      expect(set.warnings).toEqual([]);
+      const files = new Map<string, Uint8Array>();
+      await saveAdapter(set, files);
+      expect(JSON.parse(new TextDecoder().decode(files.get('adapter_config.json')))).toEqual(
+        sharedJson(`golden/${path}/adapter_config.json`),
+      );
+      expect(Buffer.compare(files.get('adapter_model.safetensors')!, sharedBytes(`golden/${path}/adapter_model.safetensors`))).toBe(0);
+      model.dispose();
+    });
+  });
+});
