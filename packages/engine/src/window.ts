@@ -64,7 +64,7 @@ export async function runAtomic(options: WindowOptions): Promise<WindowResult> {
     const total = measureAll(store, options);
     const applied = scalar(options.updates + 1);
     live.push(norm, ok, applied, ...(total === undefined ? [] : [total]));
-    const contextOf = contexts(options, applied, total);
+    const contextOf = contexts(options, { updates: applied, total, live });
 
     // Host work needs finite numbers, so where some is due the gate is read here already.
     let refused: boolean | undefined;
@@ -92,8 +92,8 @@ export async function runEager(options: WindowOptions): Promise<WindowResult> {
   const store = createGradientStore(options);
   const breathe = createBreath();
   const applied = scalar(options.updates + 1);
-  const contextOf = contexts(options, applied, undefined);
   const live: Tensor[] = [applied];
+  const contextOf = contexts(options, { updates: applied, total: undefined, live });
   let lossOk: Scalar | undefined;
   let allOk: Scalar | undefined;
   let committed = false;
@@ -158,12 +158,28 @@ async function estimateAll(options: WindowOptions, store: GradientStore, hooks: 
 /** Micro-batches draw under their own sample number, so that no address is used twice in a step. */
 const microDraw = (draw: Draw, micro: number): Draw => ({ at: (name, sample = micro) => draw.at(name, sample) });
 
+interface Shared {
+  readonly updates: Scalar;
+  readonly total: Scalar | undefined;
+  /** Disposed when the step ends. */
+  readonly live: Tensor[];
+}
+
+/** What an update is told, one parameter at a time; `once` shares tensors among them. */
 function contexts(
   { attempt, rate, progress, draw }: WindowOptions,
-  updates: Scalar,
-  total: Scalar | undefined,
+  { updates, total, live }: Shared,
 ): (parameter: Parameter) => UpdateContext {
-  return (parameter) => ({ parameter, attempt, updates, rate, progress, draw, ...(total === undefined ? {} : { total }) });
+  const made = new Map<string, Scalar>();
+  const once: UpdateContext['once'] = (name, make) => {
+    const known = made.get(name);
+    if (known !== undefined) return known;
+    const fresh = keep(make());
+    made.set(name, fresh);
+    live.push(fresh);
+    return fresh;
+  };
+  return (parameter) => ({ parameter, attempt, updates, rate, progress, draw, once, ...(total === undefined ? {} : { total }) });
 }
 
 function measureAll(store: GradientStore, { optimizer, states }: WindowOptions): Scalar | undefined {

@@ -1,4 +1,4 @@
-import { adamStep, biasCorrection, ConfigError, zeros, type Tensor } from '@niwaki/tensor';
+import { adamStep, biasCorrection, ConfigError, zeros, type Scalar, type Tensor } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
 
@@ -30,14 +30,15 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8 }: AdamOpti
     name: 'adam',
     layout: { momentum: { per: 'entry', signed: true }, variance: { per: 'entry', signed: false } },
     init: ({ shape }) => ({ momentum: zeros([...shape]), variance: zeros([...shape]) }),
-    update: (gradient, { momentum, variance }, { updates }) => {
+    update: (gradient, { momentum, variance }, { updates, once = (_, make) => make() }) => {
+      const correction = (beta: number): Scalar => once(`bias correction ${beta}`, () => biasCorrection(beta, updates));
       const { direction, ...state } = adamStep(
         {
           gradient: valueOf(gradient),
           momentum,
           variance,
-          correction1: biasCorrection(beta1, updates),
-          correction2: biasCorrection(beta2, updates),
+          correction1: correction(beta1),
+          correction2: correction(beta2),
         },
         { beta1, beta2, eps },
       );

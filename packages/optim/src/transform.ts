@@ -36,4 +36,6 @@ export interface UpdateContext {
   /** Sum of `measure` over the parameters of the step. */
   readonly total?: Scalar;
   readonly draw: Draw;
+  /** A tensor made once a step and shared by all its parameters, by name; the step owns it. Absent outside a step. */
+  once?(name: string, make: () => Scalar): Scalar;
 }

@@ -1,3 +1,4 @@
+import { chooseOp } from '@niwaki/tensor';
 import type { DataType, KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { wasmKernel } from './kernel.ts';
@@ -19,6 +20,10 @@ export const copyKernels = (device: WasmDevice): KernelConfig[] => [
     else target.set(source);
     return out;
   }),
+  // The gate is in memory here, so the choice is free: one of the two, shared.
+  wasmKernel<Readonly<Record<'ok' | 'next' | 'old', TensorInfo>>, object>(device, chooseOp.kernelName, ({ ok, next, old }) =>
+    share(device, (device.backend.typedArrayFromHeap(ok) as Entries)[0] === 0 ? old : next),
+  ),
 ];
 
 function share(device: WasmDevice, { dataId, shape, dtype }: TensorInfo): TensorInfo {
