@@ -35,17 +35,8 @@ export function multiply(device: WasmDevice, a: Matrix, b: Matrix, c: number, { 
     device.run(kernel, [a.at, b.at, b.stride, c, rows, columns, depth, taskColumns], { tasks: Math.ceil(columns / taskColumns), work });
     return;
   }
-  const block = device.relaxed ? 48 : 40;
-  const most = Math.max(leastRows, Math.min(mostRows, Math.floor(packedBytes / (depth * 4 * leastRows)) * leastRows));
-  const tiles = device.shared(Math.min(rows, most) * depth * 4);
-  for (let start = 0; start < rows; start += most) {
-    const height = Math.min(most, rows - start);
-    const source = a.at + start * 4 * (a.transposed ? 1 : a.stride);
-    device.run('packRows', [source, a.stride, flag(a.transposed), height, depth, tiles], {
-      tasks: Math.ceil(height / block),
-      work: height * depth * 4,
-    });
-    const { taskRows, taskColumns } = divide(height, columns, { block, threads: device.threads });
+  forPackedRows(device, a, { rows, depth }, ({ tiles, start, height }) => {
+    const { taskRows, taskColumns } = divide(device, height, columns);
     device.run(
       'multiplyPacked',
       [tiles, b.at, b.stride, flag(b.transposed), c + start * columns * 4, columns, height, columns, depth, taskRows, taskColumns],
@@ -55,19 +46,49 @@ export function multiply(device: WasmDevice, a: Matrix, b: Matrix, c: number, { 
         scratchBytes: device.kernels['panelBytes']!(taskColumns),
       },
     );
+  });
+}
+
+/** Some rows of A, packed. */
+export interface PackedRows {
+  readonly tiles: number;
+  readonly start: number;
+  readonly height: number;
+}
+
+/** Packs A for all threads, as many rows at a time as there is scratch for. `reserve` bytes of the shared scratch are left free before the tiles. */
+export function forPackedRows(
+  device: WasmDevice,
+  a: Matrix,
+  { rows, depth, reserve = 0 }: { rows: number; depth: number; reserve?: number },
+  use: (packed: PackedRows) => void,
+): void {
+  const most = Math.max(leastRows, Math.min(mostRows, Math.floor(packedBytes / (depth * 4 * leastRows)) * leastRows));
+  const tiles = device.shared(reserve + Math.min(rows, most) * depth * 4) + reserve;
+  for (let start = 0; start < rows; start += most) {
+    const height = Math.min(most, rows - start);
+    const source = a.at + start * 4 * (a.transposed ? 1 : a.stride);
+    device.run('packRows', [source, a.stride, flag(a.transposed), height, depth, tiles], {
+      tasks: Math.ceil(height / rowBlock(device)),
+      work: height * depth * 4,
+    });
+    use({ tiles, start, height });
   }
 }
 
-/** Tasks of a product: by columns, as B is then packed once; by rows too when the columns are too few for all threads. */
-function divide(
-  rows: number,
-  columns: number,
-  { block, threads }: { block: number; threads: number },
-): { taskRows: number; taskColumns: number } {
-  if (threads === 1) return { taskRows: rows, taskColumns: Math.min(256, ceilTo(columns, 8)) };
+const rowBlock = ({ relaxed }: WasmDevice): number => (relaxed ? 48 : 40);
+
+/**
+ * Tasks of a product: by columns, as B is then packed once; by rows too when the columns are too few for all threads.
+ * @param columnStep what the columns of a task are a multiple of
+ */
+export function divide(device: WasmDevice, rows: number, columns: number, columnStep = 8): { taskRows: number; taskColumns: number } {
+  const { threads } = device;
+  if (threads === 1) return { taskRows: rows, taskColumns: Math.min(256, ceilTo(columns, columnStep)) };
   const tasks = threads * 4;
-  const taskColumns = Math.min(256, Math.max(64, ceilTo(columns / tasks, 8)), ceilTo(columns, 8));
+  const taskColumns = Math.min(256, ceilTo(Math.max(64, columns / tasks), columnStep), ceilTo(columns, columnStep));
   const across = Math.ceil(columns / taskColumns);
+  const block = rowBlock(device);
   const down = Math.max(1, Math.min(Math.ceil(tasks / across), Math.floor(rows / (2 * block))));
   return { taskRows: ceilTo(rows / down, block), taskColumns };
 }

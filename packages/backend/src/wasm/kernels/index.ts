@@ -7,6 +7,7 @@ import { crossEntropyKernels } from './cross-entropy.ts';
 import { gatherKernels } from './gather.ts';
 import { matMulKernels } from './mat-mul.ts';
 import { oneHotKernels } from './one-hot.ts';
+import { packedKernels } from './packed-matmul.ts';
 import { rmsNormKernels } from './rms-norm.ts';
 import { ropeKernels } from './rope.ts';
 import { swigluKernels } from './swiglu.ts';
@@ -16,6 +17,7 @@ const families = [
   gatherKernels,
   copyKernels,
   oneHotKernels,
+  packedKernels,
   rmsNormKernels,
   swigluKernels,
   ropeKernels,

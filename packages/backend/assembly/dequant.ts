@@ -1,0 +1,311 @@
+/**
+ * Packed weights to floats, from the bytes of the file as they are: a run of elements at a time, never a matrix. Every
+ * product and sum is rounded by itself (no fused multiply-add), so that an element has the same bits as in the reference
+ * of packages/tensor/src/packed/layout.ts, in every build.
+ */
+import { half, halves } from './half';
+import { lookup } from './lanes';
+
+/** Formats by number, in the order of the list in src/wasm/kernels/packed-matmul.ts. */
+const CODEBOOK4: i32 = 0;
+const CODEBOOK4_NESTED: i32 = 1;
+const F16: i32 = 2;
+const BF16: i32 = 3;
+const Q4_0: i32 = 4;
+const Q4_1: i32 = 5;
+const Q8_0: i32 = 6;
+const Q4_K: i32 = 7;
+const Q6_K: i32 = 8;
+
+/** Addresses of the stored parts, as the caller wrote them. */
+@unmanaged
+export class Parts {
+  /** Blocks (GGUF) or codes (codebook). */
+  data: usize;
+  codebook: usize;
+  absmax: usize;
+  nestedMap: usize;
+  nestedAbsmax: usize;
+  nestedOffset: usize;
+  /** Elements of one absmax. */
+  blockSize: u32;
+}
+
+/**
+ * Elements [first, first + count) of the flattened matrix to out. In the GGUF formats both ends must be ends of blocks;
+ * codebook formats take any run.
+ */
+export function decode(format: i32, parts: Parts, first: u32, count: i32, out: usize): void {
+  const data = parts.data;
+  switch (format) {
+    case CODEBOOK4:
+    case CODEBOOK4_NESTED:
+      return decodeCodebook(parts, format === CODEBOOK4_NESTED, first, count, out);
+    case F16:
+      return decodeF16(data + 2 * first, count, out);
+    case BF16:
+      return decodeBF16(data + 2 * first, count, out);
+    case Q4_0:
+      return decodeQ4_0(data + 18 * (first / 32), count, out);
+    case Q4_1:
+      return decodeQ4_1(data + 20 * (first / 32), count, out);
+    case Q8_0:
+      return decodeQ8_0(data + 34 * (first / 32), count, out);
+    case Q4_K:
+      return decodeQ4_K(data + 144 * (first / 256), count, out);
+    default:
+      return decodeQ6_K(data + 210 * (first / 256), count, out);
+  }
+}
+
+/** scale of one block of a codebook format. */
+// @ts-ignore: decorator
+@inline
+function blockScale(parts: Parts, nested: bool, block: u32): f32 {
+  if (!nested) return load<f32>(parts.absmax + ((<usize>block) << 2));
+  const mapped = load<f32>(parts.nestedMap + ((<usize>load<u8>(parts.absmax + block)) << 2));
+  return mapped * load<f32>(parts.nestedAbsmax + ((<usize>(block >> 8)) << 2)) + load<f32>(parts.nestedOffset);
+}
+
+// @ts-ignore: decorator
+@inline
+function codeValue(parts: Parts, e: u32): f32 {
+  const byte = load<u8>(parts.data + (e >> 1));
+  const code: u32 = e & 1 ? byte & 15 : byte >> 4;
+  return load<f32>(parts.codebook + ((<usize>code) << 2));
+}
+
+/** Byte `plane` of each of the 16 codebook values. */
+function plane(codebook: usize, plane: i32): v128 {
+  let v = i8x16.splat(0);
+  v = i8x16.replace_lane(v, 0, load<i8>(codebook + plane));
+  v = i8x16.replace_lane(v, 1, load<i8>(codebook + plane, 4));
+  v = i8x16.replace_lane(v, 2, load<i8>(codebook + plane, 8));
+  v = i8x16.replace_lane(v, 3, load<i8>(codebook + plane, 12));
+  v = i8x16.replace_lane(v, 4, load<i8>(codebook + plane, 16));
+  v = i8x16.replace_lane(v, 5, load<i8>(codebook + plane, 20));
+  v = i8x16.replace_lane(v, 6, load<i8>(codebook + plane, 24));
+  v = i8x16.replace_lane(v, 7, load<i8>(codebook + plane, 28));
+  v = i8x16.replace_lane(v, 8, load<i8>(codebook + plane, 32));
+  v = i8x16.replace_lane(v, 9, load<i8>(codebook + plane, 36));
+  v = i8x16.replace_lane(v, 10, load<i8>(codebook + plane, 40));
+  v = i8x16.replace_lane(v, 11, load<i8>(codebook + plane, 44));
+  v = i8x16.replace_lane(v, 12, load<i8>(codebook + plane, 48));
+  v = i8x16.replace_lane(v, 13, load<i8>(codebook + plane, 52));
+  v = i8x16.replace_lane(v, 14, load<i8>(codebook + plane, 56));
+  return i8x16.replace_lane(v, 15, load<i8>(codebook + plane, 60));
+}
+
+/** 16 codes to 16 scaled floats: each byte of the values is looked up by itself, then the bytes are put together. */
+// @ts-ignore: decorator
+@inline
+function lookup16(codes: v128, p0: v128, p1: v128, p2: v128, p3: v128, scale: v128, out: usize): void {
+  const b0 = lookup(p0, codes);
+  const b1 = lookup(p1, codes);
+  const b2 = lookup(p2, codes);
+  const b3 = lookup(p3, codes);
+  const low01 = v128.shuffle<i8>(b0, b1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const high01 = v128.shuffle<i8>(b0, b1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const low23 = v128.shuffle<i8>(b2, b3, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const high23 = v128.shuffle<i8>(b2, b3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  v128.store(out, f32x4.mul(scale, v128.shuffle<i16>(low01, low23, 0, 8, 1, 9, 2, 10, 3, 11)));
+  v128.store(out, f32x4.mul(scale, v128.shuffle<i16>(low01, low23, 4, 12, 5, 13, 6, 14, 7, 15)), 16);
+  v128.store(out, f32x4.mul(scale, v128.shuffle<i16>(high01, high23, 0, 8, 1, 9, 2, 10, 3, 11)), 32);
+  v128.store(out, f32x4.mul(scale, v128.shuffle<i16>(high01, high23, 4, 12, 5, 13, 6, 14, 7, 15)), 48);
+}
+
+/** Any run, even one that starts inside a byte and crosses blocks. The first element of a byte is its high nibble. */
+function decodeCodebook(parts: Parts, nested: bool, first: u32, count: i32, out: usize): void {
+  const p0 = plane(parts.codebook, 0);
+  const p1 = plane(parts.codebook, 1);
+  const p2 = plane(parts.codebook, 2);
+  const p3 = plane(parts.codebook, 3);
+  const mask = i8x16.splat(15);
+  const size = parts.blockSize;
+  const end = first + count;
+  let block = first / size;
+  let blockEnd = (block + 1) * size;
+  let e = first;
+  while (e < end) {
+    const stop = blockEnd < end ? blockEnd : end;
+    const s = blockScale(parts, nested, block);
+    const scale = f32x4.splat(s);
+    if (e & 1) {
+      store<f32>(out, codeValue(parts, e) * s);
+      out += 4;
+      e += 1;
+    }
+    let at = parts.data + (e >> 1);
+    for (; e + 32 <= stop; e += 32) {
+      const bytes = v128.load(at);
+      const high = i8x16.shr_u(bytes, 4);
+      const low = v128.and(bytes, mask);
+      lookup16(v128.shuffle<i8>(high, low, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), p0, p1, p2, p3, scale, out);
+      lookup16(v128.shuffle<i8>(high, low, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), p0, p1, p2, p3, scale, out + 64);
+      at += 16;
+      out += 128;
+    }
+    for (; e < stop; e++) {
+      store<f32>(out, codeValue(parts, e) * s);
+      out += 4;
+    }
+    block += 1;
+    blockEnd += size;
+  }
+}
+
+function decodeF16(at: usize, count: i32, out: usize): void {
+  let i = 0;
+  for (; i + 4 <= count; i += 4) {
+    v128.store(out, halves(v128.load16x4_u(at)));
+    at += 8;
+    out += 16;
+  }
+  for (; i < count; i++) {
+    store<f32>(out, half(at));
+    at += 2;
+    out += 4;
+  }
+}
+
+function decodeBF16(at: usize, count: i32, out: usize): void {
+  let i = 0;
+  for (; i + 4 <= count; i += 4) {
+    v128.store(out, i32x4.shl(v128.load16x4_u(at), 16));
+    at += 8;
+    out += 16;
+  }
+  for (; i < count; i++) {
+    store<u32>(out, (<u32>load<u16>(at)) << 16);
+    at += 2;
+    out += 4;
+  }
+}
+
+/** 16 signed bytes times a scale, to floats. */
+// @ts-ignore: decorator
+@inline
+function scale16(bytes: v128, scale: v128, out: usize): void {
+  const low = i16x8.extend_low_i8x16_s(bytes);
+  const high = i16x8.extend_high_i8x16_s(bytes);
+  v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(low))));
+  v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(low))), 16);
+  v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(high))), 32);
+  v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(high))), 48);
+}
+
+/** The same, plus an offset. */
+// @ts-ignore: decorator
+@inline
+function scaleAdd16(bytes: v128, scale: v128, offset: v128, out: usize): void {
+  const low = i16x8.extend_low_i8x16_s(bytes);
+  const high = i16x8.extend_high_i8x16_s(bytes);
+  v128.store(out, f32x4.add(f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(low))), offset));
+  v128.store(out, f32x4.add(f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(low))), offset), 16);
+  v128.store(out, f32x4.add(f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(high))), offset), 32);
+  v128.store(out, f32x4.add(f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(high))), offset), 48);
+}
+
+function decodeQ4_0(at: usize, count: i32, out: usize): void {
+  const mask = i8x16.splat(15);
+  const eight = i8x16.splat(8);
+  for (let i = 0; i < count; i += 32) {
+    const scale = f32x4.splat(half(at));
+    const bytes = v128.load(at, 2);
+    scale16(i8x16.sub(v128.and(bytes, mask), eight), scale, out);
+    scale16(i8x16.sub(i8x16.shr_u(bytes, 4), eight), scale, out + 64);
+    at += 18;
+    out += 128;
+  }
+}
+
+function decodeQ4_1(at: usize, count: i32, out: usize): void {
+  const mask = i8x16.splat(15);
+  for (let i = 0; i < count; i += 32) {
+    const scale = f32x4.splat(half(at));
+    const offset = f32x4.splat(half(at + 2));
+    const bytes = v128.load(at, 4);
+    scaleAdd16(v128.and(bytes, mask), scale, offset, out);
+    scaleAdd16(i8x16.shr_u(bytes, 4), scale, offset, out + 64);
+    at += 20;
+    out += 128;
+  }
+}
+
+function decodeQ8_0(at: usize, count: i32, out: usize): void {
+  for (let i = 0; i < count; i += 32) {
+    const scale = f32x4.splat(half(at));
+    scale16(v128.load(at, 2), scale, out);
+    scale16(v128.load(at, 18), scale, out + 64);
+    at += 34;
+    out += 128;
+  }
+}
+
+/** Super-blocks of 256: 8 sub-blocks of 32 with 6-bit scale and min each; a 32-byte run holds two sub-blocks, one per nibble. */
+function decodeQ4_K(at: usize, count: i32, out: usize): void {
+  const mask = i8x16.splat(15);
+  for (let i = 0; i < count; i += 256) {
+    const d = half(at);
+    const dmin = half(at + 2);
+    const pairs = at + 4;
+    for (let j = 0; j < 8; j += 2) {
+      const bytes0 = v128.load(at + 16 + ((<usize>j) << 4));
+      const bytes1 = v128.load(at + 16 + ((<usize>j) << 4), 16);
+      const s0 = f32x4.splat(d * <f32>sixBitScale(pairs, j));
+      const m0 = f32x4.splat(-(dmin * <f32>sixBitMin(pairs, j)));
+      const s1 = f32x4.splat(d * <f32>sixBitScale(pairs, j + 1));
+      const m1 = f32x4.splat(-(dmin * <f32>sixBitMin(pairs, j + 1)));
+      scaleAdd16(v128.and(bytes0, mask), s0, m0, out);
+      scaleAdd16(v128.and(bytes1, mask), s0, m0, out + 64);
+      scaleAdd16(i8x16.shr_u(bytes0, 4), s1, m1, out + 128);
+      scaleAdd16(i8x16.shr_u(bytes1, 4), s1, m1, out + 192);
+      out += 256;
+    }
+    at += 144;
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function sixBitScale(at: usize, j: i32): u32 {
+  if (j < 4) return load<u8>(at + j) & 63;
+  return (load<u8>(at + j + 4) & 15) | ((load<u8>(at + j - 4) >> 6) << 4);
+}
+
+// @ts-ignore: decorator
+@inline
+function sixBitMin(at: usize, j: i32): u32 {
+  if (j < 4) return load<u8>(at + j + 4) & 63;
+  return (load<u8>(at + j + 4) >> 4) | ((load<u8>(at + j) >> 6) << 4);
+}
+
+/** Super-blocks of 256 in two halves of 128; a half has four runs of 32 whose low 4 bits and high 2 bits lie apart. */
+function decodeQ6_K(at: usize, count: i32, out: usize): void {
+  const low = i8x16.splat(15);
+  const two = i8x16.splat(3);
+  const bias = i8x16.splat(32);
+  for (let i = 0; i < count; i += 256) {
+    const d = half(at + 208);
+    for (let h = 0; h < 2; h++) {
+      for (let part = 0; part < 2; part++) {
+        const ql = at + 64 * h + 16 * part;
+        const first = v128.load(ql);
+        const second = v128.load(ql, 32);
+        const high = v128.load(at + 128 + 32 * h + 16 * part);
+        const scales = at + 192 + 8 * h + part;
+        const to = out + ((<usize>(128 * h + 16 * part)) << 2);
+        const q0 = v128.or(v128.and(first, low), i8x16.shl(v128.and(high, two), 4));
+        const q1 = v128.or(v128.and(second, low), i8x16.shl(v128.and(i8x16.shr_u(high, 2), two), 4));
+        const q2 = v128.or(i8x16.shr_u(first, 4), i8x16.shl(v128.and(i8x16.shr_u(high, 4), two), 4));
+        const q3 = v128.or(i8x16.shr_u(second, 4), i8x16.shl(i8x16.shr_u(high, 6), 4));
+        scale16(i8x16.sub(q0, bias), f32x4.splat(d * <f32>load<i8>(scales)), to);
+        scale16(i8x16.sub(q1, bias), f32x4.splat(d * <f32>load<i8>(scales, 2)), to + 128);
+        scale16(i8x16.sub(q2, bias), f32x4.splat(d * <f32>load<i8>(scales, 4)), to + 256);
+        scale16(i8x16.sub(q3, bias), f32x4.splat(d * <f32>load<i8>(scales, 6)), to + 384);
+      }
+    }
+    at += 210;
+    out += 1024;
+  }
+}

@@ -1,0 +1,104 @@
+import {
+  ggufBlocks,
+  packedMatMulOp,
+  packedRowsOp,
+  ShapeError,
+  type PackedFormat,
+  type PackedParts,
+  type PackedShape,
+} from '@niwaki/tensor';
+import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
+import type { WasmDevice } from '../device.ts';
+import { divide, forPackedRows } from '../gemm.ts';
+import { wasmKernel } from './kernel.ts';
+
+/** Formats by their number in assembly/dequant.ts. */
+const formats: readonly PackedFormat[] = ['codebook4', 'codebook4-nested', 'F16', 'BF16', 'Q4_0', 'Q4_1', 'Q8_0', 'Q4_K', 'Q6_K'];
+
+type Parts = { readonly [K in keyof PackedParts]: TensorInfo };
+
+/** Products and rows of packed matrices, straight from the bytes of the file. */
+export const packedKernels = (device: WasmDevice): KernelConfig[] => [
+  wasmKernel<Parts & { readonly x: TensorInfo }, PackedShape & { transposed: boolean }>(
+    device,
+    packedMatMulOp.kernelName,
+    ({ x, ...parts }, { transposed, ...shape }) => [multiply(device, x, parts, shape, transposed)],
+  ),
+  wasmKernel<Parts & { readonly ids: TensorInfo }, PackedShape>(device, packedRowsOp.kernelName, ({ ids, ...parts }, shape) => [
+    rows(device, ids, parts, shape),
+  ]),
+];
+
+/** Room for the addresses of the parts at the front of the shared scratch. */
+const tableBytes = 64;
+
+function writeTable(
+  device: WasmDevice,
+  { codes, blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset }: Parts,
+  { blockSize }: PackedShape,
+): number {
+  const table = device.shared(tableBytes);
+  const parts = [codes ?? blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset];
+  device.words(table, tableBytes / 4).set([...parts.map((part) => (part === undefined ? 0 : device.address(part))), blockSize]);
+  return table;
+}
+
+/** Elements at whose multiples a row may be cut. */
+const blockOf = ({ format }: PackedShape): number =>
+  format === 'codebook4' || format === 'codebook4-nested' ? 1 : ggufBlocks[format].elements;
+
+function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: PackedShape, transposed: boolean): TensorInfo {
+  const [count, depth] = x.shape as [number, number];
+  const { out: outer, in: width } = shape;
+  const [expected, columns] = transposed ? [outer, width] : [width, outer];
+  if (depth !== expected) {
+    throw new ShapeError(
+      `packed matMul: x has ${depth} columns, a ${transposed ? 'transposed ' : ''}weight of [${outer}, ${width}] takes ${expected}`,
+      {
+        x: x.shape,
+        weight: [outer, width],
+      },
+    );
+  }
+  const y = device.output([count, columns]);
+  const at = device.address(y);
+  const format = formats.indexOf(shape.format);
+  const work = count * columns * depth;
+  if (count <= 4) {
+    const table = writeTable(device, parts, shape);
+    const kernel = transposed ? 'multiplyFewRowsTransposed' : 'multiplyFewRows';
+    const taskColumns = transposed ? Math.max(128, blockOf(shape)) : 32;
+    device.run(kernel, [device.address(x), format, table, width, at, count, transposed ? outer : columns, taskColumns], {
+      tasks: Math.ceil(columns / taskColumns),
+      // Decoding an element costs a few multiply-adds, whatever the rows.
+      work: work + 8 * columns * depth,
+      scratchBytes: device.kernels['packedRunBytes']!(),
+    });
+    return y;
+  }
+  const a = { at: device.address(x), stride: depth, transposed: false };
+  forPackedRows(device, a, { rows: count, depth, reserve: tableBytes }, ({ tiles, start, height }) => {
+    const table = writeTable(device, parts, shape);
+    const { taskRows, taskColumns } = divide(device, height, columns, transposed ? Math.max(8, blockOf(shape)) : 8);
+    device.run(
+      'multiplyPackedWeight',
+      [tiles, format, table, width, transposed ? 1 : 0, at + start * columns * 4, height, columns, depth, taskRows, taskColumns],
+      {
+        tasks: Math.ceil(height / taskRows) * Math.ceil(columns / taskColumns),
+        work: height * columns * depth,
+        scratchBytes: device.kernels['packedWeightBytes']!(taskColumns),
+      },
+    );
+  });
+  return y;
+}
+
+function rows(device: WasmDevice, ids: TensorInfo, parts: Parts, shape: PackedShape): TensorInfo {
+  const wrong = device.ints(ids).find((id) => !(id >= 0 && id < shape.out));
+  if (wrong !== undefined) throw new ShapeError(`packed rows: id ${wrong} is outside of [0, ${shape.out})`, { id: wrong, rows: shape.out });
+  const count = ids.shape[0]!;
+  const out = device.output([count, shape.in]);
+  const args = [device.address(ids), formats.indexOf(shape.format), writeTable(device, parts, shape), shape.in, device.address(out)];
+  device.run('packedRows', args, { tasks: count, work: count * shape.in * 8 });
+  return out;
+}
