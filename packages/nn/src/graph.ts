@@ -41,8 +41,11 @@ export interface Adapter {
   apply(x: Tensor, next: (x: Tensor) => Tensor2D, call: Call, site: Site): Tensor2D;
   /** The additive family: y = base(x) + delta(x). */
   delta?(): Weight;
-  /** New values for the site; neither `delta` nor `merge` = not mergeable. The base is untouched. */
-  merge?(weight: Weight, bias?: Parameter): Promise<MergedSite>;
+  /**
+   * New values for the site; neither `delta` nor `merge` = not mergeable. The base is untouched.
+   * @param base the site's own weight, where adapters merged before this one already changed `weight`
+   */
+  merge?(weight: Weight, bias?: Parameter, base?: Weight): Promise<MergedSite>;
   readonly startsFrom?: 'base' | 'near' | 'rewritten' | 'elsewhere';
   readonly gradient?: 'exact' | 'surrogate';
 }

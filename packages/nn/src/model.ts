@@ -28,7 +28,6 @@ export interface GraphSpec {
 export function createGraph(spec: GraphSpec): Model {
   const adapters = new Map<string, AdapterSet>();
   let active: readonly string[] = [];
-  let untied = false;
   const attached: Attached = {
     adapters,
     get active() {
@@ -39,6 +38,8 @@ export function createGraph(spec: GraphSpec): Model {
   const stages = specs.map((stage): Stage => ({ ...stage, parameters: () => unique(parametersOf(stage, adapters)) }));
   const allSites = specs.flatMap((stage) => stage.sites);
   const siteAt = new Map(allSites.map((site) => [site.path, site]));
+  const ties = new Map(allSites.flatMap((site) => (site.tiedTo === undefined ? [] : [[site, site.tiedTo] as const])));
+  const holds = (site: Site, to: string): boolean => siteAt.get(to)?.weight === site.weight;
   const everything = (): Parameter[] =>
     unique([...specs.flatMap((stage) => parametersOf(stage, adapters)), ...[...adapters.values()].flatMap(parametersOfSet)]);
 
@@ -46,13 +47,20 @@ export function createGraph(spec: GraphSpec): Model {
 
   return {
     get info() {
-      return untied ? { ...spec.info, config: { ...spec.info.config, tie_word_embeddings: false } } : spec.info;
+      return [...ties].some(([site, to]) => !holds(site, to))
+        ? { ...spec.info, config: { ...spec.info.config, tie_word_embeddings: false } }
+        : spec.info;
     },
     stages: () => stages,
     sites: (at) => selectSites(allSites, at),
     parameters: () => new Map(everything().map((parameter) => [parameter.path, parameter])),
     replace: (path, weight, options = {}) => {
-      if (replaceWeight(siteOf(path), allSites, weight, options)) untied = true;
+      replaceWeight(siteOf(path), allSites, weight, options);
+      // A tie is one weight at two sites: cut when they part, and there again when the old weight comes back to both.
+      for (const [site, to] of ties) {
+        if (holds(site, to)) site.tiedTo = to;
+        else delete site.tiedTo;
+      }
     },
     adapters,
     attach: (set) => {
@@ -130,8 +138,7 @@ function selectSites(sites: readonly Site[], at: Selector): readonly Site[] {
   return sites.filter((site) => paths.has(site.path));
 }
 
-/** Returns true when a tie was cut. */
-function replaceWeight(site: Site, sites: readonly Site[], weight: Weight, { keep, untie, bias }: ReplaceOptions): boolean {
+function replaceWeight(site: Site, sites: readonly Site[], weight: Weight, { keep, untie, bias }: ReplaceOptions): void {
   const old = site.weight;
   if (old !== undefined && old.shape.join() !== weight.shape.join()) {
     throw new ShapeError(`'${site.path}' holds a matrix [${old.shape}], got [${weight.shape}]`, {
@@ -162,10 +169,7 @@ function replaceWeight(site: Site, sites: readonly Site[], weight: Weight, { kee
     if (bias !== site.bias) site.bias?.dispose();
     site.bias = bias;
   }
-  const cut = untie === true && group.length > 1;
-  if (cut) for (const member of group) delete member.tiedTo;
   if (!keep && old !== undefined && old !== weight) disposeUnused(old, sites);
-  return cut;
 }
 
 /** A new weight may be built around parts of the old one (a mask over it): those live on. */
