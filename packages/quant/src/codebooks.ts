@@ -20,9 +20,9 @@ export const nf4Codebook: Float32Array = Float32Array.of(
   1,
 );
 
-/** The 16 values of bitsandbytes' 4-bit float by code: bit 3 is the sign, and the order is not ascending. */
+/** The 16 values of bitsandbytes' 4-bit float by code: bit 3 is the sign, zero has two codes, and the order is not ascending. */
 export const fp4Codebook: Float32Array = Float32Array.from(
-  [0, 0.0625, 8, 12, 4, 6, 2, 3, -0, -0.0625, -8, -12, -4, -6, -2, -3],
+  [0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3],
   (value) => value / 12,
 );
 
@@ -46,10 +46,9 @@ function makeDynamicMap(): Float32Array {
   return Float32Array.from(values).sort();
 }
 
-/** Points on [0.1, 1], each end counted from its own side as torch's linspace does. */
+/** Points on [0.1, 1] as torch's linspace gives them: each from the nearer end, product and sum rounded once. */
 function evenlySpaced(count: number): number[] {
-  const step = fround(fround(1 - fround(0.1)) / (count - 1));
-  return Array.from({ length: count }, (_, i) =>
-    i < count / 2 ? fround(fround(0.1) + fround(step * i)) : fround(1 - fround(step * (count - 1 - i))),
-  );
+  const start = fround(0.1);
+  const step = fround(fround(1 - start) / (count - 1));
+  return Array.from({ length: count }, (_, i) => fround(i < Math.floor(count / 2) ? start + step * i : 1 - step * (count - 1 - i)));
 }

@@ -46,8 +46,8 @@ describe('writing GGUF blocks', () => {
     expect([...decode(format, blocks)].every((value) => value === 0)).toBe(true);
   });
 
-  it('Q4_0 of zeros holds the code of zero', async () => {
-    expect(hex(await encode(new Float32Array(64), 'Q4_0'))).toBe(`0000${'88'.repeat(16)}`.repeat(2));
+  it('Q4_0 of zeros holds the code of zero, and the negative zero that 0 / -8 is', async () => {
+    expect(hex(await encode(new Float32Array(64), 'Q4_0'))).toBe(`0080${'88'.repeat(16)}`.repeat(2));
   });
 
   it.each([
