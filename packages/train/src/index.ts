@@ -5,8 +5,8 @@ export type { DataPlan, PlanOptions, TrainData, DataWindow } from './data/train-
 export { languageData, type LanguageData, type LanguageDataOptions } from './data/language-data.ts';
 export { exactBatches } from './data/exact-batches.ts';
 export { epochOrder } from './data/order.ts';
-export { memoryFolder, type Folder } from './checkpoint/folder.ts';
-export { nodeFolder } from './checkpoint/node-folder.ts';
+export { memoryFolder, type RunFolder } from './checkpoint/run-folder.ts';
+export { diskFolder } from './checkpoint/disk-folder.ts';
 export {
   CheckpointError,
   checkpointNames,
@@ -15,10 +15,12 @@ export {
   type Checkpoint,
   type RunState,
 } from './checkpoint/checkpoint.ts';
-export { parseRecipe, recipeNames, type Recipe, type RecipeName } from './recipe/recipe.ts';
+export { parseRecipe, recipeNames, type Bound, type Factory, type Recipe, type RecipeName } from './recipe/recipe.ts';
 export { tokenizeDocuments, type TokenizeOptions } from './data/tokenize.ts';
 export { evaluateBatch, type EvaluateBatchOptions } from './evaluate/evaluate-batch.ts';
 export { evaluateText, type EvaluateTextOptions, type TextScore } from './evaluate/evaluate-text.ts';
 export { train, type TrainOptions } from './loop/train.ts';
 export type { CheckpointOptions } from './loop/keeper.ts';
 export type { CheckpointEvent, EvaluationEvent, MemoryByOwner, ResumeEvent, StepEvent, TrainEvent } from './loop/events.ts';
+export type { KitOptions, Placing, RecipeKit } from './recipe/kit.ts';
+export { runRecipe, type RecipeEvent, type RecipeResult, type RunRecipeOptions } from './recipe/run-recipe.ts';

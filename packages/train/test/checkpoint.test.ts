@@ -12,8 +12,8 @@ import {
   saveCheckpoint,
   type RunState,
 } from '../src/checkpoint/checkpoint.ts';
-import { memoryFolder, type Folder } from '../src/checkpoint/folder.ts';
-import { nodeFolder } from '../src/checkpoint/node-folder.ts';
+import { memoryFolder, type RunFolder } from '../src/checkpoint/run-folder.ts';
+import { diskFolder } from '../src/checkpoint/disk-folder.ts';
 
 const state = (attempt: number): RunState => ({
   attempt,
@@ -42,8 +42,8 @@ beforeEach(async () => {
 });
 afterEach(() => rm(directory, { recursive: true, force: true }));
 
-const kinds: readonly [string, () => Folder][] = [
-  ['a directory', () => nodeFolder(join(directory, 'not/there/yet'))],
+const kinds: readonly [string, () => RunFolder][] = [
+  ['a directory', () => diskFolder(join(directory, 'not/there/yet'))],
   ['memory', () => memoryFolder()],
 ];
 
@@ -95,7 +95,7 @@ describe('a checkpoint that fails', () => {
   const parameters = new Map([['p', tensor1d([1, 2, 3])]]);
 
   /** A folder whose writes fail from the n-th on, as a full disk does. */
-  const failing = (inner: Folder, from: number, operation: 'write' | 'rename'): Folder => {
+  const failing = (inner: RunFolder, from: number, operation: 'write' | 'rename'): RunFolder => {
     let calls = 0;
     return {
       ...inner,
@@ -112,7 +112,7 @@ describe('a checkpoint that fails', () => {
     ['write', 3],
     ['rename', 1],
   ] as const)('leaves the one before untouched when %s number %i fails, and nothing else', async (operation, from) => {
-    const folder = nodeFolder(directory);
+    const folder = diskFolder(directory);
     await saveCheckpoint(folder, { state: state(1), parameters, optimizer: new Map() }, { keep: 1 });
     const saving = saveCheckpoint(failing(folder, from, operation), { state: state(2), parameters, optimizer: new Map() }, { keep: 1 });
     await expect(saving).rejects.toThrow(CheckpointError);
@@ -124,7 +124,7 @@ describe('a checkpoint that fails', () => {
   });
 
   it('ignores and removes the draft of a killed process', async () => {
-    const folder = nodeFolder(directory);
+    const folder = diskFolder(directory);
     await folder.write('partial-checkpoint-00000005/parameters.safetensors', new Uint8Array(3));
     expect(await loadCheckpoint(folder)).toBeUndefined();
     await removeDrafts(folder);

@@ -106,7 +106,12 @@ describe('the loop', () => {
           const [rows, time] = ids.shape as [number, number];
           const [flat, ends] = [ids.dataSync(), to.dataSync()];
           for (let r = 0; r < rows; r++)
-            seen.push([...flat.slice(r * time, (r + 1) * time)].filter((_, t) => ends[r * time + t]! > 0).join());
+            seen.push(
+              flat
+                .slice(r * time, (r + 1) * time)
+                .filter((_, t) => ends[r * time + t]! > 0)
+                .join(),
+            );
           disposeBatch(batch);
         }
       }

@@ -1,7 +1,7 @@
 import { FormatError, NiwakiError, type Json, type Tensor } from '@niwaki/tensor';
 import type { State } from '@niwaki/optim';
 import * as v from 'valibot';
-import type { Folder } from './folder.ts';
+import type { RunFolder } from './run-folder.ts';
 import { decodeTensors, encodeTensors } from './tensors.ts';
 
 /** A checkpoint that cannot be written, or does not fit the run that wants to go on from it. */
@@ -86,7 +86,7 @@ const joint = ' ';
  * @throws CheckpointError when the folder cannot be written (a full disk); what was there before is untouched
  */
 export async function saveCheckpoint(
-  folder: Folder,
+  folder: RunFolder,
   { state, parameters, optimizer }: Checkpoint,
   { keep }: { keep: number },
 ): Promise<string> {
@@ -127,15 +127,24 @@ export async function saveCheckpoint(
 }
 
 /** Whole checkpoints of a folder, oldest first. */
-export async function checkpointNames(folder: Folder): Promise<string[]> {
+export async function checkpointNames(folder: RunFolder): Promise<string[]> {
   const names = await folder.list();
   return names
     .filter((name) => /^checkpoint-\d+$/.test(name))
     .sort((a, b) => Number(a.slice(prefix.length)) - Number(b.slice(prefix.length)));
 }
 
+/** What the newest checkpoint says of its run, without its tensors. */
+export async function newestState(folder: RunFolder): Promise<RunState | undefined> {
+  const name = (await checkpointNames(folder)).at(-1);
+  if (name === undefined) return undefined;
+  const bytes = await folder.read(`${name}/${files.state}`);
+  if (bytes === undefined) throw broken(folder, name, `${files.state} is missing`);
+  return parseState(bytes, folder, name).state;
+}
+
 /** Drafts that a killed process left behind. */
-export async function removeDrafts(folder: Folder): Promise<void> {
+export async function removeDrafts(folder: RunFolder): Promise<void> {
   for (const name of await folder.list()) if (name.startsWith(partial)) await folder.remove(name);
 }
 
@@ -143,7 +152,7 @@ export async function removeDrafts(folder: Folder): Promise<void> {
  * The newest checkpoint of a folder, or undefined where there is none; the caller owns the tensors.
  * @throws FormatError where a file of it is missing or is not what it should be
  */
-export async function loadCheckpoint(folder: Folder): Promise<Checkpoint | undefined> {
+export async function loadCheckpoint(folder: RunFolder): Promise<Checkpoint | undefined> {
   const name = (await checkpointNames(folder)).at(-1);
   if (name === undefined) return undefined;
   const read = async (file: string): Promise<Uint8Array> => {
@@ -167,7 +176,7 @@ export async function loadCheckpoint(folder: Folder): Promise<Checkpoint | undef
   return { state, parameters, optimizer };
 }
 
-function parseState(bytes: Uint8Array, folder: Folder, name: string): { state: RunState; numbers: StateNumbers } {
+function parseState(bytes: Uint8Array, folder: RunFolder, name: string): { state: RunState; numbers: StateNumbers } {
   let json: unknown;
   try {
     json = JSON.parse(new TextDecoder().decode(bytes));
@@ -183,7 +192,7 @@ function parseState(bytes: Uint8Array, folder: Folder, name: string): { state: R
   return { numbers, state };
 }
 
-const broken = (folder: Folder, name: string, what: string, cause?: unknown): FormatError =>
+const broken = (folder: RunFolder, name: string, what: string, cause?: unknown): FormatError =>
   new FormatError(`${folder.name}/${name}: ${what}`, {
     cause,
     folder: folder.name,

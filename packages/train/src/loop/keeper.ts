@@ -3,25 +3,27 @@ import type { Model } from '@niwaki/nn';
 import type { Step } from '@niwaki/engine';
 import {
   CheckpointError,
+  checkpointNames,
   loadCheckpoint,
+  newestState,
   removeDrafts,
   saveCheckpoint,
   type RunIdentity,
   type RunState,
 } from '../checkpoint/checkpoint.ts';
-import type { Folder } from '../checkpoint/folder.ts';
-import { nodeFolder } from '../checkpoint/node-folder.ts';
+import type { RunFolder } from '../checkpoint/run-folder.ts';
+import { diskFolder } from '../checkpoint/disk-folder.ts';
 import { adapterParameters } from './memory.ts';
 import { createHash } from '../data/hash.ts';
 
 export interface CheckpointOptions {
   /** A path on the disk (Node), or any folder. */
-  readonly folder: string | Folder;
+  readonly folder: string | RunFolder;
   /** Steps between checkpoints; default 100. The last step, and an abort, are always followed by one. */
   readonly every?: number;
   /** Checkpoints kept; default 2. */
   readonly keep?: number;
-  /** Go on from the newest checkpoint of the folder, where there is one; default false. */
+  /** Go on from the newest checkpoint of the folder, where there is one. Default false: begin anew, unless that would discard an unfinished run. */
   readonly resume?: boolean;
 }
 
@@ -38,7 +40,7 @@ export function createKeeper(
   model: Model,
   step: Step,
 ): Keeper {
-  const folder = typeof where === 'string' ? nodeFolder(where) : where;
+  const folder = typeof where === 'string' ? diskFolder(where) : where;
   return {
     every,
     save: async (state) => {
@@ -46,8 +48,8 @@ export function createKeeper(
       return saveCheckpoint(folder, { state, parameters, optimizer: step.state() }, { keep });
     },
     restore: async (run) => {
-      if (!resume) return undefined;
       await removeDrafts(folder);
+      if (!resume) return clear(folder);
       const checkpoint = await loadCheckpoint(folder);
       if (checkpoint === undefined) return undefined;
       const { state, parameters, optimizer } = checkpoint;
@@ -66,6 +68,21 @@ export function createKeeper(
   };
 }
 
+/** A new run takes over the folder of a finished one; the checkpoints of an unfinished one are somebody's work. */
+async function clear(folder: RunFolder): Promise<undefined> {
+  const state = await newestState(folder);
+  if (state !== undefined && state.attempt < state.run.steps) {
+    throw new CheckpointError(`${folder.name} holds a run that stopped at step ${state.attempt} of ${state.run.steps}`, {
+      folder: folder.name,
+      attempt: state.attempt,
+      steps: state.run.steps,
+      help: 'Resume it, choose another folder, or remove its checkpoints to begin again.',
+    });
+  }
+  for (const name of await checkpointNames(folder)) await folder.remove(name);
+  return undefined;
+}
+
 /** What training changes, and what an adapter brings (frozen factors too): by path. */
 function keptParameters(model: Model): Map<string, Parameter> {
   const all = [...model.parameters().values(), ...adapterParameters(model)];
@@ -73,7 +90,7 @@ function keptParameters(model: Model): Map<string, Parameter> {
   return new Map(all.filter((parameter) => parameter.trainable || adapters.has(parameter)).map((parameter) => [parameter.path, parameter]));
 }
 
-function refuseOtherRun(saved: RunIdentity, now: RunIdentity, folder: Folder): void {
+function refuseOtherRun(saved: RunIdentity, now: RunIdentity, folder: RunFolder): void {
   const names = Object.keys(now) as (keyof RunIdentity)[];
   const different = names.filter((name) => saved[name] !== now[name]);
   if (different.length === 0) return;
@@ -86,7 +103,7 @@ function refuseOtherRun(saved: RunIdentity, now: RunIdentity, folder: Folder): v
   });
 }
 
-function putBack(model: Model, saved: ReadonlyMap<string, Tensor>, folder: Folder): void {
+function putBack(model: Model, saved: ReadonlyMap<string, Tensor>, folder: RunFolder): void {
   const wanted = keptParameters(model);
   const missing = [...wanted.keys()].filter((path) => !saved.has(path));
   const extra = [...saved.keys()].filter((path) => !wanted.has(path));

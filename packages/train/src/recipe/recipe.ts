@@ -68,7 +68,7 @@ export interface Recipe {
 
   readonly device?: 'auto' | 'cpu' | 'wasm' | 'webgpu';
   readonly threads?: number;
-  /** Folder of the results. */
+  /** RunFolder of the results. */
   readonly out?: string;
 }
 export type RecipeName = keyof Recipe;

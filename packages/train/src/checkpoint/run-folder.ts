@@ -1,7 +1,9 @@
 /** Where a run writes: a directory in Node, the origin's private files in a browser, or memory. Paths use '/'. */
-export interface Folder {
+export interface RunFolder {
   /** For people: what errors and events call it. */
   readonly name: string;
+  /** A folder inside this one. */
+  inside(path: string): RunFolder;
   /** Names of the entries directly inside. */
   list(): Promise<readonly string[]>;
   /** undefined where there is no such file. */
@@ -16,24 +18,31 @@ export interface Folder {
 }
 
 /** A folder that lives as long as the page or process. */
-export function memoryFolder(name = 'memory'): Folder {
-  const files = new Map<string, Uint8Array>();
-  const under = (path: string): string[] => [...files.keys()].filter((file) => file === path || file.startsWith(`${path}/`));
+export function memoryFolder(name = 'memory'): RunFolder {
+  return folderOver(new Map(), name, '');
+}
+
+function folderOver(files: Map<string, Uint8Array>, name: string, root: string): RunFolder {
+  const at = (path: string): string => root + path;
+  const under = (path: string): string[] => [...files.keys()].filter((file) => file === at(path) || file.startsWith(`${at(path)}/`));
   return {
     name,
-    list: async () => [...new Set([...files.keys()].map((file) => file.split('/')[0]!))],
-    read: async (path) => files.get(path)?.slice(),
-    write: async (path, bytes) => void files.set(path, bytes.slice()),
+    inside: (path) => folderOver(files, `${name}/${path}`, `${at(path)}/`),
+    list: async () => [
+      ...new Set([...files.keys()].filter((file) => file.startsWith(root)).map((file) => file.slice(root.length).split('/')[0]!)),
+    ],
+    read: async (path) => files.get(at(path))?.slice(),
+    write: async (path, bytes) => void files.set(at(path), bytes.slice()),
     append: async (path, bytes) => {
-      const old = files.get(path) ?? new Uint8Array();
+      const old = files.get(at(path)) ?? new Uint8Array();
       const next = new Uint8Array(old.length + bytes.length);
       next.set(old);
       next.set(bytes, old.length);
-      files.set(path, next);
+      files.set(at(path), next);
     },
     rename: async (from, to) => {
       for (const file of under(from)) {
-        files.set(to + file.slice(from.length), files.get(file)!);
+        files.set(at(to) + file.slice(at(from).length), files.get(file)!);
         files.delete(file);
       }
     },

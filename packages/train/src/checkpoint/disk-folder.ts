@@ -1,8 +1,8 @@
 import { nodeFileSystem } from '@niwaki/hub';
-import type { Folder } from './folder.ts';
+import type { RunFolder } from './run-folder.ts';
 
 /** A directory on the disk; made when first written to. */
-export function nodeFolder(directory: string): Folder {
+export function diskFolder(directory: string): RunFolder {
   const {
     fs,
     path: { join, dirname },
@@ -29,6 +29,7 @@ export function nodeFolder(directory: string): Folder {
 
   return {
     name: directory,
+    inside: (path) => diskFolder(at(path)),
     list: () => fs.readdir(directory).catch(absent([])),
     read: async (path) => {
       const bytes = await fs.readFile(at(path)).catch(absent(undefined));

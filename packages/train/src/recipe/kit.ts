@@ -1,0 +1,43 @@
+import type { Json } from '@niwaki/tensor';
+import type { Objective } from '@niwaki/engine';
+import type { Loaded, SaveTarget, Tokenizer } from '@niwaki/hub';
+import type { AdapterSet, Model, Selector } from '@niwaki/nn';
+import type { Schedule, Transform } from '@niwaki/optim';
+import type { RunFolder } from '../checkpoint/run-folder.ts';
+
+export type KitOptions = Readonly<Record<string, Json>>;
+
+/** How a method is put on a model. */
+export interface Placing {
+  readonly at: Selector;
+  readonly seed: number;
+  readonly signal?: AbortSignal;
+}
+
+/** What recipes may name, by kind, and the doors to files: values, so that this package imports no method. */
+export interface RecipeKit {
+  /** Chooses the device; returns it in words. */
+  init(options: {
+    device?: 'auto' | 'cpu' | 'wasm' | 'webgpu';
+    threads?: number;
+  }): Promise<{ readonly device: string; readonly reason: string }>;
+  load(
+    source: string,
+    options: { signal?: AbortSignal; onProgress?: (progress: { loaded: number; total: number; name: string }) => void },
+  ): Promise<Loaded>;
+  readText(path: string): Promise<string>;
+  folder(path: string): RunFolder;
+  readonly quantize: Readonly<Record<string, (model: Model, options: KitOptions, placing: Placing) => Promise<unknown>>>;
+  readonly adapt: Readonly<Record<string, (model: Model, options: KitOptions, placing: Placing) => Promise<AdapterSet>>>;
+  loadAdapter(
+    model: Model,
+    source: string,
+    options: { trainable: boolean; signal?: AbortSignal; onWarning?: (warning: { message: string }) => void },
+  ): Promise<AdapterSet>;
+  saveAdapter(set: AdapterSet, files: Map<string, Uint8Array>): Promise<void>;
+  /** Writes a whole model: config, tensors, tokenizer. */
+  saveModel(model: Model, target: SaveTarget, options: { tokenizer?: Tokenizer; signal?: AbortSignal }): Promise<void>;
+  readonly optimizers: Readonly<Record<string, (options: KitOptions) => Transform>>;
+  readonly schedules: Readonly<Record<string, (options: KitOptions) => Schedule>>;
+  readonly objectives: Readonly<Record<string, (options: KitOptions) => Objective>>;
+}
