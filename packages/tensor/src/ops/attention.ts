@@ -90,8 +90,9 @@ function scoresOf(q: Tensor, k: Tensor, from: Tensor, to: Tensor, scale: number)
   const peak = maximum(max(masked, -1, true), -1e29);
   const weights = where(allowed, exp(sub(masked, peak)), zerosLike(scores));
   const total = sum(weights, -1, true);
-  const safe = maximum(total, 1e-38);
-  const any = greaterEqual(total, 1e-38);
+  // The peak itself weighs 1, so a total below 1/2 means that nothing is seen. (A tiny bound would be flushed to zero on a GPU.)
+  const safe = maximum(total, 0.5);
+  const any = greaterEqual(total, 0.5);
   const logSumExp = where(any, add(peak, log(safe)), zerosLike(total));
   return { probabilities: div(weights, safe), logSumExp: reshape(logSumExp, [batch, heads, time]) };
 }
