@@ -16,6 +16,7 @@ export interface LazyTensor {
 export interface WriteOptions extends ReadOptions {
   /** `{ format: 'pt' }` is what Python's loaders want to see, and the default. */
   readonly metadata?: Readonly<Record<string, string>>;
+  /** Bytes of tensors written so far. */
   readonly onProgress?: (progress: { loaded: number; total: number; name: string }) => void;
 }
 
@@ -46,8 +47,8 @@ async function* pieces(
   const ordered = inFileOrder(tensors);
   const header = encodeHeader(ordered, metadata);
   yield header;
-  const total = ordered.reduce((sum, tensor) => sum + byteLength(tensor), header.byteLength);
-  let loaded = header.byteLength;
+  const total = ordered.reduce((sum, tensor) => sum + byteLength(tensor), 0);
+  let loaded = 0;
   for (const tensor of ordered) {
     const expected = byteLength(tensor);
     let written = 0;

@@ -108,7 +108,13 @@ export function createTokenizer(parts: TokenizerParts): Tokenizer {
       const ids = raw(renderChat(messages, options, guard), false, guard);
       return wantsBos ? oneBos(ids) : ids;
     },
-    files: { tokenizer: parts.tokenizer as Json, config: (parts.config ?? {}) as Json },
+    files: {
+      tokenizer: parts.tokenizer as Json,
+      config: {
+        ...(parts.config as { readonly [field: string]: Json } | undefined),
+        ...(chatTemplate === undefined ? {} : { chat_template: chatTemplate }),
+      },
+    },
   };
 }
 
