@@ -1,1 +1,14 @@
-export {};
+export * from '@niwaki/tensor';
+export * from '@niwaki/backend';
+export * from '@niwaki/weights';
+export * from '@niwaki/nn';
+export * from '@niwaki/optim';
+export * from '@niwaki/engine';
+export * from '@niwaki/hub';
+export * from '@niwaki/quant';
+export * from '@niwaki/lowrank';
+export * from '@niwaki/train';
+// Wired with everything: these take the place of the bare ones.
+export { load } from './load.ts';
+export { recipeKit, runRecipe } from './kit.ts';
+export { knownModelResolver, knownModels } from './known-models.ts';

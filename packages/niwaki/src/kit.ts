@@ -1,0 +1,46 @@
+import { init } from '@niwaki/backend';
+import { causalLM } from '@niwaki/engine';
+import { nodeFileSystem, saveModel } from '@niwaki/hub';
+import { adapt, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
+import { adamw, schedules, sgd } from '@niwaki/optim';
+import { fp4, nf4, quantize } from '@niwaki/quant';
+import { NotFoundError } from '@niwaki/tensor';
+import { diskFolder, runRecipe as runWith, type Recipe, type RecipeKit, type RecipeResult, type RunRecipeOptions } from '@niwaki/train';
+import { load } from './load.ts';
+
+/** Everything a recipe may name. Options are checked by the factories themselves, so they pass through as they are. */
+export const recipeKit: RecipeKit = {
+  init,
+  load,
+  readText: async (path) => {
+    const { fs } = nodeFileSystem();
+    return fs.readFile(path, 'utf8').catch((cause: unknown) => {
+      throw new NotFoundError(`no file '${path}' that can be read`, { path, cause });
+    });
+  },
+  folder: diskFolder,
+  quantize: {
+    nf4: (model, options, { at, signal }) => quantize(model, nf4(options as never), { at, ...(signal && { signal }) }),
+    fp4: (model, options, { at, signal }) => quantize(model, fp4(options as never), { at, ...(signal && { signal }) }),
+  },
+  adapt: {
+    lora: (model, options, { at, seed, signal }) => adapt(model, lora(options as never), { at, seed, ...(signal && { signal }) }),
+    dora: (model, options, { at, seed, signal }) =>
+      adapt(model, lora({ ...(options as object), dora: true }), { at, seed, ...(signal && { signal }) }),
+  },
+  loadAdapter,
+  saveAdapter,
+  saveModel,
+  optimizers: { adamw: (options) => adamw(options as never), sgd: (options) => sgd(options as never) },
+  schedules: schedules as unknown as RecipeKit['schedules'],
+  objectives: { causalLM },
+};
+
+/**
+ * Runs a recipe with everything Niwaki has; `kit` adds to it or replaces parts.
+ * @example await runRecipe({ model: 'niwaki-tiny', data: 'notes.txt', steps: 20, out: 'my-adapter' });
+ */
+export const runRecipe = (
+  recipe: Recipe,
+  { kit, ...options }: RunRecipeOptions & { readonly kit?: Partial<RecipeKit> } = {},
+): Promise<RecipeResult> => runWith(recipe, { ...recipeKit, ...kit }, options);
