@@ -82,17 +82,18 @@ const normalized = (value: number, reciprocal: number): number => Math.max(-1, M
 
 /**
  * Nearest entry of a table of 2^k values: how many midpoints of the sorted table lie strictly below (a tie goes to the
- * lower entry), mapped back to the code of that entry.
+ * lower entry), mapped back to the code of that entry. Takes values in [-1, 1].
  */
 function nearestCode(table: Float32Array): (value: number) => number {
   const order = Array.from(table.keys()).sort((a, b) => table[a]! - table[b]!);
   const codes = Uint8Array.from(order);
   const midpoints = new Float32Array(table.length - 1);
   for (let i = 0; i < midpoints.length; i++) midpoints[i] = fround(table[order[i]!]! + table[order[i + 1]!]!) / 2;
-  const half = table.length / 2;
+  // Where to start counting for each of 2048 parts of [-1, 1]: one part too low, so that rounding cannot start too high.
+  const starts = Uint8Array.from({ length: 2049 }, (_, part) => midpoints.filter((midpoint) => midpoint < (part - 1) / 1024 - 1).length);
   return (value) => {
-    let below = 0;
-    for (let step = half; step >= 1; step /= 2) if (value > midpoints[below + step - 1]!) below += step;
+    let below = starts[((value + 1) * 1024) | 0]!;
+    while (below < midpoints.length && value > midpoints[below]!) below++;
     return codes[below]!;
   };
 }

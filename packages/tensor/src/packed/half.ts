@@ -1,4 +1,6 @@
-const scratch = new DataView(new ArrayBuffer(4));
+const float = new Float32Array(1);
+const word = new Uint32Array(float.buffer);
+const powers = Float64Array.from({ length: 31 }, (_, exponent) => 2 ** (exponent - 25));
 
 /** IEEE half, given as its 16 bits, to a number; subnormals, infinities and NaN included. */
 export function halfToFloat(bits: number): number {
@@ -7,13 +9,13 @@ export function halfToFloat(bits: number): number {
   const fraction = bits & 1023;
   if (exponent === 0) return sign * fraction * 2 ** -24;
   if (exponent === 31) return fraction === 0 ? sign * Infinity : NaN;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+  return sign * (1024 + fraction) * powers[exponent]!;
 }
 
 /** The nearest IEEE half of a number as 16 bits, ties to even; what is too large becomes an infinity. */
 export function floatToHalf(value: number): number {
-  scratch.setFloat32(0, value);
-  const bits = scratch.getUint32(0);
+  float[0] = value;
+  const bits = word[0]!;
   const sign = (bits >>> 16) & 0x8000;
   const exponent = (bits >>> 23) & 255;
   const fraction = bits & 0x7fffff;
@@ -37,14 +39,14 @@ function roundToEven(value: number, shift: number): number {
 
 /** bfloat16 bits to a number. */
 export function bfloatToFloat(bits: number): number {
-  scratch.setUint32(0, bits << 16);
-  return scratch.getFloat32(0);
+  word[0] = bits << 16;
+  return float[0]!;
 }
 
 /** The nearest bfloat16 as 16 bits, ties to even; NaN stays NaN. */
 export function floatToBfloat(value: number): number {
-  scratch.setFloat32(0, value);
-  const bits = scratch.getUint32(0);
+  float[0] = value;
+  const bits = word[0]!;
   if (Number.isNaN(value)) return (bits >>> 16) | 64;
   return (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
 }
