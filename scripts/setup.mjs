@@ -20,12 +20,17 @@ function newest(path) {
   if (stat === undefined) return 0;
   if (!stat.isDirectory()) return stat.mtimeMs;
   let latest = stat.mtimeMs;
-  for (const name of readdirSync(path)) if (name !== 'generated' && name !== 'node_modules') latest = Math.max(latest, newest(join(path, name)));
+  for (const name of readdirSync(path))
+    if (name !== 'generated' && name !== 'node_modules') latest = Math.max(latest, newest(join(path, name)));
   return latest;
 }
 
 const packages = readdirSync(join(root, 'packages'));
-const sources = ['pnpm-lock.yaml', 'tsconfig.base.json', ...packages.flatMap((name) => ['src', 'assembly', 'build', 'package.json'].map((part) => join('packages', name, part)))];
+const sources = [
+  'pnpm-lock.yaml',
+  'tsconfig.base.json',
+  ...packages.flatMap((name) => ['src', 'assembly', 'build', 'package.json'].map((part) => join('packages', name, part))),
+];
 const state = String(Math.max(...sources.map((path) => newest(join(root, path)))));
 
 const stamped = statSync(stampFile, { throwIfNoEntry: false }) === undefined ? '' : readFileSync(stampFile, 'utf8');

@@ -28,7 +28,9 @@ else env.VK_ICD_FILENAMES ??= swiftshaderIcd();
 
 const tested = step('tests', 'npx', ['vitest', 'run', ...left.map((project) => `--project=!${project}`), ...passed]);
 if (left.length > 0) {
-  console.log(`\nLeft out: the ${left.join(' and ')} tests, for want of a Chromium. Install one (Debian: apt-get install chromium; macOS: brew install --cask chromium)`);
+  console.log(
+    `\nLeft out: the ${left.join(' and ')} tests, for want of a Chromium. Install one (Debian: apt-get install chromium; macOS: brew install --cask chromium)`,
+  );
   console.log('or name yours in CHROMIUM_PATH, then run npm test again.');
 }
 if (!ok) console.log('\nA check before the tests failed; see above.');

@@ -2,12 +2,32 @@
 //   npm start            or, with your own numbers:   npm start -- --steps 300 --out ./my-adapter
 import { parseArgs } from 'node:util';
 import {
-  adamw, adapt, cosine, evaluateText, generate, init, languageData, load, lora, nf4, packSamples, quantize, saveAdapter,
-  tokenizeDocuments, train, weightBytes,
+  adamw,
+  adapt,
+  cosine,
+  evaluateText,
+  generate,
+  init,
+  languageData,
+  load,
+  lora,
+  nf4,
+  packSamples,
+  quantize,
+  saveAdapter,
+  tokenizeDocuments,
+  train,
+  weightBytes,
 } from 'niwaki';
 import { lastChapters, training } from './text.mjs';
 
-const { values } = parseArgs({ options: { steps: { type: 'string', default: '220' }, out: { type: 'string', default: 'runs/moby-dick' }, device: { type: 'string', default: 'wasm' } } });
+const { values } = parseArgs({
+  options: {
+    steps: { type: 'string', default: '220' },
+    out: { type: 'string', default: 'runs/moby-dick' },
+    device: { type: 'string', default: 'wasm' },
+  },
+});
 const steps = Number(values.steps);
 const say = (line = '') => console.log(line);
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
@@ -26,7 +46,8 @@ const prompt = 'The whale';
 const perplexity = async () => (await evaluateText(model, tokenizer, lastChapters, { maxTokens: 8192, batchSize: 4 })).perplexity;
 async function sample() {
   const ids = [];
-  for await (const { id } of generate(model, tokenizer.encode(prompt), { maxNewTokens: 60, temperature: 0.8, topP: 0.95, seed: 7 })) ids.push(id);
+  for await (const { id } of generate(model, tokenizer.encode(prompt), { maxNewTokens: 60, temperature: 0.8, topP: 0.95, seed: 7 }))
+    ids.push(id);
   return prompt + tokenizer.decode(ids, { skipSpecialTokens: true });
 }
 const first = await perplexity();
@@ -34,7 +55,10 @@ say(`\nbefore: perplexity ${first.toFixed(1)} on the novel's last chapters`);
 say(`  ${await sample()}\n`);
 
 const adapter = await adapt(model, lora({ rank: 16, alpha: 32 }), { at: 'all-linear' });
-const samples = tokenizeDocuments(training.map((text) => ({ text })), tokenizer);
+const samples = tokenizeDocuments(
+  training.map((text) => ({ text })),
+  tokenizer,
+);
 const data = languageData(packSamples(samples, { context: 256 }).rows, { vocabularySize: model.info.vocabularySize });
 const run = train(model, {
   data,
@@ -47,7 +71,9 @@ const run = train(model, {
 for await (const { kind, step, loss, tokensPerSecond, etaSeconds, memory } of run) {
   if (kind !== 'step' || (step % 10 !== 0 && step !== 1)) continue;
   const bytes = `base ${megabytes(memory.base)}, adapter ${megabytes(memory.adapter)}, optimizer ${megabytes(memory.optimizer)}`;
-  say(`step ${String(step).padStart(3)}/${steps}  loss ${loss.toFixed(3)}  ${Math.round(tokensPerSecond)} tokens/s  ${Math.ceil(etaSeconds)} s left  ${bytes}`);
+  say(
+    `step ${String(step).padStart(3)}/${steps}  loss ${loss.toFixed(3)}  ${Math.round(tokensPerSecond)} tokens/s  ${Math.ceil(etaSeconds)} s left  ${bytes}`,
+  );
 }
 
 const last = await perplexity();

@@ -7,7 +7,10 @@ const folder = join(dirname(createRequire(import.meta.url).resolve('@stdlib/data
 const number = (name) => Number(/chapter_(\d+)\.txt/.exec(name)?.[1]);
 
 // The lines of the files are filled to a width; a blank line ends a paragraph.
-const read = (name) => readFileSync(join(folder, name), 'utf8').trim().replace(/([^\n])\n(?!\n)/g, '$1 ');
+const read = (name) =>
+  readFileSync(join(folder, name), 'utf8')
+    .trim()
+    .replace(/([^\n])\n(?!\n)/g, '$1 ');
 
 const chapters = readdirSync(folder)
   .filter((name) => number(name) > 0)

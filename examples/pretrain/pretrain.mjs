@@ -3,8 +3,20 @@
 // Interrupt it and run it again: it goes on from its last checkpoint.
 import { parseArgs } from 'node:util';
 import {
-  adamw, cosine, evaluateText, fullTapeBackprop, init, initializeModel, languageData, load, loadTokenizer, nodeFolder, packSamples,
-  saveModel, tokenizeDocuments, train,
+  adamw,
+  cosine,
+  evaluateText,
+  fullTapeBackprop,
+  init,
+  initializeModel,
+  languageData,
+  load,
+  loadTokenizer,
+  nodeFolder,
+  packSamples,
+  saveModel,
+  tokenizeDocuments,
+  train,
 } from 'niwaki';
 import { keptOut, training } from './corpus.mjs';
 
@@ -21,7 +33,9 @@ const { values } = parseArgs({
     'evaluate-only': { type: 'boolean', default: false },
   },
 });
-const options = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, Number.isNaN(Number(value)) ? value : Number(value)]));
+const options = Object.fromEntries(
+  Object.entries(values).map(([name, value]) => [name, Number.isNaN(Number(value)) ? value : Number(value)]),
+);
 const context = 256;
 
 const config = {
@@ -63,7 +77,10 @@ async function score(model, speeches = keptOut) {
 }
 
 if (!options['evaluate-only']) {
-  const samples = tokenizeDocuments(training.map((text) => ({ text })), tokenizer);
+  const samples = tokenizeDocuments(
+    training.map((text) => ({ text })),
+    tokenizer,
+  );
   const { rows } = packSamples(samples, { context });
   const data = languageData(rows, { vocabularySize: config.vocab_size });
   console.error(`${rows.length} rows, ${data.tokens} tokens an epoch`);
@@ -71,7 +88,13 @@ if (!options['evaluate-only']) {
   const model = await initializeModel(config, { seed: options.seed });
   const run = train(model, {
     data,
-    optimizer: adamw({ learningRate: options['learning-rate'], beta1: 0.9, beta2: 0.95, weightDecay: 0.1, groups: [{ roles: ['norm'], weightDecay: 0 }] }),
+    optimizer: adamw({
+      learningRate: options['learning-rate'],
+      beta1: 0.9,
+      beta2: 0.95,
+      weightDecay: 0.1,
+      groups: [{ roles: ['norm'], weightDecay: 0 }],
+    }),
     schedule: cosine({ learningRate: options['learning-rate'], warmup: 100, floor: 0.1 }),
     steps: options.steps,
     batchSize: options['batch-size'],
@@ -82,7 +105,8 @@ if (!options['evaluate-only']) {
     checkpoint: { folder: await nodeFolder(options.checkpoints), every: 200 },
   });
   for await (const event of run) {
-    if (event.kind === 'evaluation') console.error(`step ${event.step}: ${event.metrics.bitsPerByte.toFixed(4)} bits per byte on four kept-out speeches`);
+    if (event.kind === 'evaluation')
+      console.error(`step ${event.step}: ${event.metrics.bitsPerByte.toFixed(4)} bits per byte on four kept-out speeches`);
     if (event.kind === 'resume') console.error(`going on from step ${event.step}`);
     if (event.kind !== 'step' || event.step % 50 !== 0) continue;
     const { step, steps, loss, gradNorm, learningRate, tokensPerSecond, etaSeconds } = event;

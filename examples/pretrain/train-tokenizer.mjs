@@ -38,7 +38,8 @@ pieces.forEach((_, index) => change(index, 1));
 const merges = [];
 while (vocabulary.length < vocabularySize) {
   let best;
-  for (const [key, { count }] of pairs) if (count > 0 && (best === undefined || count > best.count || (count === best.count && key < best.key))) best = { key, count };
+  for (const [key, { count }] of pairs)
+    if (count > 0 && (best === undefined || count > best.count || (count === best.count && key < best.key))) best = { key, count };
   if (best === undefined) break;
   const [left, right] = best.key.split(' ');
   const { where } = pairs.get(best.key);
@@ -77,7 +78,12 @@ const tokenizer = {
     merges,
   },
 };
-const config = { tokenizer_class: 'PreTrainedTokenizerFast', eos_token: endOfText, model_max_length: 512, clean_up_tokenization_spaces: false };
+const config = {
+  tokenizer_class: 'PreTrainedTokenizerFast',
+  eos_token: endOfText,
+  model_max_length: 512,
+  clean_up_tokenization_spaces: false,
+};
 mkdirSync(out, { recursive: true });
 writeFileSync(join(out, 'tokenizer.json'), `${JSON.stringify(tokenizer)}\n`);
 writeFileSync(join(out, 'tokenizer_config.json'), `${JSON.stringify(config, undefined, 2)}\n`);
