@@ -2,6 +2,7 @@ import { ConfigError, createDraw, StateError, type Parameter } from '@niwaki/ten
 import { applyMethod, type ApplyOptions } from '@niwaki/engine';
 import type { Adapter, AdapterSet, Model, Selector, Site } from '@niwaki/nn';
 import { baseOf, type AdapterMethod, type Binding, type FileFields, type PeftSet, type StoredBase } from './adapter-method.ts';
+import { mergedAdapters } from './merge.ts';
 import { restrictSites, targetSites, type TargetModules } from './targets.ts';
 import { currentRows, tokenTargets, trainableTokens } from './trainable-tokens.ts';
 import { collectWarnings, type Warning } from './warning.ts';
@@ -75,8 +76,8 @@ export async function adapt(model: Model, method: AdapterMethod, options: AdaptO
 export function checkName(model: Model, name: string): void {
   if (!/^[\w-]+$/.test(name))
     throw new ConfigError(`'${name}' is no name for an adapter`, { name, help: "Use letters, digits, '-' and '_'." });
-  if (model.adapters.has(name)) {
-    throw new StateError(`an adapter named '${name}' is attached already`, {
+  if (model.adapters.has(name) || mergedAdapters(model).includes(name)) {
+    throw new StateError(`an adapter named '${name}' is on the model already`, {
       name,
       help: 'Delete it first, or give this one another name.',
     });

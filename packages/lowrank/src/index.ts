@@ -10,3 +10,6 @@ export { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';
 export { saveAdapter, type SaveAdapterOptions } from './peft/save.ts';
 export type { AdapterSource, AdapterTarget } from './peft/files.ts';
 export * from './peft/errors.ts';
+export { forget as forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeAdapter, type MergeReport } from './merge.ts';
+export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
+export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';

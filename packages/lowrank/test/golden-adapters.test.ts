@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/src/shared.ts';
 import { memory, withAdapters } from '@niwaki/tensor';
-import { loadAdapter, saveAdapter } from '../src/index.ts';
+import { loadAdapter, mergeAdapter, mergeAndUnload, saveAdapter, unmergeAdapter } from '../src/index.ts';
 import { distance, goldenModel, logitsOf, type GoldenIo } from './golden.ts';
 
 /** The reference's own merge error is 3e-6; its files were made on another machine in f32. */
@@ -34,6 +34,26 @@ describe.skipIf(!hasShared)('an adapter that Python wrote', () => {
       expect(distance(await logitsOf(model, io.input_ids), io.logits)).toBeLessThan(tolerance);
       expect(distance(base, io.logits)).toBeGreaterThan(0.1);
       expect(await logitsOf(model, io.input_ids, withAdapters('none'))).toEqual(base);
+      model.dispose();
+      expect(memory().numTensors).toBe(before);
+    });
+
+    it('gives the same logits merged, and the base bit for bit after unmerging', async () => {
+      const before = memory().numTensors;
+      const model = await goldenModel(io.base_model);
+      const base = await logitsOf(model, io.input_ids);
+      await loadAdapter(model, sharedPath(`golden/${path}`));
+      const report = await mergeAdapter(model);
+      expect(report.merged).toEqual(['default']);
+      expect(model.active).toEqual([]);
+      expect(distance(await logitsOf(model, io.input_ids), io.logits)).toBeLessThan(tolerance);
+      await unmergeAdapter(model);
+      expect(model.active).toEqual(['default']);
+      expect(distance(await logitsOf(model, io.input_ids), io.logits)).toBeLessThan(tolerance);
+      expect(await logitsOf(model, io.input_ids, withAdapters('none'))).toEqual(base);
+      await mergeAndUnload(model);
+      expect(model.adapters.size).toBe(0);
+      expect(distance(await logitsOf(model, io.input_ids), io.logits)).toBeLessThan(tolerance);
       model.dispose();
       expect(memory().numTensors).toBe(before);
     });

@@ -1,0 +1,63 @@
+import { ConfigError, NotFoundError, StateError } from '@niwaki/tensor';
+import type { AdapterSet, Model } from '@niwaki/nn';
+import { ownedBy } from './adapter-method.ts';
+import { isScalable } from './lora-adapter.ts';
+import { mergedAdapters } from './merge.ts';
+
+/** The attached set of a name. @throws NotFoundError; StateError where it is merged */
+export function adapterNamed(model: Model, name: string): AdapterSet {
+  const set = model.adapters.get(name);
+  if (set !== undefined) return set;
+  if (mergedAdapters(model).includes(name))
+    throw new StateError(`adapter '${name}' is merged into the weights`, { name, help: 'Call unmergeAdapter first.' });
+  throw new NotFoundError(`no adapter '${name}' is attached`, { name, attached: [...model.adapters.keys()] });
+}
+
+export interface ActivateOptions {
+  /** Whether the parameters of these sets train, and those of all others do not. Default false: nothing of that changes. */
+  readonly train?: boolean;
+}
+
+/**
+ * Makes these adapters the ones that every forward applies, in this order; their outputs add. None gives the base.
+ * @throws NotFoundError, StateError; the model is as before then
+ */
+export function activateAdapters(model: Model, names: readonly string[], { train = false }: ActivateOptions = {}): void {
+  const sets = names.map((name) => adapterNamed(model, name));
+  model.active = names;
+  if (!train) return;
+  for (const set of model.adapters.values()) for (const parameter of trainableOf(set)) parameter.trainable = sets.includes(set);
+}
+
+const trainableOf = (set: AdapterSet): ReturnType<typeof ownedBy> =>
+  ownedBy(set).filter(({ role }) => role !== 'statistic' && role !== 'index');
+
+/**
+ * Takes an adapter off and frees its memory. If it was the only active one, the alphabetically first of the others is
+ * active next, as in PEFT.
+ */
+export function deleteAdapter(model: Model, name: string): void {
+  const set = adapterNamed(model, name);
+  const wasActive = model.active.includes(name);
+  model.detach(name);
+  disposeSet(set);
+  const [next] = [...model.adapters.keys()].sort();
+  if (wasActive && model.active.length === 0 && next !== undefined) model.active = [next];
+}
+
+export function disposeSet(set: AdapterSet): void {
+  for (const parameter of ownedBy(set)) parameter.dispose();
+}
+
+/**
+ * Turns an adapter up or down: its scale becomes strength·alpha/rank. Whole modules and token rows of the set stay as
+ * they are. Not stored in files.
+ * @throws ConfigError for a strength that is not finite, and for adapters without a scale
+ */
+export function setAdapterScale(model: Model, name: string, strength: number): void {
+  const set = adapterNamed(model, name);
+  if (!Number.isFinite(strength)) throw new ConfigError(`a strength is a finite number, got ${strength}`, { name, strength });
+  const scalable = [...set.sites.values()].filter(isScalable);
+  if (scalable.length === 0) throw new ConfigError(`adapter '${name}' (${set.method.kind}) has no scale`, { name, kind: set.method.kind });
+  for (const adapter of scalable) adapter.strength = strength;
+}

@@ -1,0 +1,236 @@
+import {
+  abs,
+  ConfigError,
+  denseParameter,
+  keep,
+  max,
+  NumericError,
+  slice,
+  square,
+  stack,
+  sub,
+  sum,
+  tidy,
+  type Parameter,
+  type Tensor,
+} from '@niwaki/tensor';
+import { denseWeight, type Weight } from '@niwaki/weights';
+import type { AdapterSet, Model, Site } from '@niwaki/nn';
+import { mergedSite, refuseNonFinite, roundedTo, type Before, type MergedValues } from './merge-site.ts';
+
+export interface MergeOptions {
+  /**
+   * What a quantized base becomes: 'dense' f32 (8 times the memory of 4 bits), or 'requantize': its own format again, which
+   * loses part of the change, as the report says. Without it a quantized base is refused.
+   */
+  readonly into?: 'dense' | 'requantize';
+  /** Rounds merged values once, to the type that the model's file has; default F32: no rounding. */
+  readonly dtype?: 'F32' | 'F16' | 'BF16';
+}
+
+/** How far the stored weight is from the f32 sum. All 0 where it is stored as f32. */
+export interface MergedSiteReport {
+  readonly path: string;
+  /** Of the new weight: 'dense', or the base's format. */
+  readonly kind: string;
+  /** Largest absolute difference of an entry. */
+  readonly maxError: number;
+  /** Frobenius norm of the difference over that of the sum. */
+  readonly relativeError: number;
+  /** Frobenius norm of the difference over that of the change: from about 1 on, the adapter is lost in the rounding. */
+  readonly changeError: number;
+}
+
+/** What the model held before the first merge: kept alive, put back as it is. */
+export interface Originals {
+  readonly sites: ReadonlyMap<Site, Before>;
+  /** Parameters of no site (norms), and copies of their values. */
+  readonly values: ReadonlyMap<Parameter, Tensor>;
+}
+
+export interface Rewritten {
+  readonly originals: Originals;
+  readonly sites: readonly MergedSiteReport[];
+}
+
+interface Fresh {
+  readonly weight: Weight;
+  readonly bias: Parameter | undefined;
+}
+
+/**
+ * Makes the model's weights what these sets merge them to, starting from the originals; no set puts the originals back.
+ * Everything is computed before the first site changes, and the change itself cannot fail.
+ */
+export async function rewrite(model: Model, sets: readonly AdapterSet[], before: Originals, options: MergeOptions): Promise<Rewritten> {
+  const touched = model.sites(() => true).filter((site) => touches(sets, site));
+  const originals = new Map(before.sites);
+  for (const site of touched) if (!originals.has(site)) originals.set(site, { weight: site.weight!, bias: site.bias });
+  const of = (site: Site): Before => originals.get(site)!;
+  refuseLossy(
+    touched.map((site) => ({ path: site.path, weight: of(site).weight })),
+    options,
+  );
+
+  const fresh = new Map<Site, Fresh>();
+  const reports: MergedSiteReport[] = [];
+  try {
+    for (const site of touched) {
+      const twin = [...fresh.keys()].find((other) => of(other).weight === of(site).weight && sameChange(sets, model, site, other));
+      if (twin !== undefined) {
+        fresh.set(site, fresh.get(twin)!);
+        continue;
+      }
+      const { report, ...made } = await freshSite(site, of(site), sets, options);
+      fresh.set(site, made);
+      reports.push(report);
+    }
+    const values = await ownValues(model, sets, originals);
+    return { originals: commit(model, { fresh, values, originals, kept: before.values }), sites: reports };
+  } catch (error) {
+    for (const made of fresh.values()) disposeFresh(made);
+    throw error;
+  }
+}
+
+const touches = (sets: readonly AdapterSet[], { path }: Site): boolean =>
+  sets.some((set) => set.sites.has(path) || set.replaced.has(`${path}.weight`) || set.replaced.has(`${path}.bias`));
+
+function refuseLossy(sites: readonly { readonly path: string; readonly weight: Weight }[], { into }: MergeOptions): void {
+  if (into !== undefined) return;
+  const lossy = sites.filter(({ weight }) => weight.exact !== true);
+  if (lossy.length === 0) return;
+  throw new ConfigError(`merging into ${lossy[0]!.weight.kind} weights either widens them or loses part of the adapter`, {
+    paths: lossy.map(({ path }) => path),
+    kind: lossy[0]!.weight.kind,
+    help: "Say which: into: 'dense' (f32, more memory) or into: 'requantize' (the same format; the report says what is lost).",
+  });
+}
+
+/** Tied sites stay tied when the merged sets do the same to both: trained token rows, which they share. */
+function sameChange(sets: readonly AdapterSet[], model: Model, one: Site, other: Site): boolean {
+  const partsOf = ({ path }: Site): (Parameter | undefined)[] =>
+    sets.flatMap((set) => [
+      ...Object.values(set.sites.get(path)?.parameters ?? {}),
+      set.replaced.get(`${path}.weight`),
+      set.replaced.get(`${path}.bias`),
+    ]);
+  const [a, b] = [partsOf(one), partsOf(other)];
+  const group = model.sites((site) => site.weight === one.weight);
+  return a.length === b.length && a.every((part, i) => part === b[i]) && group.every((site) => touches(sets, site));
+}
+
+async function freshSite(
+  site: Site,
+  before: Before,
+  sets: readonly AdapterSet[],
+  { into, dtype = 'F32' }: MergeOptions,
+): Promise<Fresh & { report: MergedSiteReport }> {
+  const { path, point } = site;
+  const values = await mergedSite(site, before, sets);
+  try {
+    const stored = await roundedTo(values.matrix, dtype);
+    const { weight: old } = before;
+    const encode = into !== 'dense' || old.exact === true ? old.encode : undefined;
+    if (encode === undefined && into === 'requantize')
+      throw new ConfigError(`${old.kind} weights cannot be made from a matrix`, { path, kind: old.kind, help: "Use into: 'dense'." });
+    const role = point === 'embedding' ? 'embedding' : point === 'head' ? 'head' : 'matrix';
+    const weight =
+      encode === undefined ? denseWeight(denseParameter(`${path}.weight`, stored.clone(), { role })) : await encode(stored, path);
+    if (stored !== values.matrix) stored.dispose();
+    try {
+      if (weight.matrix !== undefined) weight.matrix.trainable = old.matrix?.trainable ?? false;
+      const bias =
+        values.bias && denseParameter(`${path}.bias`, values.bias.clone(), { role: 'bias', trainable: before.bias?.trainable ?? false });
+      return { weight, bias, report: await reportOf(path, weight, values, old) };
+    } catch (error) {
+      for (const part of Object.values(weight.parts)) part.dispose();
+      throw error;
+    }
+  } finally {
+    values.matrix.dispose();
+    values.bias?.dispose();
+  }
+}
+
+/** Compares what is stored with the f32 sum, in tiles. @throws NumericError where the type cannot hold a value */
+async function reportOf(path: string, weight: Weight, { matrix }: MergedValues, old: Weight): Promise<MergedSiteReport> {
+  const [out, width] = weight.shape;
+  const rows = Math.max(1, Math.floor(2 ** 20 / width));
+  let [worst, lost, whole, changed] = [0, 0, 0, 0];
+  for (let from = 0; from < out; from += rows) {
+    const to = Math.min(out, from + rows);
+    const tile = tidy(() => {
+      const exact = slice(matrix, [from, 0], [to - from, width]);
+      const error = sub(weight.dense([from, to]), exact);
+      return stack([max(abs(error)), sum(square(error)), sum(square(exact)), sum(square(sub(exact, old.dense([from, to]))))]);
+    });
+    const [most, squares, total, change] = (await tile.data()) as unknown as [number, number, number, number];
+    tile.dispose();
+    worst = Math.max(worst, most);
+    lost += squares;
+    whole += total;
+    changed += change;
+  }
+  if (!Number.isFinite(lost)) {
+    throw new NumericError(`'${path}' merged does not fit its ${weight.kind} storage; nothing was merged`, {
+      path,
+      kind: weight.kind,
+      help: 'Choose a wider dtype.',
+    });
+  }
+  const over = (total: number): number => (lost === 0 ? 0 : Math.sqrt(lost / total));
+  return { path, kind: weight.kind, maxError: worst, relativeError: over(whole), changeError: over(changed) };
+}
+
+/** New values of parameters that belong to no site, which only a set's `replaced` changes. */
+async function ownValues(model: Model, sets: readonly AdapterSet[], sites: ReadonlyMap<Site, Before>): Promise<Map<Parameter, Tensor>> {
+  const siteNames = new Set([...sites.keys()].flatMap(({ path }) => [`${path}.weight`, `${path}.bias`]));
+  const own = model.parameters();
+  const values = new Map<Parameter, Tensor>();
+  for (const set of sets) {
+    for (const [name, parameter] of set.replaced) {
+      const target = siteNames.has(name) ? undefined : own.get(name);
+      if (target === undefined) continue;
+      await refuseNonFinite(parameter.read(), name);
+      values.set(target, parameter.read());
+    }
+  }
+  return values;
+}
+
+interface Changes {
+  readonly fresh: ReadonlyMap<Site, Fresh>;
+  readonly values: ReadonlyMap<Parameter, Tensor>;
+  readonly originals: ReadonlyMap<Site, Before>;
+  /** Originals of values that an earlier merge changed. */
+  readonly kept: ReadonlyMap<Parameter, Tensor>;
+}
+
+/** Synchronous: puts new weights where there are some and originals everywhere else, then frees what is in use no more. */
+function commit(model: Model, { fresh, values, originals, kept }: Changes): Originals {
+  const stale = new Set<Parameter>();
+  for (const [site, before] of originals) {
+    const next = fresh.get(site) ?? before;
+    for (const part of [...Object.values(site.weight!.parts), ...(site.bias === undefined ? [] : [site.bias])]) stale.add(part);
+    model.replace(site.path, next.weight, { keep: true, untie: true });
+    const bias = next.bias ?? before.bias;
+    if (bias !== undefined) site.bias = bias;
+  }
+  const restored = new Map<Parameter, Tensor>();
+  for (const [parameter, original] of kept) if (!values.has(parameter)) parameter.write(original);
+  for (const [parameter, value] of values) {
+    restored.set(parameter, kept.get(parameter) ?? keep(parameter.read().clone()));
+    parameter.write(value.clone());
+  }
+  const still = new Map([...originals].filter(([site]) => fresh.has(site)));
+  for (const { weight, bias } of originals.values())
+    for (const part of [...Object.values(weight.parts), bias]) if (part !== undefined) stale.delete(part);
+  for (const part of stale) part.dispose();
+  return { sites: still, values: restored };
+}
+
+function disposeFresh({ weight, bias }: Fresh): void {
+  for (const part of Object.values(weight.parts)) part.dispose();
+  bias?.dispose();
+}
