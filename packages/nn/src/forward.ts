@@ -27,50 +27,52 @@ export function forward(model: Model, batch: Batch, options: ForwardOptions = {}
 }
 
 /**
- * Runs stages one after another, each in its own tidy, and disposes every stream once it is overwritten. The result holds
- * the streams of the end; tensors of the given carry stay the caller's.
+ * Runs stages one after another, each in its own tidy, and disposes every stream once nothing reads it any more. The
+ * result holds what the last stage wrote; tensors of the given carry stay the caller's, emitted ones become the caller's.
  */
 export function runStages(
   stages: readonly Stage[],
   carry: Carry,
   call: Call,
-  { emitted }: { emitted?: ReadonlyMap<string, Tensor[]> } = {},
+  { emitted }: { emitted?: ReadonlyMap<string, readonly Tensor[]> } = {},
 ): Carry {
+  const readAfter = namesReadAfter(stages);
   const mine = new Set<Tensor>();
-  const shown = (): Set<Tensor> => new Set([...(emitted?.values() ?? [])].flat());
   let streams: Carry = carry;
   try {
     for (const [i, stage] of stages.entries()) {
       const written = tidy(() => {
         const out = stage.run(streams, call);
-        for (const tensor of shown()) keep(tensor);
+        for (const tensor of shownIn(emitted)) keep(tensor);
         return out;
       });
-      const next: Carry = { ...streams, ...written };
       for (const tensor of Object.values(written)) mine.add(tensor);
-      const wanted = stillRead(stages, i, next);
-      const visible = shown();
+      streams = Object.fromEntries(Object.entries({ ...streams, ...written }).filter(([name]) => readAfter[i]!.has(name)));
+      const live = new Set(Object.values(streams));
+      const shown = new Set(shownIn(emitted));
       for (const tensor of mine) {
-        if (wanted.has(tensor)) continue;
+        if (live.has(tensor)) continue;
         mine.delete(tensor);
-        if (!visible.has(tensor)) tensor.dispose();
+        if (!shown.has(tensor)) tensor.dispose();
       }
-      streams = Object.fromEntries(Object.entries(next).filter(([, tensor]) => !tensor.isDisposed));
     }
     return streams;
   } catch (error) {
-    dispose([...mine]);
+    const shown = new Set(shownIn(emitted));
+    dispose([...mine].filter((tensor) => !shown.has(tensor)));
     throw error;
   }
 }
 
-/** Streams that a later stage reads, and those that the last stage wrote. */
-function stillRead(stages: readonly Stage[], done: number, carry: Carry): Set<Tensor> {
-  const last = stages[stages.length - 1]!;
-  const names = new Set([...stages.slice(done + 1).flatMap((stage) => stage.reads), ...last.writes]);
-  return new Set(
-    Object.entries(carry)
-      .filter(([name]) => names.has(name))
-      .map(([, tensor]) => tensor),
-  );
+const shownIn = (emitted: ReadonlyMap<string, readonly Tensor[]> | undefined): readonly Tensor[] => [...(emitted?.values() ?? [])].flat();
+
+/** For each stage, the streams that a later one reads, and those that the last one wrote. */
+function namesReadAfter(stages: readonly Stage[]): readonly ReadonlySet<string>[] {
+  let names: ReadonlySet<string> = new Set(stages.at(-1)?.writes);
+  const after: ReadonlySet<string>[] = [];
+  for (let i = stages.length - 1; i >= 0; i--) {
+    after[i] = names;
+    names = new Set([...names, ...stages[i]!.reads]);
+  }
+  return after;
 }
