@@ -17,6 +17,9 @@ const Q8_0: i32 = 6;
 const Q4_K: i32 = 7;
 const Q6_K: i32 = 8;
 
+/** Where, after the addresses, the codebook lies once more: byte 0 of all its 16 values, then their bytes 1, 2 and 3. */
+const PLANES: usize = 64;
+
 /** Addresses of the stored parts, as the caller wrote them. */
 @unmanaged
 export class Parts {
@@ -75,27 +78,6 @@ function codeValue(parts: Parts, e: u32): f32 {
   return load<f32>(parts.codebook + ((<usize>code) << 2));
 }
 
-/** Byte `plane` of each of the 16 codebook values. */
-function plane(codebook: usize, plane: i32): v128 {
-  let v = i8x16.splat(0);
-  v = i8x16.replace_lane(v, 0, load<i8>(codebook + plane));
-  v = i8x16.replace_lane(v, 1, load<i8>(codebook + plane, 4));
-  v = i8x16.replace_lane(v, 2, load<i8>(codebook + plane, 8));
-  v = i8x16.replace_lane(v, 3, load<i8>(codebook + plane, 12));
-  v = i8x16.replace_lane(v, 4, load<i8>(codebook + plane, 16));
-  v = i8x16.replace_lane(v, 5, load<i8>(codebook + plane, 20));
-  v = i8x16.replace_lane(v, 6, load<i8>(codebook + plane, 24));
-  v = i8x16.replace_lane(v, 7, load<i8>(codebook + plane, 28));
-  v = i8x16.replace_lane(v, 8, load<i8>(codebook + plane, 32));
-  v = i8x16.replace_lane(v, 9, load<i8>(codebook + plane, 36));
-  v = i8x16.replace_lane(v, 10, load<i8>(codebook + plane, 40));
-  v = i8x16.replace_lane(v, 11, load<i8>(codebook + plane, 44));
-  v = i8x16.replace_lane(v, 12, load<i8>(codebook + plane, 48));
-  v = i8x16.replace_lane(v, 13, load<i8>(codebook + plane, 52));
-  v = i8x16.replace_lane(v, 14, load<i8>(codebook + plane, 56));
-  return i8x16.replace_lane(v, 15, load<i8>(codebook + plane, 60));
-}
-
 /** 16 codes to 16 scaled floats: each byte of the values is looked up by itself, then the bytes are put together. */
 // @ts-ignore: decorator
 @inline
@@ -116,10 +98,11 @@ function lookup16(codes: v128, p0: v128, p1: v128, p2: v128, p3: v128, scale: v1
 
 /** Any run, even one that starts inside a byte and crosses blocks. The first element of a byte is its high nibble. */
 function decodeCodebook(parts: Parts, nested: bool, first: u32, count: i32, out: usize): void {
-  const p0 = plane(parts.codebook, 0);
-  const p1 = plane(parts.codebook, 1);
-  const p2 = plane(parts.codebook, 2);
-  const p3 = plane(parts.codebook, 3);
+  const planes = changetype<usize>(parts) + PLANES;
+  const p0 = v128.load(planes);
+  const p1 = v128.load(planes, 16);
+  const p2 = v128.load(planes, 32);
+  const p3 = v128.load(planes, 48);
   const mask = i8x16.splat(15);
   const size = parts.blockSize;
   const end = first + count;

@@ -22,6 +22,7 @@ export interface WasmDevice {
   ints(tensor: TensorInfo): Int32Array;
   /** Words of the heap; not to be kept over anything that allocates. */
   words(at: number, count: number): Uint32Array;
+  bytes(at: number, count: number): Uint8Array;
   /** Scratch that every thread of the current kernel sees; the same bytes again at the next call. */
   shared(bytes: number): number;
   /**
@@ -60,6 +61,7 @@ export function createWasmDevice({ backendName, backend, module, kernels, relaxe
     floats: (tensor) => backend.typedArrayFromHeap(tensor) as Float32Array,
     ints: (tensor) => backend.typedArrayFromHeap(tensor) as Int32Array,
     words: (at, count) => new Uint32Array(module.HEAPU8.buffer, at, count),
+    bytes: (at, count) => new Uint8Array(module.HEAPU8.buffer, at, count),
     shared,
     run: (kernel, args, { tasks, work, scratchBytes = 0 }) => {
       if (tasks <= 0) return;

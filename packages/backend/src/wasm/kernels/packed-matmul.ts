@@ -29,8 +29,9 @@ export const packedKernels = (device: WasmDevice): KernelConfig[] => [
   ]),
 ];
 
-/** Room for the addresses of the parts at the front of the shared scratch. */
-const tableBytes = 64;
+/** Room at the front of the shared scratch for what `Parts` of assembly/dequant.ts describes. */
+const tableBytes = 128;
+const planesAt = 64;
 
 function writeTable(
   device: WasmDevice,
@@ -39,8 +40,14 @@ function writeTable(
 ): number {
   const table = device.shared(tableBytes);
   const parts = [codes ?? blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset];
-  device.words(table, tableBytes / 4).set([...parts.map((part) => (part === undefined ? 0 : device.address(part))), blockSize]);
+  device.words(table, planesAt / 4).set([...parts.map((part) => (part === undefined ? 0 : device.address(part))), blockSize]);
+  if (codebook !== undefined) writePlanes(device.bytes(device.address(codebook), 64), device.bytes(table + planesAt, 64));
   return table;
+}
+
+/** The bytes of 16 floats, regrouped: a byte lookup finds one byte of each value at a time. */
+function writePlanes(values: Uint8Array, planes: Uint8Array): void {
+  for (let i = 0; i < 16; i++) for (let byte = 0; byte < 4; byte++) planes[16 * byte + i] = values[4 * i + byte]!;
 }
 
 /** Elements at whose multiples a row may be cut. */
