@@ -8,7 +8,7 @@ export { defaultTargetsOf, endsWithName, layerOf, targetSites, type TargetModule
 export type { Warning } from './warning.ts';
 export { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';
 export { saveAdapter, type SaveAdapterOptions } from './peft/save.ts';
-export type { AdapterSource, AdapterTarget } from './peft/files.ts';
+export type { AdapterSource } from './peft/folders.ts';
 export * from './peft/errors.ts';
 export { forget as forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeAdapter, type MergeReport } from './merge.ts';
 export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';

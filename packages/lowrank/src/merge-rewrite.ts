@@ -24,8 +24,8 @@ export interface MergeOptions {
    * loses part of the change, as the report says. Without it a quantized base is refused.
    */
   readonly into?: 'dense' | 'requantize';
-  /** Rounds merged values once, to the type that the model's file has; default F32: no rounding. */
-  readonly dtype?: 'F32' | 'F16' | 'BF16';
+  /** Rounds merged values once, to the type that the model's file has; default 'f32': no rounding. */
+  readonly dtype?: 'f32' | 'f16' | 'bf16';
 }
 
 /** How far the stored weight is from the f32 sum. All 0 where it is stored as f32. */
@@ -124,7 +124,7 @@ async function freshSite(
   site: Site,
   before: Before,
   sets: readonly AdapterSet[],
-  { into, dtype = 'F32' }: MergeOptions,
+  { into, dtype = 'f32' }: MergeOptions,
 ): Promise<Fresh & { report: MergedSiteReport }> {
   const { path, point } = site;
   const values = await mergedSite(site, before, sets);

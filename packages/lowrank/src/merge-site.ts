@@ -119,11 +119,11 @@ export async function refuseNonFinite(value: Tensor, name: string): Promise<void
   });
 }
 
-/** One cast at the end: f32 values rounded to what a file of that type can hold, ties to even. F32: the tensor itself. */
-export async function roundedTo(matrix: Tensor2D, dtype: 'F32' | 'F16' | 'BF16'): Promise<Tensor2D> {
-  if (dtype === 'F32') return matrix;
+/** One cast at the end: f32 values rounded to what a file of that type can hold, ties to even. 'f32': the tensor itself. */
+export async function roundedTo(matrix: Tensor2D, dtype: 'f32' | 'f16' | 'bf16'): Promise<Tensor2D> {
+  if (dtype === 'f32') return matrix;
   const values = (await matrix.data()) as Float32Array;
   const round =
-    dtype === 'F16' ? (value: number) => halfToFloat(floatToHalf(value)) : (value: number) => bfloatToFloat(floatToBfloat(value));
+    dtype === 'f16' ? (value: number) => halfToFloat(floatToHalf(value)) : (value: number) => bfloatToFloat(floatToBfloat(value));
   return tensor2d(Float32Array.from(values, round), matrix.shape);
 }

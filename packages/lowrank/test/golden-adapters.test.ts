@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/src/shared.ts';
+import { memoryFolderSink } from '@niwaki/hub';
 import { memory, withAdapters } from '@niwaki/tensor';
 import { loadAdapter, mergeAdapter, mergeAndUnload, saveAdapter, unmergeAdapter } from '../src/index.ts';
 import { distance, goldenModel, logitsOf, type GoldenIo } from './golden.ts';
@@ -62,8 +63,9 @@ describe.skipIf(!hasShared)('an adapter that Python wrote', () => {
       const model = await goldenModel(io.base_model);
       const set = await loadAdapter(model, sharedPath(`golden/${path}`), { name: 'another' });
       expect(set.warnings).toEqual([]);
-      const files = new Map<string, Uint8Array>();
-      await saveAdapter(set, files);
+      const sink = memoryFolderSink();
+      await saveAdapter(set, sink);
+      const { files } = sink;
       expect(JSON.parse(new TextDecoder().decode(files.get('adapter_config.json')))).toEqual(
         sharedJson(`golden/${path}/adapter_config.json`),
       );

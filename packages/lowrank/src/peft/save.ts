@@ -1,15 +1,15 @@
-import { encodeFloats, writeSafetensors, type ByteSink, type LazyTensor } from '@niwaki/hub';
+import { encodeFloats, writeSafetensors, type ByteSink, type LazyTensor, type SaveTarget } from '@niwaki/hub';
 import { ConfigError, type Json, type Parameter } from '@niwaki/tensor';
 import type { AdapterSet } from '@niwaki/nn';
 import { isPeftSet, type PeftSet } from '../adapter-method.ts';
 import { isTokens } from '../trainable-tokens.ts';
 import { peftFamilies } from './families.ts';
-import { writeFolder, type AdapterTarget } from './files.ts';
+import { writeFiles } from './folders.ts';
 import { parameterKey, slotKey } from './keys.ts';
 
 export interface SaveAdapterOptions {
-  /** Type of the stored numbers, default F32: what was trained. The others halve the file and round. */
-  readonly dtype?: 'F32' | 'F16' | 'BF16';
+  /** Type of the stored numbers, default 'f32': what was trained. The others halve the file and round. */
+  readonly dtype?: 'f32' | 'f16' | 'bf16';
   /** Written beside it, so that the folder is enough to chat with. */
   readonly tokenizer?: { readonly files: { readonly tokenizer: Json; readonly config: Json } };
   readonly signal?: AbortSignal;
@@ -21,13 +21,18 @@ export interface SaveAdapterOptions {
  * @throws ConfigError for a set that no PEFT file can hold
  * @example await saveAdapter(set, './my-adapter');
  */
-export async function saveAdapter(set: AdapterSet, target: AdapterTarget, options: SaveAdapterOptions = {}): Promise<void> {
-  const { dtype = 'F32', tokenizer, signal } = options;
+export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: SaveAdapterOptions = {}): Promise<void> {
+  const { dtype = 'f32', tokenizer, signal } = options;
   const peft = peftForm(set);
   const family = peftFamilies.get(peft.method.peftType);
   if (family === undefined)
     throw new ConfigError(`no writer for adapters of type ${peft.method.peftType}`, { peftType: peft.method.peftType });
-  const tensors = storedTensors(peft).map((tensor) => ({ ...tensor, dtype, read: async () => encodeFloats(await tensor.values(), dtype) }));
+  const type = ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype];
+  const tensors = storedTensors(peft).map((tensor) => ({
+    ...tensor,
+    dtype: type,
+    read: async () => encodeFloats(await tensor.values(), type),
+  }));
   const json = (content: string) => (sink: ByteSink) => sink.write(new TextEncoder().encode(content));
   const files = new Map<string, (sink: ByteSink) => Promise<void>>();
   if (tokenizer !== undefined) {
@@ -36,7 +41,7 @@ export async function saveAdapter(set: AdapterSet, target: AdapterTarget, option
   }
   files.set('adapter_model.safetensors', (sink) => writeSafetensors(tensors, sink, signal === undefined ? {} : { signal }));
   files.set('adapter_config.json', json(pythonJson(family.write(peft))));
-  await writeFolder(target, files);
+  await writeFiles(target, files);
 }
 
 function peftForm(set: AdapterSet): PeftSet {
