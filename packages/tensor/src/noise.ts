@@ -4,7 +4,7 @@
  */
 import { NumericError } from './errors.ts';
 import { runOp, type Op } from './op.ts';
-import { reshape, tensor1d, type Tensor } from './tfjs.ts';
+import { reshape, tensor1d, tidy, type Tensor } from './tfjs.ts';
 import { fillNoise } from './philox.ts';
 
 export type Distribution = 'gaussian' | 'rademacher' | 'binomial64' | 'irwinhall12' | 'uniform' | 'mask';
@@ -53,21 +53,17 @@ export function noise(shape: readonly number[], address: Noise, distribution: Di
   const length = shape.reduce((product, side) => product * side, 1);
   const { seed, step, id, sample } = address;
   if (!(sample >= 0 && sample < 2 ** 24)) throw new NumericError(`noise: sample must be in [0, 2^24), got ${sample}`, { sample });
-  const [flat] = runOp(
-    noiseOp,
-    {},
-    {
-      seedLow: Number(seed & 0xffffffffn),
-      seedHigh: Number((seed >> 32n) & 0xffffffffn),
-      step,
-      id,
-      sample,
-      distribution,
-      length,
-      keep,
-    },
-  );
-  return reshape(flat!, [...shape]);
+  const attributes: NoiseAttributes = {
+    seedLow: Number(seed & 0xffffffffn),
+    seedHigh: Number((seed >> 32n) & 0xffffffffn),
+    step,
+    id,
+    sample,
+    distribution,
+    length,
+    keep,
+  };
+  return tidy(() => reshape(runOp(noiseOp, {}, attributes)[0]!, [...shape]));
 }
 
 /** FNV-1a, 32 bits, of a name's UTF-8 bytes. */
