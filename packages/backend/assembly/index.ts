@@ -4,6 +4,7 @@ export * from './cross-entropy';
 export * from './gemm';
 export * from './gemv';
 export * from './micro-kernels';
+export * from './noise';
 export * from './packed-gemm';
 export * from './rms-norm';
 export * from './rope';

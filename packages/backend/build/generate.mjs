@@ -39,6 +39,9 @@ async function compile(files, { relaxed, shared }) {
     '1',
     '--enable',
     'simd',
+    // Indices are i32 and addresses usize; both have 32 bits here.
+    '--disableWarning',
+    '201',
     ...(relaxed ? ['--enable', 'relaxed-simd'] : []),
     ...(shared ? ['--enable', 'threads', '--sharedMemory', '--maximumMemory', '65536'] : []),
   ];

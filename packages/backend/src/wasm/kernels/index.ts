@@ -6,6 +6,7 @@ import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { gatherKernels } from './gather.ts';
 import { matMulKernels } from './mat-mul.ts';
+import { noiseKernels } from './noise.ts';
 import { oneHotKernels } from './one-hot.ts';
 import { packedKernels } from './packed-matmul.ts';
 import { rmsNormKernels } from './rms-norm.ts';
@@ -16,6 +17,7 @@ const families = [
   matMulKernels,
   gatherKernels,
   copyKernels,
+  noiseKernels,
   oneHotKernels,
   packedKernels,
   rmsNormKernels,
