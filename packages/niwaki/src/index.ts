@@ -12,3 +12,4 @@ export * from '@niwaki/train';
 export { load } from './load.ts';
 export { recipeKit, runRecipe } from './kit.ts';
 export { knownModelResolver, knownModels } from './known-models.ts';
+export { saveQuantized, type SaveQuantizedOptions } from './save-quantized.ts';

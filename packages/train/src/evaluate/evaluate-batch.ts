@@ -1,6 +1,6 @@
 import { ConfigError, dispose, gather, slice, tidy, throwIfAborted, type Tensor, type Tensor1D, type View } from '@niwaki/tensor';
 import { createCall, type Batch } from '@niwaki/weights';
-import { runStages, type Carry, type Model } from '@niwaki/nn';
+import type { Carry, Model } from '@niwaki/nn';
 import type { Objective } from '@niwaki/engine';
 
 export interface EvaluateBatchOptions {
@@ -28,12 +28,14 @@ export async function evaluateBatch(
   const lists = [index, target].filter((list) => !Object.values(batch).includes(list));
   let carry: Carry = {};
   try {
-    for (const stage of stages.slice(0, -1)) {
+    for (const [i, stage] of stages.slice(0, -1).entries()) {
       throwIfAborted(signal, 'evaluation');
-      const next = runStages([stage], carry, call);
-      const lost = Object.values(carry).filter((stream) => !Object.values(next).includes(stream));
-      dispose(lost);
-      carry = next;
+      const before = carry;
+      const wanted = new Set(stages.slice(i + 1).flatMap(({ reads }) => reads));
+      const written = tidy(() => stage.run(before, call));
+      carry = Object.fromEntries(Object.entries({ ...before, ...written }).filter(([name]) => wanted.has(name)));
+      const alive = new Set(Object.values(carry));
+      dispose([...new Set([...Object.values(before), ...Object.values(written)])].filter((stream) => !alive.has(stream)));
     }
     const { h } = carry;
     if (h === undefined) throw new ConfigError(`the last stage '${head.path}' must read the stream 'h'`, { stage: head.path });

@@ -5,7 +5,7 @@ import { causalLM, disposeBatch, languageBatch } from '@niwaki/engine';
 import { evaluateBatch, type EvaluateBatchOptions } from './evaluate-batch.ts';
 
 export interface EvaluateTextOptions extends EvaluateBatchOptions {
-  /** Tokens of a window; default 256. */
+  /** Tokens of a window; default 256, or the model's context where that is less. */
   readonly context?: number;
   /** Tokens of the text that are used; default all. */
   readonly maxTokens?: number;
@@ -39,8 +39,8 @@ export async function evaluateText(
   text: string,
   options: EvaluateTextOptions = {},
 ): Promise<TextScore> {
-  const { context = 256, maxTokens = Infinity, batchSize = 1, onProgress, ...rest } = options;
   const { vocabularySize, contextLength } = model.info;
+  const { context = Math.min(256, contextLength), maxTokens = Infinity, batchSize = 1, onProgress, ...rest } = options;
   check('context', context, 2, contextLength);
   check('maxTokens', maxTokens, 2, Infinity);
   check('batchSize', batchSize, 1, Infinity);
@@ -68,10 +68,14 @@ export async function evaluateText(
       disposeBatch(batch);
     }
     onProgress?.({ done, total, nll: nll / done });
+    await breath();
   }
   const mean = nll / total;
   return { tokens: total, nll: mean, perplexity: Math.exp(mean), bitsPerByte: nll / Math.LN2 / predictedBytes(ids, tokenizer, context) };
 }
+
+/** A turn of the event loop, so that an abort can arrive on devices that compute on this thread. */
+const breath = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 0));
 
 function predictedBytes(ids: readonly number[], tokenizer: Tokenizer, context: number): number {
   const decoder = tokenizer.streamDecoder({ skipSpecialTokens: true });

@@ -34,7 +34,7 @@ export interface RecipeKit {
     source: string,
     options: { trainable: boolean; signal?: AbortSignal; onWarning?: (warning: { message: string }) => void },
   ): Promise<AdapterSet>;
-  saveAdapter(set: AdapterSet, files: Map<string, Uint8Array>): Promise<void>;
+  saveAdapter(set: AdapterSet, target: SaveTarget): Promise<void>;
   /** Writes a whole model: config, tensors, tokenizer. */
   saveModel(model: Model, target: SaveTarget, options: { tokenizer?: Tokenizer; signal?: AbortSignal }): Promise<void>;
   readonly optimizers: Readonly<Record<string, (options: KitOptions) => Transform>>;

@@ -279,10 +279,8 @@ async function evaluation(recipe: Recipe, kit: RecipeKit, { model, tokenizer }: 
 }
 
 async function saveResult(kit: RecipeKit, folder: RunFolder, { model, adapter, tokenizer }: Trained): Promise<void> {
-  if (adapter === undefined) return kit.saveModel(model, sinkInto(folder.inside('model')), tokenizer === undefined ? {} : { tokenizer });
-  const files = new Map<string, Uint8Array>();
-  await kit.saveAdapter(adapter, files);
-  for (const [name, bytes] of files) await folder.write(name, bytes);
+  if (adapter === undefined) await kit.saveModel(model, sinkInto(folder.inside('model')), tokenizer === undefined ? {} : { tokenizer });
+  else await kit.saveAdapter(adapter, sinkInto(folder));
 }
 
 interface Trained {

@@ -1,0 +1,77 @@
+import { weightBytes, type Model } from 'niwaki';
+import type { Command } from 'commander';
+import { withModel, type ModelFlags } from '../flags.ts';
+import { inBytes, inCount } from '../number.ts';
+import { openModel } from '../open-model.ts';
+import type { Result } from '../result.ts';
+import type { Terminal } from '../terminal.ts';
+
+export const inspectFlags = (command: Command): Command =>
+  withModel(command).description('what a model is made of, and how each matrix is stored');
+
+interface Module {
+  readonly path: string;
+  readonly format: string;
+  readonly shape: readonly number[];
+  readonly bytes: number;
+}
+
+/** Everything stored, each once: matrices by their site, other parameters by their own path. */
+export async function runInspect(flags: ModelFlags, terminal: Terminal): Promise<Result> {
+  const { model } = await openModel(flags, terminal);
+  try {
+    const { family } = model.info;
+    const modules = modulesOf(model);
+    const parameters = modules.reduce((sum, { shape }) => sum + shape.reduce((product, side) => product * side, 1), 0);
+    const bytes = modules.reduce((sum, module) => sum + module.bytes, 0);
+    return {
+      json: { family, parameters, bytes, modules: modules.map((module) => ({ ...module })) },
+      text: tableOf({ family, parameters, bytes, modules }),
+    };
+  } finally {
+    model.dispose();
+  }
+}
+
+function modulesOf(model: Model): Module[] {
+  const modules: Module[] = [];
+  const seen = new Set<unknown>();
+  for (const stage of model.stages()) {
+    for (const { path, weight } of stage.sites) {
+      if (weight === undefined || seen.has(weight)) continue;
+      seen.add(weight);
+      for (const part of Object.values(weight.parts)) seen.add(part);
+      modules.push({ path, format: formatOf(weight), shape: [...weight.shape], bytes: weightBytes(weight) });
+    }
+    for (const parameter of stage.parameters()) {
+      if (seen.has(parameter)) continue;
+      seen.add(parameter);
+      modules.push({ path: parameter.path, format: 'f32', shape: [...parameter.shape], bytes: parameter.bytes() });
+    }
+  }
+  return modules;
+}
+
+/** The storage in one word: its kind, or what the kind holds where it has several. */
+function formatOf({ kind, options }: { kind: string; options: unknown }): string {
+  const { book, format, dtype } = (options ?? {}) as { book?: unknown; format?: unknown; dtype?: unknown };
+  const inner = kind === 'dense' ? dtype : (format ?? book);
+  return typeof inner === 'string' ? inner.toLowerCase() : kind;
+}
+
+function tableOf({
+  family,
+  parameters,
+  bytes,
+  modules,
+}: {
+  family: string;
+  parameters: number;
+  bytes: number;
+  modules: readonly Module[];
+}): string {
+  const rows = modules.map(({ path, format, shape, bytes: size }) => [path, format, shape.join('×'), inBytes(size)]);
+  const widths = [0, 1, 2].map((column) => Math.max(...rows.map((row) => row[column]!.length)));
+  const lines = rows.map((row) => row.map((cell, column) => (column === 3 ? cell : cell.padEnd(widths[column]!))).join('  '));
+  return `${family}, ${inCount(parameters)} parameters, ${inBytes(bytes)}\n\n${lines.join('\n')}\n`;
+}
