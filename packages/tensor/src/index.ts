@@ -14,6 +14,8 @@ export * from './view.ts';
 export { qr } from './linalg/qr.ts';
 export { svd, truncatedSvd, type Svd, type TruncatedSvdOptions } from './linalg/svd.ts';
 export { cholesky, eigenSymmetric } from './linalg/symmetric.ts';
+export * from './bit-pack.ts';
+export * from './memory-ledger.ts';
 export * from './packed/half.ts';
 export * from './packed/layout.ts';
 export * from './packed/words.ts';
