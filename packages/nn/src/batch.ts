@@ -38,6 +38,8 @@ export interface TokenBatchOptions {
 /**
  * A batch of rows of different lengths, one document each.
  * @throws DataError for an id outside the vocabulary or an empty row; ShapeError for a row longer than `padTo`
+ * @example
+ * const batch = tokenBatch([[5, 6, 2], [7, 2]], { vocabularySize: 32, padSide: 'left' });
  */
 export function tokenBatch(rows: readonly (readonly number[])[], options: TokenBatchOptions): TokenBatch {
   return packedBatch(

@@ -21,6 +21,8 @@ export interface ModelOptions extends ModelParts {
   readonly source: string;
   /** Told what is odd but not wrong: two heads where one was expected. */
   readonly warn?: (message: string) => void;
+  /** More families by `model_type`, asked before the known ones. */
+  readonly families?: ReadonlyMap<string, Family>;
 }
 
 /** What a family takes: asks for tensors through a loader that notes what is missing. */
@@ -60,11 +62,12 @@ export const families: ReadonlyMap<string, Family> = new Map<string, Family>([
 export async function createModel(options: ModelOptions): Promise<Model> {
   const { config, source, warn = () => {} } = options;
   const type = config['model_type'];
-  const family = typeof type === 'string' ? families.get(type) : undefined;
+  const known = new Map([...families, ...(options.families ?? [])]);
+  const family = typeof type === 'string' ? known.get(type) : undefined;
   if (family === undefined) {
-    throw new ConfigError(`model_type ${JSON.stringify(type)} is not a family we know: ${[...families.keys()].join(', ')}`, {
+    throw new ConfigError(`model_type ${JSON.stringify(type)} is not a family we know: ${[...known.keys()].join(', ')}`, {
       given: type,
-      known: [...families.keys()],
+      known: [...known.keys()],
     });
   }
   const held: (Weight | Parameter)[] = [];

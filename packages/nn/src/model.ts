@@ -43,7 +43,7 @@ export function createGraph(spec: GraphSpec): Model {
   const everything = (): Parameter[] =>
     unique([...specs.flatMap((stage) => parametersOf(stage, adapters)), ...[...adapters.values()].flatMap(parametersOfSet)]);
 
-  const siteOf = (path: string): Site => siteAt.get(path) ?? siteAt.get(matchPaths(`^${path}`, siteAt.keys(), { what: 'site' })[0]!)!;
+  const siteOf = (path: string): Site => exactly(path, siteAt, 'site');
 
   return {
     get info() {
@@ -88,6 +88,14 @@ export function createGraph(spec: GraphSpec): Model {
       active = [];
     },
   };
+}
+
+/** The entry of one whole path, never of a pattern; the error lists near misses. */
+function exactly<T>(path: string, entries: ReadonlyMap<string, T>, what: string): T {
+  const found = entries.get(path);
+  if (found !== undefined) return found;
+  const matches = matchPaths(`^${path}`, entries.keys(), { what });
+  throw new NotFoundError(`no ${what} is called '${path}'; as a pattern it stands for ${matches.length}`, { path, matches });
 }
 
 const unique = <T>(list: readonly T[]): T[] => [...new Set(list)];
@@ -196,11 +204,7 @@ function checkSet(set: AdapterSet, { adapters, siteAt, specs, taken }: SetContex
     throw new ConfigError(`adapter '${set.name}' changes nothing: it has no site and replaces no parameter`, { name: set.name });
   }
   for (const [path, adapter] of set.sites) {
-    const site = siteAt.get(path);
-    if (site === undefined) {
-      matchPaths(`^${path}`, siteAt.keys(), { what: `site of adapter '${set.name}'` });
-      throw new NotFoundError(`adapter '${set.name}' names no single site: '${path}'`, { path, name: set.name });
-    }
+    const site = exactly(path, siteAt, `site of adapter '${set.name}'`);
     // The output head is a linear map that patterns for all linear maps leave out.
     if (adapter.point === site.point || (adapter.point === 'linear' && site.point === 'head')) continue;
     throw new ConfigError(`adapter '${set.name}' (${adapter.kind}) is for a ${adapter.point}, '${path}' is a ${site.point}`, {
@@ -212,8 +216,7 @@ function checkSet(set: AdapterSet, { adapters, siteAt, specs, taken }: SetContex
   }
   const names = new Map(specs.flatMap((stage) => [...replaceable(stage)]));
   for (const [path, parameter] of set.replaced) {
-    if (!names.has(path)) matchPaths(`^${path}`, names.keys(), { what: `parameter replaced by adapter '${set.name}'` });
-    const shape = names.get(path) ?? [];
+    const shape = exactly(path, names, `parameter replaced by adapter '${set.name}'`);
     if (shape.join() === parameter.shape.join()) continue;
     throw new ShapeError(`adapter '${set.name}' replaces '${path}' [${shape}] by [${parameter.shape}]`, {
       path,

@@ -10,6 +10,7 @@ import {
   tensor1d,
   withAdapters,
   zeros,
+  type Parameter,
   type Tensor2D,
 } from '@niwaki/tensor';
 import { denseWeight, type Weight } from '@niwaki/weights';
@@ -229,6 +230,7 @@ it('replaces a weight, disposes the old one unless told to keep it, and refuses 
     const base = await logitsOfRows(model, rows);
     expect(() => model.replace(path, zeroWeight('z', [32, 16]))).toThrow(ShapeError);
     expect(() => model.replace('model.layers.0.mlp.down', old)).toThrow(/down_proj/);
+    expect(() => model.replace('model.layers.*.mlp.down_proj', old)).toThrow(/stands for 2/);
     model.replace(path, zeroWeight('z', [16, 32]), { keep: true });
     expect(model.parameters().has('z')).toBe(true);
     expect(largestDifference(await logitsOfRows(model, rows), base)).toBeGreaterThan(0.001);
@@ -254,4 +256,23 @@ it('keeps tied embeddings tied through a replacement, and says so in the config 
   expect(head.tiedTo).toBeUndefined();
   expect(tied.info.config['tie_word_embeddings']).toBe(false);
   tied.dispose();
+});
+
+it('takes an embedding and a head of their own from a set made for a tied model', async () => {
+  const before = memory().numTensors;
+  const [tied, untied] = [await tinyLlama({ tie_word_embeddings: true }), await tinyLlama({}, { seed: 5 })];
+  // The untied model is the tied one with this embedding and this head: all else is copied over.
+  for (const [path, parameter] of tied.parameters()) {
+    if (path !== 'model.embed_tokens.weight') untied.parameters().get(path)!.write(parameter.read().clone());
+  }
+  const saved = (path: string): [string, Parameter] => {
+    const old = untied.parameters().get(path)!;
+    return [path, denseParameter(`${path}.saved`, old.read().clone(), { role: old.role })];
+  };
+  const replaced = new Map([saved('model.embed_tokens.weight'), saved('lm_head.weight')]);
+  tied.attach({ name: 'saved', method: { kind: 'saved', options: {} }, sites: new Map(), replaced, base: '' });
+  expect(await logitsOfRows(tied, rows)).toEqual(await logitsOfRows(untied, rows));
+  tied.dispose();
+  untied.dispose();
+  expect(memory().numTensors).toBe(before);
 });

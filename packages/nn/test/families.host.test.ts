@@ -71,6 +71,12 @@ describe('putting a model together', () => {
     expect([...families.keys()]).toContain('llama');
   });
 
+  it('takes families of the caller beside its own', async () => {
+    const config = { ...tinyLlamaConfig, model_type: 'grove' };
+    const model = await createModel({ config, source: 's', ...shapesOnly(), families: new Map([['grove', families.get('llama')!]]) });
+    expect(model.sites('all-linear')).toHaveLength(14);
+  });
+
   it('lists every missing tensor and lets go of what it has', async () => {
     const missing = ['model.layers.1.self_attn.k_proj.weight', 'model.norm.weight', 'lm_head.weight'];
     const parts = shapesOnly({ without: missing });

@@ -107,7 +107,14 @@ function mapTables({ cos, sin }: RopeTables, map: (table: Tensor2D) => Tensor2D)
 function tablesOf({ perPosition, attention }: RopeFrequencies, positions: readonly number[]): RopeTables {
   const half = perPosition.length;
   const [cos, sin] = [new Float32Array(positions.length * half), new Float32Array(positions.length * half)];
+  const rowOf = new Map<number, number>();
   for (const [row, position] of positions.entries()) {
+    const same = rowOf.get(position);
+    if (same !== undefined) {
+      for (const table of [cos, sin]) table.copyWithin(row * half, same * half, (same + 1) * half);
+      continue;
+    }
+    rowOf.set(position, row);
     for (let i = 0; i < half; i++) {
       const angle = Math.fround(position * perPosition[i]!);
       cos[row * half + i] = Math.cos(angle) * attention;
