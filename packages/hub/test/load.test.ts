@@ -380,6 +380,13 @@ describe.skipIf(!hasShared)('saveModel', () => {
       const saving = saveModel(model, join(folder, 'a'), { signal: controller.signal, onProgress: () => controller.abort() });
       await expect(saving).rejects.toThrow(AbortError);
       expect(await readdir(join(folder, 'a'))).toEqual([]);
+      // Nor does a shard that was whole by then replace the old one.
+      await writeFile(join(folder, 'a', 'model-00001-of-00006.safetensors'), 'old');
+      let shards = 0;
+      const later = new AbortController();
+      const onProgress = (): void => void (++shards === 12 && later.abort());
+      await expect(saveModel(model, join(folder, 'a'), { shardBytes: 4800, signal: later.signal, onProgress })).rejects.toThrow(AbortError);
+      expect(await readdir(join(folder, 'a'))).toEqual(['model-00001-of-00006.safetensors']);
       await saveModel(model, join(folder, 'b'));
       expect((await readdir(join(folder, 'b'))).sort()).toEqual(['config.json', 'model.safetensors']);
       expect(JSON.parse(await readFile(join(folder, 'b/config.json'), 'utf8'))).toMatchObject({

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { hasShared, sharedBytes, sharedJson } from '../../testing/src/shared.ts';
 import { AbortError, DeviceError, FormatError, NiwakiError, type RawTensor } from '@niwaki/tensor';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import {
   decodeFloats,
   decodeNumbers,
@@ -262,6 +262,32 @@ describe('files on disk', () => {
         return new Uint8Array(4);
       });
       await expect(writeSafetensors([aborting], await fileSink(path), { signal: controller.signal })).rejects.toThrow(AbortError);
+      expect(await readdir(folder)).toEqual(['m.safetensors']);
+      expect(await readFile(path, 'utf8')).toBe('old');
+    });
+  });
+
+  test('a disk that fills up leaves the old file and no other, and the error says what to do', async () => {
+    await inFolder(async (folder) => {
+      const path = join(folder, 'm.safetensors');
+      await writeFile(path, 'old');
+      const fs = process.getBuiltinModule('node:fs/promises');
+      const open = fs.open;
+      const spy = vi.spyOn(fs, 'open').mockImplementation(async (...args) => {
+        const handle = await open(...args);
+        let writes = 0;
+        const write = handle.write.bind(handle);
+        handle.write = (async (bytes: Uint8Array, offset: number) => {
+          if (++writes > 1) throw Object.assign(new Error('no space left on device'), { code: 'ENOSPC' });
+          return write(bytes, offset, Math.min(5, bytes.byteLength - offset)); // a short write, too
+        }) as unknown as typeof handle.write;
+        return handle;
+      });
+      const sink = await fileSink(path);
+      const error: unknown = await writeSafetensors([one(async () => new Uint8Array(4))], sink).catch((thrown: unknown) => thrown);
+      spy.mockRestore();
+      expect(error).toBeInstanceOf(DeviceError);
+      expect((error as DeviceError).help).toMatch(/disk is full/);
       expect(await readdir(folder)).toEqual(['m.safetensors']);
       expect(await readFile(path, 'utf8')).toBe('old');
     });

@@ -108,6 +108,24 @@ export function memoryFolderSink(): FolderSink & { readonly files: Map<string, U
   };
 }
 
+/** A folder whose files appear together: nothing does before `commit`, and `abandon` leaves all as it was. */
+export function stagedFolder(folder: FolderSink): FolderSink & { commit(): Promise<void>; abandon(): Promise<void> } {
+  const written: ByteSink[] = [];
+  return {
+    name: folder.name,
+    create: async (file) => {
+      const sink = await folder.create(file);
+      return { ...sink, commit: async () => void written.push(sink) };
+    },
+    commit: async () => {
+      for (const sink of written) await sink.commit();
+    },
+    abandon: async () => {
+      for (const sink of written) await sink.abandon();
+    },
+  };
+}
+
 export type SaveTarget = string | FileSystemDirectoryHandle | FolderSink;
 
 /** A path of a folder on disk, a browser's directory handle, or a sink of one's own. */

@@ -1,7 +1,7 @@
 import { ConfigError, tidy, throwIfAborted, type Json } from '@niwaki/tensor';
 import type { Model, Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
-import { openFolderSink, writeFile, type FolderSink, type SaveTarget } from '../bytes/folder.ts';
+import { openFolderSink, stagedFolder, writeFile, type FolderSink, type SaveTarget } from '../bytes/folder.ts';
 import type { ReadOptions } from '../bytes/byte-source.ts';
 import { encodeFloats } from '../safetensors/decode.ts';
 import { writeSafetensors, type LazyTensor } from '../safetensors/write.ts';
@@ -23,19 +23,29 @@ const tileEntries = 4_194_304;
 /**
  * Writes the base model as a Hugging Face folder that Python loads: config.json, model.safetensors (or shards and their
  * index), the tokenizer's files. Quantized matrices are written as the numbers they stand for; attached adapters are not
- * part of it. Memory: one tile of a matrix (16 MB). Throws AbortError, DeviceError; no half-written file stays.
+ * part of it. Memory: one tile of a matrix (16 MB). Throws AbortError, DeviceError; then the folder is as it was before.
  */
 export async function saveModel(model: Model, target: SaveTarget, options: SaveModelOptions = {}): Promise<void> {
+  const folder = stagedFolder(await openFolderSink(target));
+  try {
+    await writeModel(model, folder, options);
+    throwIfAborted(options.signal, `saving to ${folder.name}`);
+    await folder.commit();
+  } catch (error) {
+    await folder.abandon();
+    throw error;
+  }
+}
+
+async function writeModel(model: Model, folder: FolderSink, options: SaveModelOptions): Promise<void> {
   const { dtype = 'f32', tokenizer, shardBytes = 5e9, signal, onProgress } = options;
   if (!(shardBytes > 0)) throw new ConfigError(`shardBytes must be positive, got ${shardBytes}`, { shardBytes });
-  const folder = await openFolderSink(target);
   const tensors = modelTensors(model, dtype);
   const total = tensors.reduce((sum, tensor) => sum + bytesOfTensor(tensor, dtype), 0);
   const shards = split(tensors, dtype, shardBytes);
+  const five = (count: number): string => String(count).padStart(5, '0');
   const nameOf = (i: number): string =>
-    shards.length === 1
-      ? 'model.safetensors'
-      : `model-${String(i + 1).padStart(5, '0')}-of-${String(shards.length).padStart(5, '0')}.safetensors`;
+    shards.length === 1 ? 'model.safetensors' : `model-${five(i + 1)}-of-${five(shards.length)}.safetensors`;
   let before = 0;
   for (const [i, shard] of shards.entries()) {
     await writeSafetensors(shard, await folder.create(nameOf(i)), {
@@ -45,8 +55,8 @@ export async function saveModel(model: Model, target: SaveTarget, options: SaveM
     before += shard.reduce((sum, tensor) => sum + bytesOfTensor(tensor, dtype), 0);
   }
   if (shards.length > 1) await writeIndex(folder, shards, nameOf, total);
-  throwIfAborted(signal, `saving to ${folder.name}`);
-  await writeFile(folder, 'config.json', pretty({ ...(model.info.config as { [field: string]: Json }), torch_dtype: dtypes[dtype][2] }));
+  const config = { ...(model.info.config as { [field: string]: Json }), torch_dtype: dtypes[dtype][2] };
+  await writeFile(folder, 'config.json', pretty(config));
   if (tokenizer !== undefined) await writeTokenizer(folder, tokenizer);
 }
 
