@@ -2,25 +2,35 @@ import type { KernelConfig } from '@tensorflow/tfjs-core';
 import type { Kernel } from './kernel.ts';
 import { adamKernel } from './kernels/adam.ts';
 import { allFiniteKernel } from './kernels/all-finite.ts';
+import { attentionGradKernel, attentionKernel } from './kernels/attention.ts';
 import { chooseKernel } from './kernels/choose.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
+import { matMulKernel } from './kernels/mat-mul.ts';
 import { noiseKernel } from './kernels/noise.ts';
+import { packedMatMulKernel, packedRowsKernel } from './kernels/packed-matmul.ts';
 import { rmsNormGradKernel, rmsNormKernel } from './kernels/rms-norm.ts';
 import { ropeKernel } from './kernels/rope.ts';
+import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
 import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
 
 const kernels: readonly Kernel[] = [
   adamKernel,
   allFiniteKernel,
+  attentionKernel,
+  attentionGradKernel,
   chooseKernel,
   crossEntropyKernel,
   crossEntropyGradKernel,
+  matMulKernel,
   noiseKernel,
+  packedMatMulKernel,
+  packedRowsKernel,
   rmsNormKernel,
   rmsNormGradKernel,
   ropeKernel,
   swigluKernel,
   swigluGradKernel,
+  unsortedSegmentSumKernel,
 ];
 
 /** Every kernel of ours, for one backend. */

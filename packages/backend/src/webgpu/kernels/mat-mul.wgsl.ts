@@ -1,0 +1,49 @@
+import { program, type Program } from '../program.ts';
+import { side, tileDeclarations, tiledProduct, tilesKey, type Tiles } from './tiles.wgsl.ts';
+
+export interface MatMulVariant {
+  readonly transposeA: boolean;
+  readonly transposeB: boolean;
+  readonly tiles: Tiles;
+}
+
+export type MatMulUniform = 'rows' | 'columns' | 'terms' | 'inner' | 'aOuter' | 'aInner' | 'bOuter' | 'bInner';
+
+/**
+ * y = a·b over batches (z), with two broadcast batch sides: batch z is (z / inner, z % inner), and steps of 0 repeat an
+ * operand. The staging walks each operand along its memory, so that a transposition costs nothing.
+ */
+export function matMulProgram({ transposeA, transposeB, tiles }: MatMulVariant): Program<'a' | 'b', 'y', MatMulUniform> {
+  const [rowOfA, termOfA] = transposeA ? ['i % ROWS', 'i / ROWS'] : ['i / DEPTH', 'i % DEPTH'];
+  const [columnOfB, termOfB] = transposeB ? ['i / DEPTH', 'i % DEPTH'] : ['i % COLUMNS', 'i / COLUMNS'];
+  const stage = `
+    for (var i = lane; i < ROWS * DEPTH; i += LANES) {
+      let row = row0 + ${rowOfA};
+      let k = k0 + ${termOfA};
+      var value = 0.0;
+      if (row < u.rows && k < u.terms) { value = a[aStart + ${transposeA ? 'k * u.rows + row' : 'row * u.terms + k'}]; }
+      tileA[atA(k - k0, row - row0)] = value;
+    }
+    for (var i = lane; i < COLUMNS * DEPTH; i += LANES) {
+      let column = column0 + ${columnOfB};
+      let k = k0 + ${termOfB};
+      var value = 0.0;
+      if (column < u.columns && k < u.terms) { value = b[bStart + ${transposeB ? 'column * u.terms + k' : 'k * u.columns + column'}]; }
+      tileB[atB(k - k0, column - column0)] = value;
+    }`;
+  return program({
+    key: `mat-mul-${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}-${tilesKey(tiles)}`,
+    inputs: { a: 'f32', b: 'f32' },
+    outputs: { y: 'f32' },
+    uniforms: { rows: 'u32', columns: 'u32', terms: 'u32', inner: 'u32', aOuter: 'u32', aInner: 'u32', bOuter: 'u32', bInner: 'u32' },
+    workgroup: [side, side],
+    declarations: tileDeclarations(tiles),
+    main: `
+  let outer = group.z / u.inner;
+  let within = group.z % u.inner;
+  let aStart = outer * u.aOuter + within * u.aInner;
+  let bStart = outer * u.bOuter + within * u.bInner;
+  let yStart = group.z * u.rows * u.columns;
+${tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column' })}`,
+  });
+}

@@ -1,0 +1,45 @@
+import { attentionGradOp, attentionOp } from '@niwaki/tensor';
+import { describe, expect, test } from 'vitest';
+import { gpuMissing } from '../../testing/src/gpu.ts';
+import { expectParity, floats, ints, type Host } from './parity.ts';
+
+const missing = await gpuMissing();
+
+type Bounds = (t: number, keys: number) => readonly [from: number, to: number];
+
+const causal: Bounds = (t, keys) => [0, Math.min(t + 1, keys)];
+const everything: Bounds = (_, keys) => [0, keys];
+const window: Bounds = (t, keys) => [Math.max(0, t - 4), Math.min(t + 1, keys)];
+const packedDocuments: Bounds = (t, keys) => [t < 20 ? 0 : 20, Math.min(t + 1, keys)];
+const padded: Bounds = (t, keys) => (t % 3 === 0 ? [5, 5] : [1, keys - 1]);
+const outside: Bounds = (t, keys) => [-3, keys + t];
+
+const cases = [
+  ['one query, one key', { batch: 1, time: 1, keys: 1, heads: 1, kvHeads: 1, d: 4 }, causal],
+  ['causal, grouped heads', { batch: 2, time: 7, keys: 7, heads: 4, kvHeads: 2, d: 8 }, causal],
+  ['causal over more rows than a workgroup', { batch: 1, time: 65, keys: 65, heads: 3, kvHeads: 1, d: 16 }, causal],
+  ['everything, odd head size', { batch: 1, time: 7, keys: 65, heads: 2, kvHeads: 2, d: 7 }, everything],
+  ['a sliding window', { batch: 1, time: 64, keys: 64, heads: 2, kvHeads: 1, d: 16 }, window],
+  ['packed documents', { batch: 1, time: 65, keys: 65, heads: 2, kvHeads: 1, d: 16 }, packedDocuments],
+  ['rows that see nothing', { batch: 2, time: 9, keys: 7, heads: 2, kvHeads: 2, d: 8 }, padded],
+  ['bounds outside the keys', { batch: 1, time: 5, keys: 7, heads: 2, kvHeads: 1, d: 8 }, outside],
+  ['one query over a cache', { batch: 2, time: 1, keys: 65, heads: 8, kvHeads: 2, d: 16 }, everything],
+  ['heads of 64', { batch: 1, time: 17, keys: 17, heads: 3, kvHeads: 1, d: 64 }, causal],
+] as const;
+
+describe.skipIf(missing)('attention on WebGPU equals its reference', () => {
+  test.each(cases)('%s', async (_, { batch, time, keys, heads, kvHeads, d }, bounds) => {
+    const inputs: Record<string, Host> = {
+      q: floats([batch, time, heads, d], 1, 2),
+      k: floats([batch, keys, kvHeads, d], 2, 2),
+      v: floats([batch, keys, kvHeads, d], 3),
+      from: ints([batch, time], (i) => bounds(i % time, keys)[0]),
+      to: ints([batch, time], (i) => bounds(i % time, keys)[1]),
+    };
+    const attrs = { scale: 1 / Math.sqrt(d) };
+    const [y, logSumExp] = await expectParity(attentionOp as never, inputs, attrs, 1e-5);
+    expect(y!.values.every(Number.isFinite)).toBe(true);
+    const backward = { ...inputs, dy: floats([batch, time, heads, d], 4), y: y!, logSumExp: logSumExp! };
+    await expectParity(attentionGradOp as never, backward, attrs, 2e-5);
+  });
+});

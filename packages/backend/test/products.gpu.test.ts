@@ -1,0 +1,123 @@
+import { init } from '@niwaki/backend';
+import { packedMatMulOp, packedRowsOp } from '@niwaki/tensor';
+import { BatchMatMul, engine, tensor, UnsortedSegmentSum, unsortedSegmentSum, type Tensor } from '@tensorflow/tfjs-core';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { gpuMissing } from '../../testing/src/gpu.ts';
+import { packedFixture, packedFormats, widthsOf } from './packed-fixture.ts';
+import { expectParity, floats, ints, type Host } from './parity.ts';
+
+const missing = await gpuMissing();
+
+/** A kernel of tfjs's as an op, its truth being tfjs's own kernel on the cpu device. */
+const kernelOp = (kernelName: string) => ({
+  kernelName,
+  reference: (inputs: Record<string, Tensor>, attrs: object) => [engine().runKernel(kernelName, inputs, attrs as never) as Tensor],
+});
+
+// Sums of up to 1000 products of numbers in [-1, 1], in another order than the reference's.
+const tolerance = 1e-5;
+
+describe.skipIf(missing)('products on WebGPU', () => {
+  beforeAll(async () => {
+    await init({ device: 'webgpu', software: true });
+  });
+
+  const shapes = [
+    [1, 7, 1],
+    [7, 65, 64],
+    [17, 3, 33],
+    [64, 64, 65],
+    [65, 33, 7],
+    [130, 100, 130],
+    [5, 1000, 3],
+  ] as const;
+
+  test.each(shapes)('%i x %i x %i in all four transpositions', async (m, k, n) => {
+    for (const transposeA of [false, true]) {
+      for (const transposeB of [false, true]) {
+        const inputs = { a: floats(transposeA ? [k, m] : [m, k]), b: floats(transposeB ? [n, k] : [k, n], 2) };
+        await expectParity(kernelOp(BatchMatMul) as never, inputs, { transposeA, transposeB }, tolerance);
+      }
+    }
+  });
+
+  test.each([
+    [[3], [3]],
+    [[3], [1]],
+    [[1], [3]],
+    [
+      [2, 3],
+      [2, 3],
+    ],
+    [
+      [2, 3],
+      [1, 1],
+    ],
+    [
+      [2, 3],
+      [2, 1],
+    ],
+    [
+      [2, 1],
+      [1, 3],
+    ],
+    [
+      [2, 3],
+      [1, 3],
+    ],
+    [
+      [2, 2, 3],
+      [2, 2, 3],
+    ],
+  ])('batches %j against %j', async (a, b) => {
+    const inputs = { a: floats([...a, 5, 6]), b: floats([...b, 6, 4], 2) };
+    await expectParity(kernelOp(BatchMatMul) as never, inputs, { transposeA: false, transposeB: false }, tolerance);
+  });
+
+  test('a sum over nothing is zero', async () => {
+    const inputs = { a: floats([3, 0]), b: floats([0, 2]) };
+    const [y] = await expectParity(kernelOp(BatchMatMul) as never, inputs, { transposeA: false, transposeB: false });
+    expect([...y!.values]).toEqual([0, 0, 0, 0, 0, 0]);
+  });
+
+  const packedCases = packedFormats.flatMap((format) => widthsOf(format).map((width) => [format, width] as const));
+
+  test.each(packedCases)('packed product of %s rows of %i, both ways and row by row', async (format, width) => {
+    const { shape, parts } = packedFixture(format, 65, width);
+    await expectParity(packedMatMulOp as never, { x: floats([65, width]), ...parts }, { ...shape, transposed: false }, tolerance);
+    await expectParity(packedMatMulOp as never, { x: floats([65, 65]), ...parts }, { ...shape, transposed: true }, tolerance);
+    await expectParity(packedMatMulOp as never, { x: floats([3, width]), ...parts }, { ...shape, transposed: false }, tolerance);
+  });
+
+  test.each([
+    [1, 1, 7],
+    [7, 1, 64],
+    [1, 65, 7],
+    [4, 7, 64],
+    [7, 7, 65],
+    [20, 64, 7],
+  ])('packed product of %i rows with a matrix of %i x %i meets every tile', async (rows, out, width) => {
+    const { shape, parts } = packedFixture('codebook4', out, width);
+    await expectParity(packedMatMulOp as never, { x: floats([rows, width]), ...parts }, { ...shape, transposed: false }, tolerance);
+    await expectParity(packedMatMulOp as never, { x: floats([rows, out]), ...parts }, { ...shape, transposed: true }, tolerance);
+  });
+
+  test.each(packedCases)('rows of a packed %s matrix of width %i equal those decoded on the host', async (format, width) => {
+    const { shape, parts } = packedFixture(format, 33, width);
+    const ids = ints([7], (i) => (i * 13) % 33);
+    // One rounding of scale · code + offset is left open.
+    await expectParity(packedRowsOp as never, { ids, ...parts }, shape, 2e-7);
+  });
+
+  test('a segment sum keeps one order, and drops ids outside', async () => {
+    const inputs: Record<string, Host> = { x: floats([65, 7]), segmentIds: ints([65], (i) => ((i * 7) % 12) - 1) };
+    const [expected] = await expectParity(kernelOp(UnsortedSegmentSum) as never, inputs, { numSegments: 10 });
+    expect(expected!.shape).toEqual([10, 7]);
+    await init({ device: 'webgpu', software: true });
+    const empty = tensor([], [0, 7]);
+    const ids = tensor([], [0], 'int32');
+    const sums = unsortedSegmentSum(empty, ids as never, 3);
+    expect([...(await sums.data())]).toEqual(Array(21).fill(0));
+    for (const t of [empty, ids, sums]) t.dispose();
+  });
+});

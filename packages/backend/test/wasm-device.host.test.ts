@@ -1,0 +1,87 @@
+import { readFileSync } from 'node:fs';
+import { DeviceError, matMul, memory, ones, sum, tensor, tidy, type Tensor } from '@niwaki/tensor';
+import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
+import { backend, engine, getBackend } from '@tensorflow/tfjs-core';
+import { expect, it } from 'vitest';
+import { init } from '../src/init.ts';
+import { withSharedMemory } from '../src/wasm/shared-memory.ts';
+import { distance, numbers, useBuild } from './wasm-builds.ts';
+
+const random = numbers(17);
+/** A tensor whose pages nobody has written: it takes addresses and no memory. */
+const untouched = (size: number): Tensor => engine().makeTensorFromTensorInfo((backend() as BackendWasm).makeOutput([size], 'float32'));
+const binary = (): Uint8Array => new Uint8Array(readFileSync(new URL('../src/generated/tfjs-backend-wasm-simd.wasm', import.meta.url)));
+
+it('says which device it took, and why', async () => {
+  const info = await init({ device: 'wasm', threads: 2 });
+  expect(info).toMatchObject({ device: 'wasm', threads: 2, reason: 'asked for' });
+  expect(info.description).toMatch(/SIMD, 2 threads$/);
+  expect(getBackend()).toBe('niwaki-wasm-2');
+  expect(await init({ device: 'wasm', threads: 2 })).toEqual(info);
+});
+
+it('refuses devices and thread counts that do not exist', async () => {
+  await expect(init({ device: 'webgl' as 'wasm' })).rejects.toThrow(/unknown device 'webgl'/);
+  await expect(init({ device: 'wasm', threads: 0 })).rejects.toThrow(/threads/);
+  await expect(init({ device: 'wasm', threads: 1.5 })).rejects.toThrow(/threads/);
+});
+
+it('adds no listener for uncaught errors to the process', async () => {
+  const count = (): number => process.listenerCount('uncaughtException') + process.listenerCount('unhandledRejection');
+  const before = count();
+  await useBuild({ threads: 3 });
+  expect(count()).toBe(before);
+});
+
+it("changes one byte of tfjs's binary, and none of a binary that it does not know", () => {
+  const known = binary();
+  const shared = withSharedMemory(known)!;
+  const changed = shared.reduce((indices: number[], byte, i) => (byte === known[i] ? indices : [...indices, i]), []);
+  expect(changed.length).toBe(1);
+  expect([known[changed[0]!], shared[changed[0]!]]).toEqual([1, 3]);
+  expect(withSharedMemory(shared)).toBeUndefined();
+  expect(withSharedMemory(known.subarray(0, 8))).toBeUndefined();
+});
+
+it('gives the same results after the heap has grown', async () => {
+  await useBuild({ threads: 2 });
+  const [a, b] = [random([70, 300]), random([300, 90])] as [Tensor, Tensor];
+  const before = matMul(a, b).dataSync();
+  const large = untouched(64 << 20);
+  expect(distance(matMul(a, b).dataSync(), before)).toBe(0);
+  large.dispose();
+  expect(distance(matMul(a, b).dataSync(), before)).toBe(0);
+});
+
+it('says that the heap is full before tfjs writes anywhere, and works on', async () => {
+  await useBuild({ threads: 1 });
+  const live = memory().numTensors;
+  const kept: Tensor[] = [];
+  try {
+    // 512 MiB each: the eighth cannot fit below 4 GiB.
+    expect(() => {
+      for (let i = 0; i < 8; i++) kept.push(untouched(128 << 20));
+    }).toThrow(DeviceError);
+    expect(kept.length).toBeGreaterThan(3);
+    const error = (() => {
+      try {
+        untouched(256 << 20);
+      } catch (caught) {
+        return caught as DeviceError;
+      }
+      return undefined;
+    })();
+    expect(error?.message).toMatch(/no room for 1073741824 bytes/);
+    expect(error?.details['heapBytes']).toBeGreaterThan(2 ** 31);
+    // Above 2 GiB addresses are negative as int32.
+    const high = ones([1000, 1000]);
+    expect(sum(matMul(high, high)).dataSync()[0]).toBe(1e9);
+    high.dispose();
+  } finally {
+    for (const tensor of kept) tensor.dispose();
+  }
+  tidy(() => {
+    expect(Array.from(matMul(tensor([1, 2], [1, 2]), tensor([3, 4], [2, 1])).dataSync())).toEqual([11]);
+  });
+  expect(memory().numTensors).toBeLessThanOrEqual(live + 1);
+}, 120_000);
