@@ -94,20 +94,3 @@ function rowGradient(dy: usize, x: usize, weight: usize, dx: usize, share: usize
     store<f32>(dx + i, scale * (load<f32>(dy + i) * load<f32>(weight + i) - normalized * mean));
   }
 }
-
-/** out [width] = sum of `count` rows, in their order; task t: columns [t · taskColumns, ...). */
-export function sumRows(rows: usize, out: usize, count: i32, width: i32, taskColumns: i32, first: i32, last: i32, scratch: usize): void {
-  const bytes = (<usize>width) << 2;
-  let i = (<usize>(first * taskColumns)) << 2;
-  const end = (<usize>least(width, last * taskColumns)) << 2;
-  for (; i + 16 <= end; i += 16) {
-    let sum = f32x4.splat(0);
-    for (let row = 0; row < count; row++) sum = f32x4.add(sum, v128.load(rows + row * bytes + i));
-    v128.store(out + i, sum);
-  }
-  for (; i < end; i += 4) {
-    let sum: f32 = 0;
-    for (let row = 0; row < count; row++) sum += load<f32>(rows + row * bytes + i);
-    store<f32>(out + i, sum);
-  }
-}

@@ -26,7 +26,8 @@ export const copyKernels = (device: WasmDevice): KernelConfig[] => [
   ),
 ];
 
-function share(device: WasmDevice, { dataId, shape, dtype }: TensorInfo): TensorInfo {
+/** The same memory under another name. */
+export function share(device: WasmDevice, { dataId, shape, dtype }: TensorInfo): TensorInfo {
   device.backend.incRef(dataId);
   return { dataId, shape, dtype };
 }

@@ -2,6 +2,7 @@ import type { KernelConfig } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { adamKernels } from './adam.ts';
 import { attentionKernels } from './attention.ts';
+import { chooseKernels } from './choose.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { gatherKernels } from './gather.ts';
@@ -11,14 +12,17 @@ import { oneHotKernels } from './one-hot.ts';
 import { packedKernels } from './packed-matmul.ts';
 import { rmsNormKernels } from './rms-norm.ts';
 import { ropeKernels } from './rope.ts';
+import { sumKernels } from './sum.ts';
 import { swigluKernels } from './swiglu.ts';
 
 const families = [
   matMulKernels,
   gatherKernels,
   copyKernels,
+  chooseKernels,
   noiseKernels,
   oneHotKernels,
+  sumKernels,
   packedKernels,
   rmsNormKernels,
   swigluKernels,

@@ -3,6 +3,7 @@ import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { runRows, taskRowsOf } from './entrywise.ts';
 import { wasmKernel } from './kernel.ts';
+import { sumAxis } from './sum.ts';
 
 type Inputs = Readonly<Record<'x' | 'weight', TensorInfo>>;
 
@@ -24,9 +25,7 @@ export const rmsNormKernels = (device: WasmDevice): KernelConfig[] => [
       runRows(device, 'rmsNormGrad', [...[dy, x, weight, dx].map(device.address), partial, rows, width, eps], { rows, width });
       if (!weightGradient) return [dx];
       const dweight = device.output(weight.shape);
-      const taskColumns = 1024;
-      const args = [partial, device.address(dweight), shares, width, taskColumns];
-      device.run('sumRows', args, { tasks: Math.ceil(width / taskColumns), work: shares * width });
+      sumAxis(device, { from: partial, to: device.address(dweight) }, { outer: 1, axis: shares, inner: width });
       return [dx, dweight];
     },
   ),
