@@ -71,9 +71,9 @@ export function matchContent(
   });
   const parameters = parametersIn(layout, model, wholes, take);
   const unexpected = file.names().filter((name) => !taken.has(name));
-  if (matched.length + tokens.length + parameters.length === 0 || (strict && unexpected.length > 0 && missing.length === 0))
-    throw unexpectedTensors(unexpected, model);
-  if (strict && missing.length > 0) throw missingTensors(missing, unexpected);
+  const nothing = matched.length + tokens.length + parameters.length === 0;
+  if (taken.size === 0 || (strict && unexpected.length > 0 && missing.length === 0)) throw unexpectedTensors(unexpected, model);
+  if (missing.length > 0 && (strict || nothing)) throw missingTensors(missing, unexpected);
   const skipped = [...missing, ...unexpected];
   if (skipped.length > 0) warn('skipped-tensor', `not taken from the file: ${skipped.join(', ')}`, skipped);
 
