@@ -50,11 +50,15 @@ function matrixShape({ path, shape }: Parameter): readonly [number, number] {
   throw new ShapeError(`a weight is a matrix [out, in]; '${path}' has the shape [${shape}]`, { path, given: shape });
 }
 
-/** x·wᵀ for a w that nothing differentiates: keeps neither operand. */
+/** x·wᵀ for a w that nothing differentiates: holds w, no copy of it, and not x. */
 export function frozenMatMul(x: Tensor2D, w: Tensor2D): Tensor2D {
   return withGradient(
     [x],
-    () => matMul(x, w, false, true),
-    (dy) => [matMul(dy, w)],
+    (save) => {
+      // Read through a view, w may be a tensor of this pass alone.
+      save([w]);
+      return matMul(x, w, false, true);
+    },
+    (dy, [saved]) => [matMul(dy, saved!)],
   ) as Tensor2D;
 }

@@ -57,7 +57,10 @@ const product = (x: Tensor2D, a: Tensor2D, b: Tensor2D, scale: number): Tensor2D
 function frozenProduct(x: Tensor2D, a: Tensor2D, b: Tensor2D, scale: number): Tensor2D {
   return withGradient(
     [x],
-    () => tidy(() => product(x, a, b, scale)),
-    (dy) => [tidy(() => mul(matMul(matMul(dy, b), a), scale))],
+    (save) => {
+      save([a, b]);
+      return tidy(() => product(x, a, b, scale));
+    },
+    (dy, [savedA, savedB]) => [tidy(() => mul(matMul(matMul(dy, savedB!), savedA!), scale))],
   ) as Tensor2D;
 }

@@ -1,7 +1,10 @@
 import { describe, expect, it } from 'vitest';
 import { grad, grads } from '@tensorflow/tfjs-core';
 import {
+  fill,
+  openMemoryLedger,
   stopGradient,
+  type View,
   dispose,
   keep,
   recordTape,
@@ -171,6 +174,24 @@ describe.each(kinds)('a %s weight', (_, make) => {
     disposeWeight(weight);
   });
 
+  it('goes backward through what a view made for the forward alone', async () => {
+    const weight = await make();
+    const dense = weight.kind === 'dense' || weight.kind === 'low-rank';
+    const viewed = createCall({ batch: {}, view: dense ? shifting : onlyScales });
+    const x = matrix(5, weight.shape[1], 0.11);
+    const dy = matrix(5, weight.shape[0], 0.23);
+    const tape = recordTape(() => weight.apply(x, viewed));
+    const [dx] = tape.pull([x], [{ of: tape.value, value: dy }]) as [Tensor];
+    // A linear map: ⟨dy, W·x⟩ = ⟨dx, x⟩ for the W of this view.
+    const [forward, backward] = tidy(() => [
+      sum(mul(tape.value, dy)).dataSync()[0]!,
+      sum(mul(dx, x)).dataSync()[0]!,
+    ]) as unknown as number[];
+    expect(Math.abs(forward! / backward! - 1)).toBeLessThan(1e-4);
+    for (const t of [x, dy, dx, tape.value]) t.dispose();
+    disposeWeight(weight);
+  });
+
   it('keeps neither x nor a float copy of itself for the backward pass while it is frozen', async () => {
     const weight = await make();
     const x = matrix(64, weight.shape[1], 0.11);
@@ -185,13 +206,25 @@ describe.each(kinds)('a %s weight', (_, make) => {
 
 /** Bytes that a recorded forward holds beside its output; its input goes with the record, so that keeping it shows. */
 function bytesKept(x: Tensor2D, forward: (x: Tensor2D) => Tensor): number {
-  const before = memory().numBytes;
-  const tape = recordTape(() => forward(stopGradient(x)));
-  const kept = memory().numBytes - before - tape.value.size * 4;
+  const ledger = openMemoryLedger();
+  const before = ledger.bytes();
+  const tape = recordTape(() => forward(mul(stopGradient(x), 2) as Tensor2D));
+  const kept = ledger.bytes() - before - tape.value.size * 4;
   tape.dispose();
   tape.value.dispose();
+  ledger.dispose();
   return kept;
 }
+
+/** Every f32 part is read shifted by something small: a tensor that the forward's tidy frees. */
+const shifting: View = {
+  of: (part) => ({ kind: 'offset', value: fill([...part.shape], 1e-3) }),
+  touches: () => true,
+};
+const onlyScales: View = {
+  of: (part) => (part.role === 'scale' ? shifting.of(part) : { kind: 'plain' }),
+  touches: () => true,
+};
 
 describe('a dense weight that trains', () => {
   it('gets its gradient from the tape', () => {

@@ -48,13 +48,24 @@ export function decodeRows(shape: PackedShape, parts: PackedParts, ids: ArrayLik
 
 const everyRow = (shape: PackedShape): Int32Array => Int32Array.from({ length: shape.out }, (_, row) => row);
 
-/** x·Wᵀ over a packed W (out, in). Differentiable in x; backward keeps neither x nor a float copy of W. @param x [rows, in] f32 */
+/**
+ * x·Wᵀ over a packed W (out, in). Differentiable in x; backward holds the parts, and neither x nor a float copy of W.
+ * @param x [rows, in] f32
+ */
 export function packedMatMul(x: Tensor2D, parts: PackedTensors, shape: PackedShape): Tensor2D {
-  const named = parts as { [name: string]: Tensor };
+  const names = Object.keys(parts);
+  const tensors = Object.values(parts) as Tensor[];
   return withGradient(
     [x],
-    () => runOp(packedMatMulOp, { ...named, x }, { ...shape, transposed: false })[0]!,
-    (dy) => runOp(packedMatMulOp, { ...named, x: dy }, { ...shape, transposed: true }),
+    (save) => {
+      // No copies: but a part read through a view (perturbed scales) may be a tensor of this pass alone.
+      save(tensors);
+      return runOp(packedMatMulOp, { ...(parts as { [name: string]: Tensor }), x }, { ...shape, transposed: false })[0]!;
+    },
+    (dy, saved) => {
+      const again = Object.fromEntries(names.map((name, i) => [name, saved[i]!]));
+      return runOp(packedMatMulOp, { ...again, x: dy }, { ...shape, transposed: true });
+    },
   ) as Tensor2D;
 }
 
