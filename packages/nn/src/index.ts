@@ -1,6 +1,7 @@
 export * from './graph.ts';
 export * from './run-site.ts';
 export * from './model.ts';
+export type { StageSpec } from './stage-parameters.ts';
 export * from './batch.ts';
 export * from './families.ts';
 export * from './forward.ts';
@@ -10,5 +11,6 @@ export * from './decoder/config.ts';
 export * from './decoder/rope-config.ts';
 export * from './decoder/rope-tables.ts';
 export * from './decoder/decoder.ts';
+export type { BlockWeights, DecoderWeights, Linear } from './decoder/weights.ts';
 export * from './generate.ts';
 export * from './sampling.ts';

@@ -2,7 +2,8 @@ import { abs, max, sub, tidy, type Parameter } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Ask, Family, FamilyInput } from '../families.ts';
 import { readDecoderConfig, type DecoderConfig, type DecoderFamily } from './config.ts';
-import { createDecoder, type BlockWeights, type Linear } from './decoder.ts';
+import { createDecoder } from './decoder.ts';
+import type { BlockWeights, Linear } from './weights.ts';
 
 /** A family of decoders, loaded tensor by tensor under Hugging Face's names. */
 export const decoderFamily =

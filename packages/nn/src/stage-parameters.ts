@@ -1,0 +1,50 @@
+import type { Parameter } from '@niwaki/tensor';
+import type { Call } from '@niwaki/weights';
+import type { AdapterSet, Carry, Site } from './graph.ts';
+
+/** A stage as a family writes it: what it stores apart from its sites is listed, the rest follows from them. */
+export interface StageSpec {
+  readonly path: string;
+  readonly reads: readonly string[];
+  readonly writes: readonly string[];
+  readonly constants?: readonly string[];
+  readonly sites: readonly Site[];
+  /** Parameters that belong to no site: norms. */
+  readonly own: readonly Parameter[];
+  run(carry: Carry, call: Call): Carry;
+}
+
+/** In order, each once. */
+export const unique = <T>(list: readonly T[]): T[] => [...new Set(list)];
+
+/** What is stored at a site. */
+export const ofSite = (site: Site): Parameter[] => [
+  ...Object.values(site.weight?.parts ?? {}),
+  ...(site.bias === undefined ? [] : [site.bias]),
+];
+
+/** Names under which a set may replace a stage's whole parameters. */
+export const replaceable = (stage: StageSpec): Map<string, readonly number[]> =>
+  new Map([
+    ...stage.own.map((parameter): [string, readonly number[]] => [parameter.path, parameter.shape]),
+    ...stage.sites.flatMap((site): [string, readonly number[]][] => [
+      ...(site.weight === undefined ? [] : [[`${site.path}.weight`, site.weight.shape] as [string, readonly number[]]]),
+      ...(site.bias === undefined ? [] : [[`${site.path}.bias`, site.bias.shape] as [string, readonly number[]]]),
+    ]),
+  ]);
+
+/** Everything a stage reads, adapters attached now included. */
+export function parametersOf(stage: StageSpec, adapters: ReadonlyMap<string, AdapterSet>): Parameter[] {
+  const names = adapters.size === 0 ? undefined : replaceable(stage);
+  const extra = [...adapters.values()].flatMap((set) => [
+    ...stage.sites.flatMap((site) => Object.values(set.sites.get(site.path)?.parameters ?? {})),
+    ...[...set.replaced].filter(([path]) => names?.has(path)).map(([, parameter]) => parameter),
+  ]);
+  return [...stage.own, ...stage.sites.flatMap(ofSite), ...extra];
+}
+
+/** Everything a set brings. */
+export const parametersOfSet = (set: AdapterSet): Parameter[] => [
+  ...[...set.sites.values()].flatMap((adapter) => Object.values(adapter.parameters)),
+  ...set.replaced.values(),
+];
