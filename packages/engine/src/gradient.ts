@@ -54,7 +54,7 @@ export function dense(gradient: Gradient, { path, shape }: Parameter): Tensor {
       if (gradient.terms.some(({ mask }) => mask !== undefined))
         throw new ConfigError(`masked noise on '${path}' cannot be written out as a gradient`, { path });
       const parts = gradient.terms.map((term) => mul(noise(shape, term.noise, 'gaussian'), term.coefficient));
-      return parts.length === 1 ? parts[0]! : addN(parts);
+      return total(parts);
     }
   }
 }
@@ -65,11 +65,23 @@ export function squaredNorm(gradients: Iterable<readonly [Parameter, Gradient]>)
     const parts: Tensor[] = [];
     for (const [parameter, gradient] of gradients) {
       if (gradient.kind === 'noise') parts.push(...gradient.terms.map(({ coefficient }) => square(coefficient)));
-      else parts.push(sum(square(dense(gradient, parameter))));
+      // A tidy each: the squares of all gradients together would be a second copy of them.
+      else parts.push(tidy(() => sum(square(dense(gradient, parameter)))));
     }
-    if (parts.length === 0) return scalar(0);
-    return (parts.length === 1 ? parts[0]! : addN(parts)) as Scalar;
+    return parts.length === 0 ? scalar(0) : (total(parts) as Scalar);
   });
+}
+
+/** A WebGPU kernel binds at least this many inputs and its output. */
+const mostInputs = 7;
+
+/** The sum of tensors of one shape, however many: a device's `addN` takes only as many as it can bind. */
+export function total(tensors: readonly Tensor[]): Tensor {
+  let level = [...tensors];
+  while (level.length > 1) {
+    level = Array.from({ length: Math.ceil(level.length / mostInputs) }, (_, i) => addN(level.slice(i * mostInputs, (i + 1) * mostInputs)));
+  }
+  return level[0]!;
 }
 
 /** The gradients of a step so far, summed over micro-batches, and a count of their bytes against what was planned. */

@@ -1,6 +1,5 @@
 import {
   add,
-  addN,
   allFinite,
   dispose,
   keep,
@@ -18,7 +17,7 @@ import {
 import type { Transform, UpdateContext } from '@niwaki/optim';
 import { createBreath } from './breath.ts';
 import type { Turn } from './estimator.ts';
-import { createGradientStore, squaredNorm, tensorsOf, type GradientStore } from './gradient.ts';
+import { createGradientStore, squaredNorm, tensorsOf, total, type GradientStore } from './gradient.ts';
 import type { OptimizerStates } from './optimizer-state.ts';
 import type { StepInput } from './step.ts';
 
@@ -61,10 +60,10 @@ export async function runAtomic(options: WindowOptions): Promise<WindowResult> {
     throwIfAborted(signal, 'the step');
     const norm = keep(squaredNorm(store.entries()));
     const ok = keep(tidy(() => allFinite(stack([loss, norm]))));
-    const total = measureAll(store, options);
+    const measured = measureAll(store, options);
     const applied = scalar(options.updates + 1);
-    live.push(norm, ok, applied, ...(total === undefined ? [] : [total]));
-    const contextOf = contexts(options, { updates: applied, total, live });
+    live.push(norm, ok, applied, ...(measured === undefined ? [] : [measured]));
+    const contextOf = contexts(options, { updates: applied, total: measured, live });
 
     // Host work needs finite numbers, so where some is due the gate is read here already.
     let refused: boolean | undefined;
@@ -186,7 +185,11 @@ function measureAll(store: GradientStore, { optimizer, states }: WindowOptions):
   if (optimizer.measure === undefined) return undefined;
   return keep(
     tidy(() =>
-      addN(store.entries().map(([parameter, gradient]) => optimizer.measure!(states.accepted(gradient, parameter), states.get(parameter)))),
+      total(
+        store
+          .entries()
+          .map(([parameter, gradient]) => tidy(() => optimizer.measure!(states.accepted(gradient, parameter), states.get(parameter)))),
+      ),
     ),
   ) as Scalar;
 }
