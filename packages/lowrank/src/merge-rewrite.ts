@@ -20,7 +20,7 @@ import { mergedSite, refuseNonFinite, roundedTo, type Before, type MergedValues 
 
 export interface MergeOptions {
   /**
-   * What a quantized base becomes: 'dense' f32 (8 times the memory of 4 bits), or 'requantize': its own format again, which
+   * Dense bases and halves (F16, BF16) keep their storage, rounded once at the end. What a quantized base becomes: 'dense' f32 (8 times the memory of 4 bits), or 'requantize': its own format again, which
    * loses part of the change, as the report says. Without it a quantized base is refused.
    */
   readonly into?: 'dense' | 'requantize';
@@ -98,7 +98,7 @@ const touches = (sets: readonly AdapterSet[], { path }: Site): boolean =>
 
 function refuseLossy(sites: readonly { readonly path: string; readonly weight: Weight }[], { into }: MergeOptions): void {
   if (into !== undefined) return;
-  const lossy = sites.filter(({ weight }) => weight.exact !== true);
+  const lossy = sites.filter(({ weight }) => weight.exact !== true && !isHalf(weight));
   if (lossy.length === 0) return;
   throw new ConfigError(`merging into ${lossy[0]!.weight.kind} weights either widens them or loses part of the adapter`, {
     paths: lossy.map(({ path }) => path),
@@ -106,6 +106,12 @@ function refuseLossy(sites: readonly { readonly path: string; readonly weight: W
     help: "Say which: into: 'dense' (f32, more memory) or into: 'requantize' (the same format; the report says what is lost).",
   });
 }
+
+/** Two bytes an entry: one cast at the end is all that is lost, and what everybody expects of such a model. */
+const isHalf = ({ kind, options }: Weight): boolean => {
+  const { format } = (options ?? {}) as { readonly format?: unknown };
+  return kind === 'gguf' && (format === 'F16' || format === 'BF16');
+};
 
 /** Tied sites stay tied when the merged sets do the same to both: trained token rows, which they share. */
 function sameChange(sets: readonly AdapterSet[], model: Model, one: Site, other: Site): boolean {
