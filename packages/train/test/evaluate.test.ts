@@ -1,12 +1,10 @@
 import { ConfigError, DataError, memory } from '@niwaki/tensor';
 import { initializeModel, type Model } from '@niwaki/nn';
-import { tinyLlamaConfig } from '@niwaki/testing';
+import { byteTokenizer, byteVocabularySize as vocabularySize, tinyLlamaConfig } from '@niwaki/testing';
 import { causalLM, disposeBatch, languageBatch } from '@niwaki/engine';
 import { expect, it } from 'vitest';
 import { evaluateBatch, evaluateText } from '../src/index.ts';
-import { byteTokenizer } from './support/byte-tokenizer.ts';
 
-const vocabularySize = 259;
 const model = (): Promise<Model> => initializeModel({ ...tinyLlamaConfig, vocab_size: vocabularySize }, { seed: 3, trainable: false });
 const tokenizer = byteTokenizer();
 

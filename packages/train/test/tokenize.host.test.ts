@@ -1,8 +1,9 @@
 import { DataError } from '@niwaki/tensor';
+import { byteSpecials, byteTokenizer, chatMl } from '@niwaki/testing';
 import { describe, expect, it } from 'vitest';
 import { tokenizeDocuments, type Document, type Sample } from '../src/index.ts';
-import { bos, byteTokenizer, chatMl, imEnd, imStart } from './support/byte-tokenizer.ts';
 
+const { bos, imEnd, imStart } = byteSpecials;
 const one = (document: Document, tokenizer = byteTokenizer()): Sample => tokenizeDocuments([document], tokenizer)[0]!;
 const bytes = (text: string): number[] => [...new TextEncoder().encode(text)];
 const learned = ({ ids, learn }: Sample): number[] => [...ids].filter((_, i) => learn[i] === 1);

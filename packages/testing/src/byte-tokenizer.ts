@@ -1,9 +1,14 @@
 import { createTokenizer, type Tokenizer } from '@niwaki/hub';
 
-export const specials = ['<|im_start|>', '<|im_end|>', '<s>'] as const;
-export const [imStart, imEnd, bos] = [256, 257, 258] as const;
+const specials = ['<|im_start|>', '<|im_end|>', '<s>'] as const;
 
-export const chatMl =
+/** Ids of the byte tokenizer's special tokens. */
+export const byteSpecials = { imStart: 256, imEnd: 257, bos: 258 } as const;
+/** Ids are below this. */
+export const byteVocabularySize = 259;
+
+/** ChatML, as SmolLM2 and Qwen write it. */
+export const chatMl: string =
   "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 export interface ByteTokenizerOptions {
@@ -35,7 +40,7 @@ export function byteTokenizer({ addsBos = false, chatTemplate = chatMl }: ByteTo
     type: 'TemplateProcessing',
     single: [{ SpecialToken: { id: '<s>', type_id: 0 } }, { Sequence: { id: 'A', type_id: 0 } }],
     pair: [{ Sequence: { id: 'A', type_id: 0 } }, { Sequence: { id: 'B', type_id: 1 } }],
-    special_tokens: { '<s>': { id: '<s>', ids: [bos], tokens: ['<s>'] } },
+    special_tokens: { '<s>': { id: '<s>', ids: [byteSpecials.bos], tokens: ['<s>'] } },
   };
   return createTokenizer({
     tokenizer: {
