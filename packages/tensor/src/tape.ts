@@ -1,4 +1,4 @@
-import { add, engine, type Tensor } from '@tensorflow/tfjs-core';
+import { Add, add, engine, Reshape, reshape, type Tensor } from '@tensorflow/tfjs-core';
 import { ShapeError, StateError } from './errors.ts';
 
 /**
@@ -50,7 +50,7 @@ export function recordTape<V>(forward: () => V): Tape<V> {
   const state = engineState();
   const { activeTape, gradientDepth, kernelDepth } = state;
   const nodes: TapeNode[] = [];
-  state.activeTape = nodes;
+  state.activeTape = Object.assign([], { push: (node: TapeNode) => nodes.push(lighter(node)) });
   state.gradientDepth = 1;
   state.kernelDepth = 0;
   let value: V;
@@ -93,6 +93,24 @@ export function gradientsOf<V>(
   } finally {
     tape.dispose();
   }
+}
+
+/**
+ * tfjs saves both sides of every sum and what every reshape came from, and their gradients look at nothing but the
+ * shapes: a residual stream would keep two hidden states a block for that.
+ */
+function lighter(node: TapeNode): TapeNode {
+  const gradient = byShape(node);
+  if (gradient === undefined) return node;
+  releaseSaved([node]);
+  return { ...node, saved: [], gradient };
+}
+
+function byShape({ kernelName, inputs, outputs }: TapeNode): TapeNode['gradient'] {
+  if (kernelName === Reshape) return ([dy]) => ({ x: () => reshape(dy!, inputs['x']!.shape) });
+  const like = outputs[0]?.shape.join();
+  if (kernelName !== Add || inputs['a']!.shape.join() !== like || inputs['b']!.shape.join() !== like) return undefined;
+  return ([dy]) => ({ a: () => dy!, b: () => dy! });
 }
 
 function releaseSaved(nodes: readonly TapeNode[]): void {

@@ -9,9 +9,11 @@ import {
   memory,
   mul,
   recordTape,
+  reshape,
   sigmoid,
   slice,
   sum,
+  tensor1d,
   tensor2d,
   tidy,
   withGradient,
@@ -94,6 +96,32 @@ it('survives an op that hands its gradient through to both inputs', () => {
   });
   expect(memory().numTensors).toBe(before);
 });
+
+it('saves nothing for sums of equal shapes and for reshapes', () =>
+  tidy(() => {
+    const [x, y] = [a(), a()];
+    const { numTensors } = memory();
+    const tape = recordTape(() => reshape(add(reshape(x, [3, 2]), reshape(y, [3, 2])), [6]));
+    expect(memory().numTensors).toBe(numTensors + 1);
+    const dy = tensor1d([1, 2, 3, 4, 5, 6]);
+    const gradients = tape.pull([x, y], [{ of: tape.value, value: dy }]);
+    for (const gradient of gradients) {
+      expect(gradient!.shape).toEqual([2, 3]);
+      expect([...gradient!.dataSync()]).toEqual([1, 2, 3, 4, 5, 6]);
+    }
+  }));
+
+it('sums the gradient of a side that is spread over the other', () =>
+  tidy(() => {
+    const row = tensor1d([0.5, 1, 2]);
+    const { gradients } = gradientsOf(
+      () => add(a(), row),
+      [row],
+      (y) => [{ of: y, value: a() }],
+    );
+    const expected = [0.1 + 0.2, -0.4 + 0.5, 0.7 - 0.3];
+    gradients[0]!.dataSync().forEach((value, i) => expect(value).toBeCloseTo(expected[i]!, 6));
+  }));
 
 it('keeps nothing after pull, after dispose, and after a forward or a gradient that throws', () => {
   const [x, w] = [a(), b()];
