@@ -1,0 +1,15 @@
+/** How many times faster `ours` is than `theirs`: both run turn by turn, each judged by its best turn, so that a busy neighbor slows both or neither. */
+export async function against(ours, theirs, { turns = 12 } = {}) {
+  const best = { ours: Infinity, theirs: Infinity };
+  for (let turn = -2; turn < turns; turn++) {
+    for (const [side, run] of Object.entries({ ours, theirs })) {
+      await run.use();
+      const start = performance.now();
+      run.once();
+      const elapsed = performance.now() - start;
+      // The first turns compile.
+      if (turn >= 0) best[side] = Math.min(best[side], elapsed);
+    }
+  }
+  return { ratio: best.theirs / best.ours, milliseconds: Number(best.ours.toFixed(3)), against: Number(best.theirs.toFixed(3)) };
+}

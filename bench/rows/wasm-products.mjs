@@ -1,0 +1,77 @@
+/** The wasm device's products against those of tfjs-backend-wasm, 256 x 1024 x 1024. */
+import '@tensorflow/tfjs-backend-wasm';
+import { dispose, engine, keep, matMul, randomNormal, setBackend, tidy, zeros } from '@tensorflow/tfjs-core';
+import { init } from '../../packages/backend/dist/index.js';
+import { against } from '../against.mjs';
+
+const [height, depth, columns] = [256, 1024, 1024];
+
+/** One side: a device, tensors on it, and a call. */
+async function side(use, make, call) {
+  await use();
+  const tensors = make();
+  return { use, once: () => dispose(call(tensors)), end: () => dispose(tensors) };
+}
+
+const stock = () => setBackend('wasm');
+const ours = (threads) => () => init({ device: 'wasm', threads });
+const operands = (ta, tb) => () =>
+  tidy(() => ({
+    a: keep(randomNormal(ta ? [depth, height] : [height, depth])),
+    b: keep(randomNormal(tb ? [columns, depth] : [depth, columns])),
+  }));
+const product =
+  (ta, tb) =>
+  ({ a, b }) =>
+    matMul(a, b, ta, tb);
+
+async function compare(left, right, options) {
+  const result = await against(left, right, options);
+  left.end();
+  right.end();
+  return result;
+}
+
+const f32 = (name, threads, floor, [ta, tb], options) => ({
+  name: `wasm f32 ${name}, ${threads} thread${threads > 1 ? 's' : ''}`,
+  floor,
+  unit: "tfjs-wasm's speed",
+  device: 'wasm',
+  threads,
+  measure: async () =>
+    compare(await side(ours(threads), operands(ta, tb), product(ta, tb)), await side(stock, operands(ta, tb), product(ta, tb)), options),
+});
+
+const elements = columns * depth;
+const parts = {
+  codebook4: () => ({ codes: zeros([elements / 8], 'int32'), codebook: randomNormal([16]), absmax: randomNormal([elements / 64]) }),
+  Q4_1: () => ({ blocks: zeros([(elements / 32) * 5], 'int32') }),
+};
+
+/** A packed product against tfjs multiplying the same matrix as floats, in the one case that it is fast in. */
+const packed = (name, format, transposed) => ({
+  name: `wasm ${name}, 1 thread`,
+  floor: 1.5,
+  unit: "tfjs-wasm's f32 speed",
+  device: 'wasm',
+  threads: 1,
+  measure: async () => {
+    const shape = { format, out: columns, in: depth, blockSize: 64, transposed };
+    const make = () => ({ x: randomNormal([height, depth]), ...parts[format]() });
+    const left = await side(ours(1), make, (inputs) => engine().runKernel('NiwakiPackedMatMul', inputs, shape));
+    return compare(left, await side(stock, operands(false, false), product(false, false)));
+  },
+});
+
+const slow = { turns: 2 };
+
+export const rows = [
+  f32('A·B', 1, 1.6, [false, false]),
+  f32('A·B', 2, 2.8, [false, false]),
+  f32('A·Bᵀ', 1, 20, [false, true], slow),
+  f32('Aᵀ·B', 1, 20, [true, false], slow),
+  packed('NF4 x·Wᵀ', 'codebook4', false),
+  packed('NF4 x·W (gradient)', 'codebook4', true),
+  packed('Q4_1 x·Wᵀ', 'Q4_1', false),
+  packed('Q4_1 x·W (gradient)', 'Q4_1', true),
+];
