@@ -6,6 +6,7 @@ import {
   mul,
   scalar,
   stack,
+  StateError,
   throwIfAborted,
   tidy,
   type Draw,
@@ -97,7 +98,13 @@ export async function runEager(options: WindowOptions): Promise<WindowResult> {
   let allOk: Scalar | undefined;
   let committed = false;
 
+  const gate = (loss: Scalar): void => {
+    if (lossOk !== undefined) return;
+    lossOk = allOk = keep(tidy(() => allFinite(loss)));
+    live.push(lossOk);
+  };
   const flush = async (): Promise<void> => {
+    if (store.bytes > 0 && lossOk === undefined) throw new StateError('internal: a gradient came before the loss that gates it');
     for (const [parameter, gradient] of store.entries()) {
       const context = contextOf(parameter);
       const ok = keep(tidy(() => tensorsOf(gradient).reduce<Scalar>((all, tensor) => mul(all, allFinite(tensor)), lossOk!)));
@@ -117,13 +124,10 @@ export async function runEager(options: WindowOptions): Promise<WindowResult> {
         await flush();
         await breathe();
       },
-      onLoss: (value) => {
-        lossOk = keep(tidy(() => allFinite(value)));
-        allOk = lossOk;
-        live.push(lossOk);
-      },
+      onLoss: gate,
     });
     live.push(loss);
+    gate(loss);
     await flush();
     const [lossValue, counted, all] = await readOnce([loss, lossOk!, allOk!]);
     return { loss: lossValue!, squaredNorm: NaN, counted: counted === 1, applied: all === 1 };
