@@ -72,6 +72,7 @@ export function dispatch<I extends string, O extends string, U extends string>(
     return made;
   }
 
+  checkSizes(gpu.device, program.key, [...inputs, ...outputs], run.groups);
   const tensors = [...inputs, ...outputs];
   for (const { dataId } of tensors) {
     gpu.uploadToGPU(dataId);
@@ -100,6 +101,27 @@ export function dispatch<I extends string, O extends string, U extends string>(
 }
 
 const uniformType = { u32: 'uint32', i32: 'int32', f32: 'float32' } as const;
+
+/** WebGPU would report these later and without a name. */
+function checkSizes(device: GPUDevice, key: string, tensors: readonly TensorInfo[], groups: readonly (number | undefined)[]): void {
+  const { maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension } = device.limits;
+  for (const { shape } of tensors) {
+    const bytes = 4 * shape.reduce((product, side) => product * side, 1);
+    if (bytes <= maxStorageBufferBindingSize) continue;
+    throw new DeviceError(`${key}: a tensor of [${shape}] takes ${bytes} bytes, this GPU binds at most ${maxStorageBufferBindingSize}`, {
+      shape,
+      bytes,
+      limit: maxStorageBufferBindingSize,
+      help: 'Split it by rows, or store it packed.',
+    });
+  }
+  if (groups.some((count) => count !== undefined && count > maxComputeWorkgroupsPerDimension)) {
+    throw new DeviceError(`${key}: [${groups}] workgroups are more than ${maxComputeWorkgroupsPerDimension} along one side`, {
+      groups,
+      help: 'Use a smaller batch.',
+    });
+  }
+}
 
 const isEmpty = ({ shape }: TensorInfo): boolean => shape.includes(0);
 

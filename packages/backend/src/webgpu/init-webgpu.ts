@@ -2,7 +2,7 @@ import { copyRegisteredKernels, env, registerBackend } from '@tensorflow/tfjs-co
 import { DeviceError } from '@niwaki/tensor';
 import type { StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
-import { findAdapter, requestDevice } from './adapter.ts';
+import { findAdapter, requestDevice, type FoundAdapter } from './adapter.ts';
 import { watch } from './dispatch.ts';
 import { webgpuKernels } from './kernels.ts';
 import { selfTest } from './self-test.ts';
@@ -13,33 +13,40 @@ export const webgpuBackendName = 'niwaki-webgpu';
 /** Commands recorded before they are handed to the GPU; tfjs's 15 splits a transformer's block into a dozen submissions. */
 const submitEvery = 64;
 
+let found: Promise<FoundAdapter> | undefined;
 let started: Promise<StartedDevice> | undefined;
 
 /**
  * Starts WebGPU on a device of our own, with tfjs's kernels and ours on it. Does not make it current.
  * @throws DeviceError where there is no adapter, or only one that computes on the CPU and `software` is not set
  */
-export function initWebgpu(options: { software?: boolean | undefined }): Promise<StartedDevice> {
-  started ??= start(options.software === true).catch((error: unknown) => {
-    started = undefined;
+export async function initWebgpu({ software = false }: { software?: boolean | undefined }): Promise<StartedDevice> {
+  const adapter = await (found ??= look(software).catch((error: unknown) => {
+    found = undefined;
     throw error;
-  });
-  return started;
-}
-
-async function start(software: boolean): Promise<StartedDevice> {
-  const found = await findAdapter({ software });
-  if ('missing' in found) {
-    throw new DeviceError(`webgpu: ${found.missing}`, {
-      help: "In Node: npm install webgpu, and a Vulkan, Metal or D3D12 driver. Or use init({ device: 'wasm' }).",
-    });
-  }
-  if (found.software && !software) {
-    throw new DeviceError(`webgpu: the only adapter computes on the CPU (${found.description}), where wasm is faster`, {
-      adapter: found.description,
+  }));
+  if (adapter.software && !software) {
+    throw new DeviceError(`webgpu: the only adapter computes on the CPU (${adapter.description}), where wasm is faster`, {
+      adapter: adapter.description,
       help: "Use init({ device: 'wasm' }), or pass software: true to test on it.",
     });
   }
+  return (started ??= start(adapter).catch((error: unknown) => {
+    // An adapter gives one device; another try needs another adapter.
+    started = found = undefined;
+    throw error;
+  }));
+}
+
+async function look(software: boolean): Promise<FoundAdapter> {
+  const adapter = await findAdapter({ software });
+  if (!('missing' in adapter)) return adapter;
+  throw new DeviceError(`webgpu: ${adapter.missing}`, {
+    help: "In Node: npm install webgpu, and a Vulkan, Metal or D3D12 driver. Or use init({ device: 'wasm' }).",
+  });
+}
+
+async function start(found: FoundAdapter): Promise<StartedDevice> {
   const device = await requestDevice(found.adapter);
   watch(device);
   found.install();

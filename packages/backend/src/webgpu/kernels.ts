@@ -10,6 +10,7 @@ import { noiseKernel } from './kernels/noise.ts';
 import { packedMatMulKernel, packedRowsKernel } from './kernels/packed-matmul.ts';
 import { rmsNormGradKernel, rmsNormKernel } from './kernels/rms-norm.ts';
 import { ropeKernel } from './kernels/rope.ts';
+import { cumprodKernel, cumsumKernel } from './kernels/scan.ts';
 import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
 import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
 
@@ -21,6 +22,8 @@ const kernels: readonly Kernel[] = [
   chooseKernel,
   crossEntropyKernel,
   crossEntropyGradKernel,
+  cumprodKernel,
+  cumsumKernel,
   matMulKernel,
   noiseKernel,
   packedMatMulKernel,

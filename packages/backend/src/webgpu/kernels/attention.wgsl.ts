@@ -13,8 +13,8 @@ export interface HeadSize {
 /** Words of vec4 in a row, the last one padded with zeros. */
 const quads = (d: number): number => Math.ceil(d / 4);
 
-/** Rows of a tile: two tiles of them fill at most 16 KiB. */
-const tileOf = (d: number): number => Math.max(1, Math.min(32, Math.floor(512 / quads(d))));
+/** Rows of a tile: two tiles of them and a kilobyte for the rest fit the 16 KiB of workgroup memory that every device has. */
+const tileOf = (d: number): number => Math.max(1, Math.min(32, Math.floor(480 / quads(d))));
 
 const vectorType = (d: number): Element => (d % 4 === 0 ? 'vec4<f32>' : 'f32');
 
