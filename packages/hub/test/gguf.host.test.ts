@@ -412,6 +412,9 @@ describe('as a Hugging Face model', () => {
     };
     await expect(refused('general.architecture', text('mamba'))).rejects.toThrow(/architecture "mamba"/);
     await expect(refused('llama.expert_count', u32(8))).rejects.toThrow(/8 experts/);
+    await expect(refused('split.count', { type: 'u16', value: 3 })).rejects.toThrow(/one of 3 parts/);
+    await expect(refused('general.type', text('adapter'))).rejects.toThrow(/an 'adapter', not a model/);
+    await expect(refused('llama.rope.dimension_count', u32(4))).rejects.toThrow(/4 of the 8 numbers/);
     await expect(refused('llama.block_count', undefined)).rejects.toThrow(/'llama.block_count' is missing/);
     await expect(refused('llama.block_count', text('x'))).rejects.toThrow(/'llama.block_count' is string, expected a number/);
     await expect(ggufAsHf(await open(await encodeGguf(llamaMetadata(), [])), 'x')).rejects.toThrow(/token_embd/);

@@ -4,7 +4,17 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/src/shared.ts';
-import { AbortError, ConfigError, FormatError, NotFoundError, ShapeError, memory, tensor2d, type RawTensor } from '@niwaki/tensor';
+import {
+  AbortError,
+  ConfigError,
+  FormatError,
+  NiwakiError,
+  NotFoundError,
+  ShapeError,
+  memory,
+  tensor2d,
+  type RawTensor,
+} from '@niwaki/tensor';
 import { forward, type Model } from '@niwaki/nn';
 import { denseWeight, type Format, type Weight } from '@niwaki/weights';
 import { describe, expect, test } from 'vitest';
@@ -18,6 +28,7 @@ import {
   loadTokenizer,
   memoryFolderSink,
   memorySource,
+  openGguf,
   openSafetensors,
   saveModel,
   type LoadOptions,
@@ -314,6 +325,33 @@ describe.skipIf(!hasShared)('a tensor in blocks that are not decoded', () => {
       },
     );
     await expect(load(file)).rejects.toThrow(/'model.embed_tokens.weight' is stored as Q5_0/);
+  });
+});
+
+describe.skipIf(!hasShared)('hostile files', () => {
+  test('a GGUF header with flipped bytes loads, or is a typed error in no time, and nothing leaks', async () => {
+    const { config, bytes } = golden('smollm2-tied');
+    const twin = await ggufTwin(bytes, config);
+    const { header } = await openGguf(memorySource(twin));
+    const before = memory().numTensors;
+    let random = 1;
+    let loads = 0;
+    for (let i = 0; i < 400; i++) {
+      random = (Math.imul(random, 1664525) + 1013904223) >>> 0;
+      const broken = twin.slice();
+      broken[random % header.dataStart]! ^= 1 << (random >>> 29);
+      const outcome = await load(broken).catch((error: unknown) => error);
+      if (NiwakiError.isInstance(outcome)) continue;
+      (outcome as Loaded).model.dispose();
+      loads++;
+    }
+    expect(loads).toBeGreaterThan(0);
+    expect(memory().numTensors).toBe(before);
+  });
+
+  test('a config that promises layers without end is refused', async () => {
+    const { config, bytes } = golden('llama');
+    await expect(load(folderOf({ ...config, num_hidden_layers: 2 ** 30 }, bytes))).rejects.toThrow(/1073741824 layers/);
   });
 });
 

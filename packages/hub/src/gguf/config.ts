@@ -16,6 +16,16 @@ export interface ConfigParts {
 /** The config.json (v4 names) that says the same as a GGUF file's metadata. Throws FormatError naming the key. */
 export function ggufConfig({ header, metadata, family, file, divisors }: ConfigParts): { readonly [field: string]: Json } {
   const key = (name: string): string => `${family.architecture}.${name}`;
+  const parts = metadata.number('split.count') ?? 1;
+  if (parts > 1) {
+    throw new FormatError(`${file} is one of ${parts} parts of a model`, {
+      file,
+      parts,
+      help: 'Join them first, with `llama-gguf-split --merge`.',
+    });
+  }
+  const type = metadata.text('general.type') ?? 'model';
+  if (type !== 'model') throw new FormatError(`${file} holds an '${type}', not a model`, { file, type });
   const experts = metadata.number(key('expert_count')) ?? 0;
   if (experts > 0) throw new FormatError(`${file}: a mixture of ${experts} experts is not read from GGUF`, { file, experts });
   const shapes = new Map(header.tensors.map(({ name, shape }) => [name, shape]));
@@ -25,7 +35,15 @@ export function ggufConfig({ header, metadata, family, file, divisors }: ConfigP
 
   const width = metadata.required(key('embedding_length'));
   const heads = metadata.required(key('attention.head_count'));
-  const headSize = metadata.number(key('attention.key_length')) ?? metadata.number(key('rope.dimension_count')) ?? width / heads;
+  const rotated = metadata.number(key('rope.dimension_count'));
+  const headSize = metadata.number(key('attention.key_length')) ?? width / heads;
+  if (rotated !== undefined && rotated !== headSize) {
+    throw new FormatError(`${file}: ${rotated} of the ${headSize} numbers of a head are rotated, which is not read`, {
+      file,
+      rotated,
+      headSize,
+    });
+  }
   const contextLength = metadata.required(key('context_length'));
   const theta = metadata.number(key('rope.freq_base')) ?? 10_000;
   const scaling = ropeScaling({ metadata, key, divisors, contextLength, file, rope: { theta, headSize } });

@@ -33,6 +33,7 @@ export interface ReadModelInput {
 export async function readModel({ name: source, config, tensors, warn }: ReadModelInput, options: ReadModelOptions): Promise<Model> {
   const { dtype = 'f32', formats = [], signal, onProgress } = options;
   const named = namedTensors(tensors);
+  checkLayers(config, tensors.names().length, source);
   const total = tensors.names().reduce((sum, name) => sum + tensors.info(name).bytes, 0);
   let loaded = 0;
   const counted: TensorSource = {
@@ -48,8 +49,7 @@ export async function readModel({ name: source, config, tensors, warn }: ReadMod
 
   const weight = async (path: string, role: Role): Promise<Weight | undefined> => {
     const module = path.replace(/\.weight$/, '');
-    const names = new Set(named.names());
-    const format = formats.find((candidate) => candidate.claims(names, module, config));
+    const format = formats.find((candidate) => candidate.claims(named.known(), module, config));
     if (format !== undefined) return format.read(module, counted, config);
     return named.has(path) ? plainWeight(path, role, await counted.read(path), { dtype, config }) : undefined;
   };
@@ -66,6 +66,13 @@ export async function readModel({ name: source, config, tensors, warn }: ReadMod
   const unread = named.unread();
   if (unread.length > 0) warn(`${source} holds tensors that the model does not use: ${unread.join(', ')}`);
   return model;
+}
+
+/** A config may promise billions of layers: looking for each of them would take forever. */
+function checkLayers(config: JsonObject, tensors: number, source: string): void {
+  const layers = config['num_hidden_layers'];
+  if (typeof layers !== 'number' || layers <= tensors) return;
+  throw new FormatError(`${source}: the config says ${layers} layers, the files hold ${tensors} tensors`, { source, layers, tensors });
 }
 
 function plainWeight(path: string, role: Role, raw: RawTensor, { dtype, config }: { dtype: 'f32' | 'stored'; config: JsonObject }): Weight {

@@ -6,6 +6,8 @@ const basePrefixes = ['model.', 'transformer.', 'bert.', 'roberta.', 'vit.', 'de
 /** Tensors under the names a model asks for, and which of the file's names were asked for. */
 export interface NamedTensors extends TensorSource {
   has(name: string): boolean;
+  /** Every name it answers to. */
+  known(): ReadonlySet<string>;
   /** Names of the file that nobody read. */
   unread(): string[];
 }
@@ -16,10 +18,18 @@ export interface NamedTensors extends TensorSource {
  */
 export function namedTensors(source: TensorSource): NamedTensors {
   const stored = source.names();
-  const present = new Set(stored);
+  const present: ReadonlySet<string> = new Set(stored);
   const read = new Set<string>();
   let spelled: ReadonlyMap<string, string> | undefined; // built at the first miss: most files need none of it
-  const find = (name: string): string | undefined => (present.has(name) ? name : (spelled ??= spellings(stored)).get(name));
+  let known: ReadonlySet<string> = present;
+  const find = (name: string): string | undefined => {
+    if (present.has(name)) return name;
+    if (spelled === undefined) {
+      spelled = spellings(stored);
+      known = new Set([...stored, ...spelled.keys()]);
+    }
+    return spelled.get(name);
+  };
   const found = (name: string): string => {
     const own = find(name);
     if (own === undefined) throw new NotFoundError(`no tensor '${name}'`, { tensor: name });
@@ -27,7 +37,8 @@ export function namedTensors(source: TensorSource): NamedTensors {
     return own;
   };
   return {
-    names: () => (spelled === undefined ? stored : [...new Set([...stored, ...spelled.keys()])]),
+    names: () => [...known],
+    known: () => known,
     has: (name) => find(name) !== undefined,
     info: (name) => source.info(found(name)),
     read: (name, range) => source.read(found(name), range),

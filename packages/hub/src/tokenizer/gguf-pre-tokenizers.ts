@@ -6,6 +6,8 @@ export interface PreTokenizer {
   readonly normalizer?: Json;
   /** A whole piece that is in the vocabulary is taken as it is. */
   readonly ignoreMerges?: boolean;
+  /** BOS goes first where the file does not say. */
+  readonly bos?: boolean;
 }
 
 const split = (regex: string): Json => ({ type: 'Split', pattern: { Regex: regex }, behavior: 'Isolated', invert: false });
@@ -22,7 +24,7 @@ const words = (numbers: string): string =>
 
 const gpt2: PreTokenizer = { steps: bytes({ regex: true }) };
 const digitsAlone: PreTokenizer = { steps: sequence(split('\\p{N}'), bytes({ regex: true })) };
-const llama3: PreTokenizer = { steps: sequence(split(words('\\p{N}{1,3}')), bytes({ regex: false })), ignoreMerges: true };
+const llama3: PreTokenizer = { steps: sequence(split(words('\\p{N}{1,3}')), bytes({ regex: false })), ignoreMerges: true, bos: true };
 const qwen2: PreTokenizer = { steps: sequence(split(words('\\p{N}')), bytes({ regex: false })), normalizer: { type: 'NFC' } };
 // What llama.cpp does with files that do not name their pre-tokenizer.
 const unnamed: PreTokenizer = {
@@ -46,5 +48,7 @@ export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
   ['llama-bpe', llama3],
   ['llama3', llama3],
   ['llama-v3', llama3],
+  ['falcon3', llama3],
   ['qwen2', qwen2],
+  ['deepseek-r1-qwen', qwen2],
 ]);

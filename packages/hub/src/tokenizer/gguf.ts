@@ -36,7 +36,8 @@ export function ggufTokenizer(metadata: GgufMetadata, file: string): TokenizerPa
     });
   }
   const vocabulary: Vocabulary = { file, metadata, tokens, kinds: types };
-  if (model === 'gpt2') return parts(vocabulary, byteLevel(vocabulary), { bos: metadata.text('tokenizer.ggml.pre') === 'llama-bpe' });
+  if (model === 'gpt2')
+    return parts(vocabulary, byteLevel(vocabulary), { bos: preTokenizers.get(metadata.text('tokenizer.ggml.pre') ?? '')?.bos ?? false });
   if (model === 'llama') return parts(vocabulary, sentencePiece(vocabulary), { bos: true });
   throw new FormatError(`${file}: the tokenizer model '${model}' is not read from GGUF`, {
     file,
