@@ -9,7 +9,7 @@ export interface TargetOptions {
   readonly layersToTransform?: number | readonly number[];
   /** Names of the containers whose number counts as the layer; default any. */
   readonly layersPattern?: string | readonly string[];
-  /** Modules trained and stored whole, each a full copy: 4 bytes an entry. */
+  /** Modules trained and stored whole, each a full copy: 4 bytes an entry. A name is the end of a path: `norm` means every norm. */
   readonly modulesToSave?: readonly string[];
   /** Base biases trained beside the adapter: of adapted modules, or of the whole model. Copies: the base stays as it is. */
   readonly bias?: 'none' | 'lora_only' | 'all';

@@ -1,7 +1,6 @@
 import { ConfigError, denseParameter, nearest, NotFoundError, type Parameter, type Role, type Tensor } from '@niwaki/tensor';
 import type { Model, Site } from '@niwaki/nn';
 import type { TargetOptions } from './lora-options.ts';
-import { isInside } from './targets.ts';
 
 /** A whole parameter of the model as a set may replace it, by Hugging Face name. */
 export interface Replaceable {
@@ -43,6 +42,22 @@ export const adapterParameters = (model: Model): Parameter[] =>
 const headNames: ReadonlySet<string> = new Set(['classifier', 'score']);
 
 /**
+ * Whether a module is saved whole, by PEFT's rule: its path, or that of a module around it, ends with the name. Letters
+ * count, not dots: `norm` names every norm of a Llama, `model.norm` the last one.
+ */
+const isSavedWhole = (module: string, names: readonly string[]): boolean => {
+  const segments = module.split('.');
+  return segments.some((_, i) =>
+    names.some((name) =>
+      segments
+        .slice(0, i + 1)
+        .join('.')
+        .endsWith(name),
+    ),
+  );
+};
+
+/**
  * Names of the parameters that `modulesToSave` and `bias` make trainable.
  * @param adapted paths of the sites that get an adapter
  * @throws NotFoundError for a module that is not there, which PEFT accepts without a word
@@ -50,7 +65,7 @@ const headNames: ReadonlySet<string> = new Set(['classifier', 'score']);
 export function replacedNames(model: Model, adapted: ReadonlySet<string>, { modulesToSave = [], bias = 'none' }: TargetOptions): string[] {
   const names = [...replaceables(model).keys()];
   const moduleOf = (name: string): string => name.slice(0, name.lastIndexOf('.'));
-  const missing = modulesToSave.filter((module) => !names.some((name) => isInside(moduleOf(name), module)));
+  const missing = modulesToSave.filter((module) => !names.some((name) => isSavedWhole(moduleOf(name), [module])));
   const wrong = missing.filter(
     (module) => !(headNames.has(module) && modulesToSave.some((other) => headNames.has(other) && !missing.includes(other))),
   );
@@ -73,7 +88,7 @@ export function replacedNames(model: Model, adapted: ReadonlySet<string>, { modu
   }
   const trainsBias = (name: string): boolean =>
     name.endsWith('.bias') && (bias === 'all' || (bias === 'lora_only' && adapted.has(moduleOf(name))));
-  return names.filter((name) => trainsBias(name) || modulesToSave.some((module) => isInside(moduleOf(name), module)));
+  return names.filter((name) => trainsBias(name) || isSavedWhole(moduleOf(name), modulesToSave));
 }
 
 /** Trainable copies of the named parameters, for one set: 4 bytes an entry. */
@@ -91,7 +106,7 @@ export function replacement(name: string, setName: string, value: Tensor, role: 
 /** @throws ConfigError when a module is to be saved whole and to train single rows */
 export function refuseWholeAndRows(sites: readonly Site[], { modulesToSave = [] }: TargetOptions): void {
   for (const { path } of sites) {
-    const module = modulesToSave.find((name) => isInside(path, name));
+    const module = modulesToSave.find((name) => isSavedWhole(path, [name]));
     if (module === undefined) continue;
     throw new ConfigError(`'${path}' is trained whole (modulesToSave) and by rows (trainableTokens)`, {
       path,

@@ -186,7 +186,9 @@ describe('what trains beside the pairs', () => {
     expect(
       await onTiny(async (model) => {
         const base = await logitsOf(model, rows);
-        const set = await adapt(model, lora({ rank: 2, modulesToSave: ['lm_head', 'norm'], trainableTokens: [1, 7] }), { at: 'q_proj' });
+        const set = await adapt(model, lora({ rank: 2, modulesToSave: ['lm_head', 'model.norm'], trainableTokens: [1, 7] }), {
+          at: 'q_proj',
+        });
         expect([...set.replaced.keys()].sort()).toEqual(['lm_head.weight', 'model.norm.weight']);
         expect(distance(await logitsOf(model, rows), base)).toBe(0);
         const before = await baseBytes(model);
