@@ -54,10 +54,12 @@ export async function runCli(args: readonly string[], terminal: Terminal): Promi
     terminal.out(json ? `${JSON.stringify(object)}\n` : text);
     return 0;
   } catch (error) {
-    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
-    const { text, json: parts } = describeFailure(error);
-    terminal.err(`niwaki: ${text}\n`);
+    // Commander has told people already; help that was asked for is no error.
+    const told = error instanceof CommanderError;
+    if (told && error.exitCode === 0) return 0;
+    const { text, json: parts } = describeFailure(told ? new UsageError(error.message) : error);
+    if (!told) terminal.err(`niwaki: ${text}\n`);
     if (json) terminal.out(`${JSON.stringify({ error: parts })}\n`);
-    return error instanceof UsageError ? 2 : 1;
+    return told || error instanceof UsageError ? 2 : 1;
   }
 }

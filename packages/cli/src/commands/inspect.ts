@@ -1,4 +1,4 @@
-import { weightBytes, type Model } from 'niwaki';
+import { weightBytes, type Model, type Weight } from 'niwaki';
 import type { Command } from 'commander';
 import { withModel, type ModelFlags } from '../flags.ts';
 import { inBytes, inCount } from '../number.ts';
@@ -52,10 +52,11 @@ function modulesOf(model: Model): Module[] {
   return modules;
 }
 
-/** The storage in one word: its kind, or what the kind holds where it has several. */
-function formatOf({ kind, options }: { kind: string; options: unknown }): string {
+/** The storage in one word: what the kind holds where it has several, 'f32' for plain floats. */
+function formatOf({ kind, options }: Weight): string {
   const { book, format, dtype } = (options ?? {}) as { book?: unknown; format?: unknown; dtype?: unknown };
-  const inner = kind === 'dense' ? dtype : (format ?? book);
+  if (kind === 'dense') return typeof dtype === 'string' ? dtype.toLowerCase() : 'f32';
+  const inner = format ?? book;
   return typeof inner === 'string' ? inner.toLowerCase() : kind;
 }
 
