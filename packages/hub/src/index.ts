@@ -21,6 +21,6 @@ export { ggufTokenizer } from './tokenizer/gguf.ts';
 export * from './bytes/folder.ts';
 export { folderTokenizer } from './tokenizer/folder.ts';
 export { load, loadTokenizer, type Loaded, type LoadOptions } from './load/load.ts';
-export { modelTensors, saveModel, type SaveModelOptions } from './load/save.ts';
+export { modelTensors, saveModel, writeTokenizer, type SaveModelOptions } from './load/save.ts';
 export { openFolderTensors, openModel, type OpenModel, type OpenOptions } from './load/container.ts';
 export { resolveSource, type Resolved, type ResolveOptions, type Resolver, type Source } from './load/resolve.ts';

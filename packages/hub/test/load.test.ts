@@ -7,12 +7,15 @@ import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/sr
 import {
   AbortError,
   ConfigError,
+  decodePacked,
   FormatError,
+  ggufBlocks,
   NiwakiError,
   NotFoundError,
   ShapeError,
   memory,
   tensor2d,
+  type GgufFormat,
   type RawTensor,
 } from '@niwaki/tensor';
 import { forward, type Model } from '@niwaki/nn';
@@ -21,8 +24,10 @@ import { describe, expect, test } from 'vitest';
 import {
   decodeFloats,
   encodeFloats,
+  encodeGguf,
   encodeSafetensors,
   filesFolder,
+  hfName,
   llama3Divisors,
   load,
   loadTokenizer,
@@ -31,11 +36,12 @@ import {
   openGguf,
   openSafetensors,
   saveModel,
+  type LazyTensor,
   type LoadOptions,
   type Loaded,
   type Source,
 } from '../src/index.ts';
-import { ggufTwin, type Config } from './twins.ts';
+import { deinterleaved, ggufTwin, llamaMetadata, type Config } from './twins.ts';
 
 const golden = (name: string) => ({
   config: sharedJson<Config>(`golden/models/${name}/config.json`),
@@ -299,6 +305,22 @@ describe.skipIf(!hasShared)('load', () => {
     await rm(folder, { recursive: true });
   });
 
+  test('a tokenizer that cannot be used is a warning: the model is there', async () => {
+    const { config, bytes } = golden('llama');
+    const folder = folderOf(config, bytes, [['tokenizer.json', json({ model: { type: 'Nope' } })]]);
+    await using(folder, {}, async ({ tokenizer, warnings }) => {
+      expect(tokenizer).toBeUndefined();
+      expect(warnings).toEqual([expect.stringContaining('no tokenizer: tokenizer.json cannot be used')]);
+    });
+    const metadata = [
+      ['tokenizer.ggml.model', { type: 'string', value: 'rwkv' }],
+      ['tokenizer.ggml.tokens', { type: 'array', of: 'string', value: [] }],
+    ] as const;
+    await using(await ggufTwin(bytes, config, { metadata }), {}, async ({ warnings }) => {
+      expect(warnings).toEqual([expect.stringContaining("'rwkv'")]);
+    });
+  });
+
   test('a source that is not there says what it would have taken', async () => {
     const { config, bytes } = golden('llama');
     await expect(load('org/model')).rejects.toThrow(/not downloaded by their id yet/);
@@ -325,6 +347,68 @@ describe.skipIf(!hasShared)('a tensor in blocks that are not decoded', () => {
       },
     );
     await expect(load(file)).rejects.toThrow(/'model.embed_tokens.weight' is stored as Q5_0/);
+  });
+});
+
+describe('packed blocks', () => {
+  const config = {
+    model_type: 'llama',
+    vocab_size: 8,
+    hidden_size: 256,
+    intermediate_size: 256,
+    num_hidden_layers: 1,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    max_position_embeddings: 64,
+    rms_norm_eps: 1e-5,
+    rope_theta: 10_000,
+    tie_word_embeddings: true,
+  };
+  const shapes = new Map<string, [number, number]>([
+    ['token_embd', [8, 256]],
+    ['blk.0.attn_q', [256, 256]],
+    ['blk.0.attn_k', [128, 256]],
+    ['blk.0.attn_v', [128, 256]],
+    ['blk.0.attn_output', [256, 256]],
+    ['blk.0.ffn_gate', [256, 256]],
+    ['blk.0.ffn_up', [256, 256]],
+    ['blk.0.ffn_down', [256, 256]],
+  ]);
+  const half = Uint8Array.of(0x00, 0x18); // 2^-9: the scales of random blocks, so that values stay small
+  /** Where each block keeps its scales. */
+  const scales: Readonly<Record<string, readonly number[]>> = { Q4_0: [0], Q4_1: [0, 2], Q8_0: [0], Q4_K: [0, 2], Q6_K: [208] };
+
+  test.each(Object.keys(scales) as GgufFormat[])('%s stays packed and gives the logits of the numbers it stands for', async (format) => {
+    const { elements, bytes: blockBytes } = ggufBlocks[format];
+    const packed: LazyTensor[] = [];
+    const plain: [string, RawTensor][] = [];
+    let seed = 1;
+    for (const [name, shape] of shapes) {
+      const count = (shape[0] * shape[1]) / elements;
+      const blocks = new Uint8Array(count * blockBytes).map(() => (seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) >>> 24);
+      for (let block = 0; block < count; block++) for (const at of scales[format]!) blocks.set(half, block * blockBytes + at);
+      packed.push({ name: `${name}.weight`, dtype: format, shape, read: async () => blocks });
+      const values = new Float32Array(shape[0] * shape[1]);
+      decodePacked({ format, out: shape[0], in: shape[1], blockSize: elements }, { blocks }, 0, values.length, values);
+      const heads = name.endsWith('attn_q') ? 4 : name.endsWith('attn_k') ? 2 : undefined;
+      const inOrder = heads === undefined ? values : deinterleaved(values, shape[0] / heads, shape[1]);
+      plain.push([hfName(`${name}.weight`)!, { dtype: 'F32', shape, bytes: encodeFloats(inOrder, 'F32') }]);
+    }
+    for (const name of ['blk.0.attn_norm', 'blk.0.ffn_norm', 'output_norm']) {
+      const ones = encodeFloats(new Float32Array(256).fill(1), 'F32');
+      packed.push({ name: `${name}.weight`, dtype: 'F32', shape: [256], read: async () => ones });
+      plain.push([hfName(`${name}.weight`)!, { dtype: 'F32', shape: [256], bytes: ones.slice() }]);
+    }
+    const ids = [1, 7, 0, 3, 3, 5];
+    const expected = await logitsFrom(folderOf(config, await encodeSafetensors(new Map(plain))), ids);
+    expect(Math.max(...expected)).toBeGreaterThan(0.01);
+    await using(await encodeGguf(llamaMetadata(config), packed), {}, async ({ model }) => {
+      const site = model.sites('model.layers.0.self_attn.q_proj')[0]!;
+      expect([site.weight!.kind, site.weight!.parts['weight']!.bytes()]).toEqual(['gguf', (256 * 256 * blockBytes) / elements]);
+      const logits = await logitsOf(model, ids);
+      const size = Math.max(...expected.map(Math.abs));
+      expect(distance(logits, expected) / size).toBeLessThan(tolerance);
+    });
   });
 });
 

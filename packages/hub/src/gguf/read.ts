@@ -1,11 +1,11 @@
 import { FormatError, NotFoundError, type Json, type RawTensor } from '@niwaki/tensor';
 import type { TensorEntry, TensorSource } from '@niwaki/weights';
-import type { ByteSource, ReadOptions } from '../bytes/byte-source.ts';
+import type { ByteSource } from '../bytes/byte-source.ts';
 import { decodeFloats } from '../safetensors/decode.ts';
 import { checkTensorRange } from '../safetensors/read.ts';
 import { ggufConfig } from './config.ts';
 import { ggufFamily } from './families.ts';
-import { readGgufHeader, type GgufHeader, type GgufTensorInfo } from './header.ts';
+import { readGgufHeader, type GgufHeader, type GgufTensorInfo, type HeaderOptions } from './header.ts';
 import { metadataReader, type GgufMetadata } from './metadata.ts';
 import { hfName, permutedHeads } from './names.ts';
 import { readUnpermuted } from './permute.ts';
@@ -18,8 +18,8 @@ export interface GgufContainer extends TensorSource {
 }
 
 /** Opens a GGUF file: its header is read through slices, tensors when asked for. `dtype` is a GGUF type, shapes are row-major. */
-export async function openGguf(source: ByteSource, options: ReadOptions = {}): Promise<GgufContainer> {
-  const header = await readGgufHeader(source, options);
+export async function openGguf(source: ByteSource, { sliceBytes, ...options }: HeaderOptions = {}): Promise<GgufContainer> {
+  const header = await readGgufHeader(source, sliceBytes === undefined ? options : { sliceBytes, ...options });
   const byName = new Map(header.tensors.map((tensor) => [tensor.name, tensor]));
   const find = (name: string): GgufTensorInfo => {
     const tensor = byName.get(name);

@@ -1,9 +1,9 @@
-import { NotFoundError } from '@niwaki/tensor';
+import { FormatError, NotFoundError } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import type { Format, Weight } from '@niwaki/weights';
 import type { UrlOptions } from '../bytes/url.ts';
 import type { JsonObject } from '../json.ts';
-import { createTokenizer } from '../tokenizer/create.ts';
+import { createTokenizer, type TokenizerParts } from '../tokenizer/create.ts';
 import { folderTokenizer } from '../tokenizer/folder.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { openModel } from './container.ts';
@@ -47,7 +47,7 @@ export async function load(source: Source, options: LoadOptions = {}): Promise<L
   const opened = await openModel(await resolveSource(source, options), options);
   try {
     const warnings = [...opened.warnings];
-    const tokenizer = opened.tokenizer === undefined ? undefined : createTokenizer(opened.tokenizer);
+    const tokenizer = opened.tokenizer && tokenizerOrWarning(opened.tokenizer, warnings);
     const model = await readModel({ ...opened, warn: (message) => warnings.push(message) }, options);
     const rows = model.info.vocabularySize;
     if (tokenizer !== undefined && tokenizer.vocabularySize > rows) {
@@ -56,6 +56,17 @@ export async function load(source: Source, options: LoadOptions = {}): Promise<L
     return { model, config: model.info.config as JsonObject, warnings, ...(tokenizer === undefined ? {} : { tokenizer }) };
   } finally {
     await opened.close();
+  }
+}
+
+/** The weights are as good without it; the caller may bring another one. */
+function tokenizerOrWarning(parts: TokenizerParts, warnings: string[]): Tokenizer | undefined {
+  try {
+    return createTokenizer(parts);
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+    warnings.push(`no tokenizer: ${error.message}`);
+    return undefined;
   }
 }
 

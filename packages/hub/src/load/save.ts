@@ -141,7 +141,8 @@ async function writeIndex(
   );
 }
 
-async function writeTokenizer(folder: FolderSink, tokenizer: Tokenizer): Promise<void> {
+/** tokenizer.json, tokenizer_config.json and generation_config.json, as Python reads them. */
+export async function writeTokenizer(folder: FolderSink, tokenizer: Tokenizer): Promise<void> {
   const { bosId, eosIds, padId, files } = tokenizer;
   const ids = { bos_token_id: bosId, eos_token_id: eosIds.length > 1 ? eosIds : eosIds[0], pad_token_id: padId };
   await writeFile(folder, 'tokenizer.json', pretty(files.tokenizer));
