@@ -28,53 +28,93 @@ ${lines(rows, (m) => `    v128.store(c, c${m}_0); v128.store(c, c${m}_1, 16); c 
   }
 }`;
 
-/** c [rows, 4 · vectors] = a [rows, k] · b [k, 4 · vectors], b read where it lies. */
-const stream = (rows, vectors) => `
-export function stream${rows}(k: usize, a: usize, b: usize, ldb: usize, c: usize, ldc: usize): void {
-${grid(rows, vectors, (m, v) => `  let c${m}_${v} = f32x4.splat(0);`)}
-  const row = k << 2;
-  ldb <<= 2;
-  const end = a + row;
-  while (a < end) {
-${lines(vectors, (v) => `    const b${v} = v128.load(b, ${16 * v});`)}
-${lines(rows, (m) => `    const a${m} = v128.load32_splat(a${m === 0 ? '' : ` + ${m} * row`});\n${lines(vectors, (v) => `    c${m}_${v} = madd(a${m}, b${v}, c${m}_${v});`)}`)}
-    a += 4; b += ldb;
-  }
-  ldc <<= 2;
-${lines(rows, (m) => `${lines(vectors, (v) => `  v128.store(c, c${m}_${v}, ${16 * v});`)}\n  c += ldc;`)}
-}`;
+/** How many rows of b are read side by side, so that the entries of a fit the registers as splats. */
+const spreadDepth = [0, 4, 4, 2, 2];
 
-/** Two columns of c [rows, ...] = a [rows, k] times two rows of length k, at b and next; two sums each hide the latency. */
-const dots = (rows) => `
-export function dots${rows}(k: i32, a: usize, b: usize, next: usize, c: usize, step: usize, ldc: usize): void {
-${grid(rows, 2, (m, v) => `  let c${m}_${v} = f32x4.splat(0), d${m}_${v} = f32x4.splat(0);`)}
-  const row = (<usize>k) << 2;
-  let i = 0;
-  for (; i + 8 <= k; i += 8) {
-    const p0 = v128.load(b), q0 = v128.load(next), p1 = v128.load(b, 16), q1 = v128.load(next, 16);
+/** c [rows, columns] += a [rows, k] · b [k, columns], both b and c read along their rows: nothing is packed. */
+const spread = (rows) => {
+  const depth = spreadDepth[rows];
+  const name = (m, i) => `a${m}_${i}`;
+  const pass = (steps) => `
+${grid(rows, steps, (m, i) => `    const ${name(m, i)} = v128.load32_splat(a + ${m} * row, ${4 * i});`)}
+    let j: usize = 0;
+    for (; j + 16 <= bytes; j += 16) {
+${lines(steps, (i) => `      const b${i} = v128.load(b + j${i === 0 ? '' : ` + ${i} * ldb`});`)}
 ${lines(
   rows,
-  (m) => `    const a${m} = v128.load(a + ${m} * row), e${m} = v128.load(a + ${m} * row, 16);
-    c${m}_0 = madd(a${m}, p0, c${m}_0); c${m}_1 = madd(a${m}, q0, c${m}_1); d${m}_0 = madd(e${m}, p1, d${m}_0); d${m}_1 = madd(e${m}, q1, d${m}_1);`,
+  (m) => `      let c${m} = v128.load(c + ${m} * ldc + j);
+${lines(steps, (i) => `      c${m} = madd(${name(m, i)}, b${i}, c${m});`)}
+      v128.store(c + ${m} * ldc + j, c${m});`,
 )}
-    a += 32; b += 32; next += 32;
-  }
-${grid(rows, 2, (m, v) => `  let s${m}_${v} = laneSum(f32x4.add(c${m}_${v}, d${m}_${v}));`)}
-  for (; i < k; i++) {
-    const p = load<f32>(b), q = load<f32>(next);
-${lines(rows, (m) => `    const a${m} = load<f32>(a + ${m} * row); s${m}_0 += a${m} * p; s${m}_1 += a${m} * q;`)}
-    a += 4; b += 4; next += 4;
-  }
+    }
+    for (; j < bytes; j += 4) {
+${lines(steps, (i) => `      const b${i} = v128.load32_splat(b + j${i === 0 ? '' : ` + ${i} * ldb`});`)}
+${lines(
+  rows,
+  (m) => `      let c${m} = v128.load32_splat(c + ${m} * ldc + j);
+${lines(steps, (i) => `      c${m} = madd(${name(m, i)}, b${i}, c${m});`)}
+      v128.store32_lane(c + ${m} * ldc + j, c${m}, 0);`,
+)}
+    }
+    a += ${4 * steps}; b += ${steps} * ldb; i -= ${steps};`;
+  return `
+export function spread${rows}(k: i32, a: usize, b: usize, ldb: usize, c: usize, ldc: usize, columns: usize): void {
+  const row = (<usize>k) << 2;
+  ldb <<= 2;
   ldc <<= 2;
-${lines(rows, (m) => `  store<f32>(c, s${m}_0); store<f32>(c + step, s${m}_1); c += ldc;`)}
+  const bytes = columns << 2;
+  let i = k;
+  while (i >= ${depth}) {${pass(depth)}
+  }
+  while (i > 0) {${pass(1)}
+  }
 }`;
+};
 
-const streamVectors = [0, 8, 4, 3, 2];
+/** Columns of the result that are summed side by side, and partial sums of each: eight to twelve sums hide the latency. */
+const dotsShape = [
+  [0, 0],
+  [2, 4],
+  [4, 1],
+  [2, 1],
+  [2, 1],
+];
+
+const sumOf = (count, term) => Array.from({ length: count }, (_, i) => term(i)).reduce((a, b) => `f32x4.add(${a}, ${b})`);
+
+/** Some columns of c [rows, ...] = a [rows, k] times as many rows of b of length k; columns beyond `last` repeat it. */
+const dots = (rows) => {
+  const [columns, sums] = dotsShape[rows];
+  const each = (line) => grid(rows, columns, line);
+  const step = 4 * sums;
+  return `
+export function dots${rows}(k: i32, a: usize, b: usize, ldb: usize, last: i32, c: usize, ldc: usize): void {
+  const row = (<usize>k) << 2;
+  ldb <<= 2;
+  ldc <<= 2;
+${lines(columns, (j) => `  let b${j} = b + (<usize>least(${j}, last)) * ldb;`)}
+${each((m, j) => lines(sums, (s) => `  let c${m}_${j}_${s} = f32x4.splat(0);`))}
+  let i = 0;
+  for (; i + ${step} <= k; i += ${step}) {
+${lines(sums, (s) => lines(rows, (m) => `    const a${m}_${s} = v128.load(a + ${m} * row, ${16 * s});`))}
+${lines(columns, (j) => lines(sums, (s) => `    const b${j}_${s} = v128.load(b${j}, ${16 * s});\n${lines(rows, (m) => `    c${m}_${j}_${s} = madd(a${m}_${s}, b${j}_${s}, c${m}_${j}_${s});`)}`))}
+    a += ${16 * sums};
+${lines(columns, (j) => `    b${j} += ${16 * sums};`)}
+  }
+${each((m, j) => `  let s${m}_${j} = laneSum(${sumOf(sums, (s) => `c${m}_${j}_${s}`)});`)}
+  for (; i < k; i++) {
+${lines(rows, (m) => `    const x${m} = load<f32>(a + ${m} * row);`)}
+${each((m, j) => `    s${m}_${j} += x${m} * load<f32>(b${j});`)}
+    a += 4;
+${lines(columns, (j) => `    b${j} += 4;`)}
+  }
+${each((m, j) => `  store<f32>(c + ${m} * ldc + ((<usize>least(${j}, last)) << 2), s${m}_${j});`)}
+}`;
+};
 
 export const microKernels = () =>
   [
-    "import { laneSum, madd } from './lanes';",
+    "import { laneSum, least, madd } from './lanes';",
     ...[1, 2, 3, 4, 5, 6].map(tile),
-    ...[1, 2, 3, 4].map((rows) => stream(rows, streamVectors[rows])),
-    ...[1, 2, 3, 4].map(dots),
+    ...[1, 2, 3, 4].flatMap((rows) => [spread(rows), dots(rows)]),
   ].join('\n');

@@ -29,9 +29,9 @@ export function multiply(device: WasmDevice, a: Matrix, b: Matrix, c: number, { 
     device.words(c, rows * columns).fill(0);
     return;
   }
-  if (rows <= 4 && (rows === 1 || (!a.transposed && a.stride === depth)) && (b.transposed || columns >= 16)) {
+  if (rows <= 4 && (rows === 1 || (!a.transposed && a.stride === depth))) {
     const kernel = b.transposed ? 'multiplyRowsTransposed' : 'multiplyRows';
-    const taskColumns = Math.max(32, ceilTo(columns / (8 * device.threads), 32));
+    const taskColumns = b.transposed ? 64 : device.threads === 1 ? 4096 : 512;
     device.run(kernel, [a.at, b.at, b.stride, c, rows, columns, depth, taskColumns], { tasks: Math.ceil(columns / taskColumns), work });
     return;
   }
