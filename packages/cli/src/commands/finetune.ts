@@ -117,7 +117,7 @@ async function readRecipe(file: string): Promise<object> {
 function show(event: RecipeEvent, { terminal, bar, loading }: { terminal: Terminal; bar: Progress; loading: Progress }): void {
   switch (event.kind) {
     case 'device':
-      return terminal.err(`device: ${event.device} (${event.reason})\n`);
+      return terminal.err(`device: ${event.device} (${[event.description, event.reason].filter(Boolean).join('; ')})\n`);
     case 'load':
       return loading.update(event.loaded, event.total, `${inBytes(event.loaded)} ${event.name}`);
     case 'warning':

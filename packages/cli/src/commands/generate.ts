@@ -27,7 +27,7 @@ export const generateFlags = (command: Command): Command =>
     .option('--top-p <p>', 'among the likeliest with this sum of probability', number)
     .option('--seed <n>', 'of the sampling', natural, 0);
 
-/** Generates; on stderr the text appears as it comes. */
+/** Generates; without --json the text appears as it comes. */
 export async function runGenerate(flags: GenerateFlags, terminal: Terminal): Promise<Result> {
   if (flags.prompt === undefined && flags.chat === undefined) throw new UsageError('give --prompt or --chat');
   const { model, tokenizer } = await openModel(flags, terminal);

@@ -1,3 +1,4 @@
+import { DeviceError } from '@niwaki/tensor';
 import { nodeFileSystem } from '@niwaki/hub';
 import type { RunFolder } from './run-folder.ts';
 
@@ -10,8 +11,8 @@ export function diskFolder(directory: string): RunFolder {
   const at = (path: string): string => join(directory, path);
 
   const put = async (path: string, bytes: Uint8Array, flag: 'w' | 'a'): Promise<void> => {
-    await fs.mkdir(dirname(at(path)), { recursive: true });
-    const file = await fs.open(at(path), flag);
+    await fs.mkdir(dirname(path), { recursive: true });
+    const file = await fs.open(path, flag);
     try {
       await file.writeFile(bytes);
       // What a rename makes visible must be on the disk before it.
@@ -20,6 +21,16 @@ export function diskFolder(directory: string): RunFolder {
       await file.close();
     }
   };
+  const failed =
+    (path: string) =>
+    (cause: NodeJS.ErrnoException): never => {
+      throw new DeviceError(`'${path}' cannot be written (${cause.code ?? cause.message})`, {
+        path,
+        code: cause.code,
+        cause,
+        help: cause.code === 'ENOSPC' ? 'The disk is full: make room.' : 'Check that the folder exists and may be written.',
+      });
+    };
   /** The name of an entry is data of its directory. Some systems cannot sync one. */
   const syncDirectory = async (path: string): Promise<void> => {
     const handle = await fs.open(path, 'r').catch(() => undefined);
@@ -36,8 +47,17 @@ export function diskFolder(directory: string): RunFolder {
       // A plain view: `slice` of a Buffer would share its memory.
       return bytes && new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     },
-    write: (path, bytes) => put(path, bytes, 'w'),
-    append: (path, bytes) => put(path, bytes, 'a'),
+    write: async (path, bytes) => {
+      const part = `${at(path)}.part`;
+      try {
+        await put(part, bytes, 'w');
+        await fs.rename(part, at(path));
+      } catch (error) {
+        await fs.rm(part, { force: true }).catch(() => undefined);
+        failed(at(path))(error as NodeJS.ErrnoException);
+      }
+    },
+    append: (path, bytes) => put(at(path), bytes, 'a').catch(failed(at(path))),
     rename: async (from, to) => {
       await syncDirectory(at(from));
       await fs.rename(at(from), at(to));

@@ -8,7 +8,7 @@ export interface RunFolder {
   list(): Promise<readonly string[]>;
   /** undefined where there is no such file. */
   read(path: string): Promise<Uint8Array | undefined>;
-  /** Creates parents; the bytes are on the disk when it resolves. */
+  /** Creates parents. The file appears whole, or the old one stays; the bytes are on the disk when it resolves. */
   write(path: string, bytes: Uint8Array): Promise<void>;
   append(path: string, bytes: Uint8Array): Promise<void>;
   /** Moves a file or a directory: afterwards either all of it is there under the new name, or none. */

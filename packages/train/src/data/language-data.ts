@@ -42,19 +42,17 @@ export function languageData(rows: readonly Row[], { vocabularySize, shuffle = t
 
 function planRows(rows: readonly Row[], options: PlanOptions & Required<LanguageDataOptions>): DataPlan {
   const { batchSize, accumulate, seed, vocabularySize, shuffle } = options;
-  let drawn: { epoch: number; order: readonly number[] } | undefined;
-  const orderOf = (epoch: number): readonly number[] => {
-    if (!shuffle) return Array.from(rows.keys());
-    if (drawn?.epoch !== epoch) drawn = { epoch, order: epochOrder(rows.length, { seed, epoch }) };
+  let drawn: { epoch: number; order: readonly Row[] } | undefined;
+  const orderOf = (epoch: number): readonly Row[] => {
+    if (!shuffle) return rows;
+    if (drawn?.epoch !== epoch) drawn = { epoch, order: epochOrder(rows.length, { seed, epoch }).map((index) => rows[index]!) };
     return drawn.order;
   };
   return {
     stepsPerEpoch: Math.ceil(rows.length / (batchSize * accumulate)),
     window: async (epoch, step) => {
       const size = batchSize * accumulate;
-      const chosen = orderOf(epoch)
-        .slice(step * size, (step + 1) * size)
-        .map((index) => rows[index]!);
+      const chosen = orderOf(epoch).slice(step * size, (step + 1) * size);
       const batches: LanguageBatch[] = [];
       for (let at = 0; at < chosen.length; at += batchSize)
         batches.push(languageBatch(chosen.slice(at, at + batchSize), { vocabularySize }));

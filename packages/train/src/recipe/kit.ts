@@ -20,7 +20,7 @@ export interface RecipeKit {
   init(options: {
     device?: 'auto' | 'cpu' | 'wasm' | 'webgpu';
     threads?: number;
-  }): Promise<{ readonly device: string; readonly reason: string }>;
+  }): Promise<{ readonly device: string; readonly reason: string; readonly description?: string }>;
   load(
     source: string,
     options: { signal?: AbortSignal; onProgress?: (progress: { loaded: number; total: number; name: string }) => void },

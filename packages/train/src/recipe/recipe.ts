@@ -91,7 +91,12 @@ const shape: { readonly [key in RecipeName]-?: v.GenericSchema } = {
   batches: v.optional(name),
   quantize: v.optional(factory),
   adapt: v.optional(factory),
-  at: v.optional(v.union([name, v.pipe(v.array(name), v.minLength(1)), bound], 'expected a pattern or a list of them')),
+  at: v.optional(
+    v.union(
+      [name, v.pipe(v.array(name), v.minLength(1, 'expected a pattern or a list of them')), bound],
+      'expected a pattern or a list of them',
+    ),
+  ),
   rank: v.optional(positive),
   alpha: v.optional(rate),
   dropout: v.optional(v.pipe(v.number(), v.minValue(0, 'expected at least 0'), v.ltValue(1, 'expected less than 1'))),

@@ -19,7 +19,7 @@ import { openRunLog } from './run-log.ts';
 
 export type RecipeEvent =
   | TrainEvent
-  | { readonly kind: 'device'; readonly device: string; readonly reason: string }
+  | { readonly kind: 'device'; readonly device: string; readonly reason: string; readonly description?: string }
   | { readonly kind: 'load'; readonly loaded: number; readonly total: number; readonly name: string }
   | { readonly kind: 'warning'; readonly message: string }
   /** Everything is in place; training begins. */
@@ -72,13 +72,18 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
   } = options;
   const stop = signal === undefined ? {} : { signal };
   const loss = makeLoss(recipe, kit, functions);
-  const { device, reason } = await kit.init({ ...pick(recipe, 'device'), ...pick(recipe, 'threads') });
-  onEvent({ kind: 'device', device, reason });
+  const { device, reason, description } = await kit.init({ ...pick(recipe, 'device'), ...pick(recipe, 'threads') });
+  onEvent({ kind: 'device', device, reason, ...(description !== undefined && { description }) });
   const loaded = await kit.load(recipe.model, { ...stop, onProgress: (progress) => onEvent({ kind: 'load', ...progress }) });
   const { model, tokenizer } = loaded;
   try {
     const warn = (message: string): void => onEvent({ kind: 'warning', message });
     loaded.warnings.forEach(warn);
+    const unused = (['batchSize', 'accumulate', 'context', 'pack', 'split', 'truncate'] as const).filter(
+      (name) => recipe.batches !== undefined && recipe[name] !== undefined,
+    );
+    if (unused.length > 0)
+      warn(`batches are taken as they are: ${unused.join(', ')} of the recipe ${unused.length > 1 ? 'have' : 'has'} no effect`);
     const data = await readData(recipe, kit, loaded);
     const adapter = await prepareModel(recipe, kit, model, { functions, warn, ...stop });
     onEvent({ kind: 'ready', ...countTrainable(model), ...('rows' in data ? describe(data) : {}) });
