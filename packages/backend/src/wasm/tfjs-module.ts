@@ -30,12 +30,9 @@ export async function loadTfjsModule({
 }: {
   wasmPaths?: string | URL | undefined;
 }): Promise<{ module: TfjsModule; unshared?: string }> {
-  const binary = await readBytes(binaryUrl(wasmPaths)).catch((cause: unknown) => {
-    throw new DeviceError(`wasm: cannot read ${binaryName} (${String(cause)})`, {
-      cause,
-      help: 'Serve that file of @tensorflow/tfjs-backend-wasm and say where with init({ wasmPaths }).',
-    });
-  });
+  const binary = await readBytes(binaryUrl(wasmPaths)).catch((cause: unknown) => cannotRead(String(cause), cause));
+  // A development server answers a wrong address with a page.
+  if (![0, 0x61, 0x73, 0x6d].every((byte, i) => binary[i] === byte)) cannotRead('it is not a wasm binary');
   if (!canShare()) {
     return {
       module: await instantiate(binary),
@@ -50,6 +47,13 @@ export async function loadTfjsModule({
   } catch (error) {
     return { module: await instantiate(binary), unshared: `tfjs's binary does not start on shared memory (${String(error)})` };
   }
+}
+
+function cannotRead(why: string, cause?: unknown): never {
+  throw new DeviceError(`wasm: cannot read ${binaryName}: ${why}`, {
+    cause,
+    help: 'Serve that file of @tensorflow/tfjs-backend-wasm and say where with init({ wasmPaths }).',
+  });
 }
 
 async function instantiate(wasmBinary: Uint8Array): Promise<TfjsModule> {
