@@ -94,7 +94,7 @@ function refuseBoth(sites: readonly Site[], tokenSites: readonly Site[]): void {
 }
 
 /** Attaches a set, makes it the active one and freezes everything else. */
-function attachActive(model: Model, set: AdapterSet): void {
+export function attachActive(model: Model, set: AdapterSet): void {
   const before = [...model.parameters().values()];
   model.attach(set);
   model.active = [set.name];

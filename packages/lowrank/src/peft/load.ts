@@ -1,7 +1,7 @@
 import { openSafetensors, parseJsonObject, type Folder, type SafetensorsFile } from '@niwaki/hub';
 import { FormatError, NotFoundError, type Json } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
-import { checkName } from '../adapt.ts';
+import { attachActive, checkName } from '../adapt.ts';
 import { ownedBy, type PeftSet } from '../adapter-method.ts';
 import { collectWarnings, type Warn, type Warning } from '../warning.ts';
 import { BaseModelError } from './errors.ts';
@@ -16,7 +16,7 @@ export interface LoadAdapterOptions {
   readonly name?: string;
   /** Default true: every tensor of the config is there and nothing else. False: what fits is taken, the rest is a warning. */
   readonly strict?: boolean;
-  /** Default false: loaded to be used. True: its parameters train further. */
+  /** Default false: loaded to be used. True: its parameters train further, it is the active set, and all else is frozen. */
   readonly trainable?: boolean;
   /** Default 'warn': another `base_model_name_or_path` than the model's is a warning, since names of files differ. */
   readonly base?: 'warn' | 'require';
@@ -45,7 +45,8 @@ export async function loadAdapter(model: Model, source: AdapterSource, options: 
     const content = matchContent(file, model, config, { strict, warn });
     const set = await restoreSet(file, model, config, content, { name, trainable, warn, warnings, signal });
     try {
-      model.attach(set);
+      if (trainable) attachActive(model, set);
+      else model.attach(set);
     } catch (error) {
       for (const parameter of ownedBy(set)) parameter.dispose();
       throw error;

@@ -1,0 +1,57 @@
+import { adapterContract } from '../../testing/src/adapter-contract.ts';
+import {
+  activateAdapters,
+  adapt,
+  deleteAdapter,
+  loadAdapter,
+  lora,
+  mergeAdapter,
+  mergeAndUnload,
+  saveAdapter,
+  unmergeAdapter,
+} from '../src/index.ts';
+
+const contract = adapterContract({
+  adapt,
+  save: saveAdapter,
+  load: loadAdapter,
+  activate: activateAdapters,
+  remove: deleteAdapter,
+  merge: mergeAdapter,
+  unmerge: unmergeAdapter,
+  mergeForGood: (model) => mergeAndUnload(model),
+});
+
+contract('lora', { make: () => lora({ rank: 2, alpha: 6 }), trained: ([out, width]) => 2 * (out + width) });
+contract('lora with dropout', { make: () => lora({ rank: 2, alpha: 6, dropout: 0.2 }), trained: ([out, width]) => 2 * (out + width) });
+contract('rslora', {
+  make: () => lora({ rank: 4, rslora: true }),
+  at: ['q_proj', 'down_proj'],
+  trained: ([out, width]) => 4 * (out + width),
+});
+contract('lora, orthogonal start', { make: () => lora({ rank: 2, init: 'orthogonal' }), trained: ([out, width]) => 2 * (out + width) });
+contract('lora, random start', {
+  make: () => lora({ rank: 2, init: false }),
+  trained: ([out, width]) => 2 * (out + width),
+  startsAtBase: false,
+});
+contract('lora of embedding and head', {
+  make: () => lora({ rank: 2 }),
+  at: ['embed_tokens', 'lm_head'],
+  trained: ([out, width]) => 2 * (out + width),
+});
+contract('dora', {
+  make: () => lora({ rank: 2, alpha: 6, dora: true }),
+  trained: ([out, width]) => 2 * (out + width) + out,
+  mixes: false,
+  exactGradient: false,
+  commutes: false,
+});
+// The base has no bias that a merged one could go to, and a row's bias is no matrix.
+contract('lora with a bias', {
+  make: () => lora({ rank: 2, loraBias: true }),
+  at: ['q_proj', 'down_proj'],
+  trained: ([out, width]) => 2 * (out + width) + out,
+  merges: false,
+  mixes: false,
+});

@@ -1,0 +1,358 @@
+import { describe, expect, it } from 'vitest';
+import { filesFolder, load, memoryFolderSink, saveModel, type FolderSink } from '@niwaki/hub';
+import { blockwiseBackprop } from '@niwaki/engine';
+import type { AdapterSet, Model } from '@niwaki/nn';
+import { add, memory, mul, tensor1d, tensor2d, tidy, withAdapters, type Tensor2D } from '@niwaki/tensor';
+import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, type GgufEncoded } from '@niwaki/weights';
+import {
+  advance,
+  bytesOf,
+  cloned,
+  distance,
+  logits,
+  onTiny,
+  perturb,
+  rows,
+  sameBytes,
+  siteParameters,
+  sizeOf,
+  stepOf,
+  train,
+  trainable,
+  trainableOf,
+} from './contract-model.ts';
+import { siteGradientError } from './site-gradient.ts';
+
+/** The verbs a method package gives its adapters; the same for all of them. */
+export interface AdapterVerbs<M> {
+  adapt(model: Model, method: M, options: { at: string | readonly string[]; name?: string; seed?: number }): Promise<AdapterSet>;
+  save(set: AdapterSet, target: FolderSink): Promise<void>;
+  load(model: Model, files: ReadonlyMap<string, Uint8Array>, options: { name?: string; trainable?: boolean }): Promise<AdapterSet>;
+  activate(model: Model, names: readonly string[]): void;
+  remove(model: Model, name: string): void;
+  merge(model: Model, names?: readonly string[]): Promise<unknown>;
+  unmerge(model: Model): Promise<unknown>;
+  mergeForGood(model: Model): Promise<unknown>;
+}
+
+/** What a method says of itself. Each claim is tested, and so is its opposite. */
+export interface AdapterCase<M> {
+  /** A new method each time. */
+  make(): M;
+  /** Default all linear maps. */
+  readonly at?: string | readonly string[];
+  /** Trained numbers at a site of [out, in]; whole parameters of the set are counted on top. */
+  trained(shape: readonly [number, number]): number;
+  /** Default true: before training the output is the base's. */
+  readonly startsAtBase?: boolean;
+  /** Default true: a matrix can stand for it. */
+  readonly merges?: boolean;
+  /** Default true: additive, so that rows of one batch may have different adapters. */
+  readonly mixes?: boolean;
+  /** Default true. False: a surrogate gradient. */
+  readonly exactGradient?: boolean;
+  /** Default true: two active sets give the same in either order. */
+  readonly commutes?: boolean;
+}
+
+interface Context<M> extends Required<AdapterCase<M>> {
+  readonly verbs: AdapterVerbs<M>;
+  start(model: Model, options?: { name?: string; seed?: number }): Promise<AdapterSet>;
+  /** The same with values that show. */
+  perturbed(model: Model, options?: { name?: string; seed?: number }): Promise<AdapterSet>;
+  filesOf(set: AdapterSet): Promise<Map<string, Uint8Array>>;
+}
+
+/** Sums of a few hundred f32 products in another order. */
+const tolerance = 1e-5;
+/** A change that is no rounding. */
+const shows = 1e-4;
+
+/**
+ * The contract of adapters: one test a rule, for each method entered. A method that declares itself out of a rule is
+ * tested the other way round: what says that it cannot be merged must fail to merge.
+ * @example
+ * const contract = adapterContract({ adapt, save: saveAdapter, ... });
+ * contract('lora', { make: () => lora({ rank: 2 }), trained: ([out, width]) => 2 * (out + width) });
+ */
+export const adapterContract =
+  <M>(verbs: AdapterVerbs<M>) =>
+  (name: string, given: AdapterCase<M>): void => {
+    const defaults = { at: 'all-linear', startsAtBase: true, merges: true, mixes: true, exactGradient: true, commutes: true };
+    const start: Context<M>['start'] = (model, options = {}) =>
+      verbs.adapt(model, given.make(), { at: given.at ?? defaults.at, ...options });
+    const context: Context<M> = {
+      ...defaults,
+      ...given,
+      verbs,
+      start,
+      perturbed: async (model, options = {}) => {
+        const set = await start(model, options);
+        perturb(set, options.seed ?? 0);
+        return set;
+      },
+      filesOf: async (set) => {
+        const sink = memoryFolderSink();
+        await verbs.save(set, sink);
+        return sink.files;
+      },
+    };
+    describe(`${name}`, () => {
+      outputRules(context);
+      trainingRules(context);
+      fileRules(context);
+      companyRules(context);
+      if (context.merges) mergeRules(context);
+      else
+        it('says that it cannot be merged, and throws', () =>
+          onTiny(async (model) => {
+            await context.perturbed(model);
+            const before = await bytesOf(model.parameters().values());
+            await expect(verbs.merge(model)).rejects.toThrow();
+            expect(await bytesOf(model.parameters().values())).toEqual(before);
+          }));
+    });
+  };
+
+function outputRules<M>({ startsAtBase, start, perturbed }: Context<M>): void {
+  it(`starts ${startsAtBase ? 'at the base' : 'elsewhere than at the base'}`, () =>
+    onTiny(async (model) => {
+      const base = await logits(model);
+      await start(model);
+      expect(distance(await logits(model), base) < tolerance).toBe(startsAtBase);
+    }));
+
+  it('changes the output once its values do', () =>
+    onTiny(async (model) => {
+      const base = await logits(model);
+      await perturbed(model);
+      expect(distance(await logits(model), base)).toBeGreaterThan(shows);
+    }));
+
+  it('is off under a view without adapters, nested too, and on again after a forward that throws', () =>
+    onTiny(async (model) => {
+      const base = await logits(model);
+      await perturbed(model);
+      const active = await logits(model);
+      const off = withAdapters('none');
+      expect(await logits(model, off)).toEqual(base);
+      expect(await logits(model, withAdapters('none', off))).toEqual(base);
+      await expect(logits(model, off, [[1, 10_000]])).rejects.toThrow();
+      expect(await logits(model)).toEqual(active);
+    }));
+
+  it('stays finite on inputs of ten thousand, and holds no more memory after many forwards', () =>
+    onTiny(async (model) => {
+      const set = await perturbed(model);
+      for (const site of model.sites(({ path, point }) => set.sites.has(path) && point !== 'embedding')) {
+        const width = site.weight!.shape[1];
+        const x = tensor2d(new Float32Array(3 * width).fill(1e4), [3, width]);
+        const call = createCall({ batch: {}, training: true });
+        const y = tidy(() => set.sites.get(site.path)!.apply(x, (input) => site.weight!.apply(input as Tensor2D, call), call, site));
+        expect((await y.data()).every(Number.isFinite)).toBe(true);
+        x.dispose();
+        y.dispose();
+      }
+      const before = memory().numTensors;
+      for (let i = 0; i < 30; i++) await logits(model);
+      expect(memory().numTensors).toBe(before);
+    }));
+}
+
+const wide = { hidden_size: 32, intermediate_size: 32, head_dim: 8 };
+
+function trainingRules<M>({ trained, exactGradient, startsAtBase, start, perturbed }: Context<M>): void {
+  it('trains what it declares, all of it and nothing else, with optimizer state for that alone', () =>
+    onTiny(async (model) => {
+      const base = await bytesOf(model.parameters().values());
+      const set = await perturbed(model);
+      const own = trainable(model);
+      const wholes = [...set.replaced.values()].reduce((sum, { shape }) => sum + sizeOf(shape), 0);
+      const sites = model.sites(({ path }) => set.sites.has(path));
+      const expected = sites.reduce((sum, site) => sum + trained(site.weight!.shape), wholes);
+      expect(own.reduce((sum, { shape }) => sum + sizeOf(shape), 0)).toBe(expected);
+      const before = await bytesOf(own);
+      const { stateBytes } = await train(model, { steps: 3 });
+      expect(stateBytes).toBe(8 * expected);
+      const after = await bytesOf(own);
+      expect([...after.keys()].filter((path) => after.get(path) === before.get(path))).toEqual([]);
+      const all = await bytesOf(model.parameters().values());
+      expect(new Map([...base.keys()].map((path) => [path, all.get(path)!]))).toEqual(base);
+    }));
+
+  it(`has ${exactGradient ? 'the gradients of finite differences' : 'a surrogate gradient, which finite differences do not give'}`, () =>
+    onTiny(async (model) => {
+      const set = await perturbed(model);
+      for (const site of model.sites(({ path }) => set.sites.has(path)).slice(0, 2)) {
+        expect((await siteGradientError(site, set.sites.get(site.path)!)) < 1e-3).toBe(exactGradient);
+      }
+    }));
+
+  it.each<GgufEncoded>(['Q4_0', 'BF16'])('learns on a base stored as %s, whose bytes stay', (format) =>
+    onTiny(async (model) => {
+      for (const { path, weight } of model.sites('all-linear')) {
+        const blocks = await encodeGgufBlocks(path, weight!.shape, rowsOf(weight!), format);
+        model.replace(path, ggufBlock(path, weight!.shape, format, blocks));
+      }
+      const base = await bytesOf(siteParameters(model));
+      const outputs = await logits(model);
+      await start(model);
+      expect(distance(await logits(model), outputs) < tolerance).toBe(startsAtBase);
+      const { losses } = await train(model, { steps: 12, rate: 0.02 });
+      expect(losses.at(-1)).toBeLessThan(losses[0]! - 0.01);
+      expect(await bytesOf(siteParameters(model))).toEqual(base);
+    }, wide),
+  );
+
+  it('computes a block again bit for bit, whatever it draws', () =>
+    onTiny(async (model) => {
+      await perturbed(model);
+      await expect(train(model, { steps: 2, estimator: blockwiseBackprop({ verifyRecompute: true }) })).resolves.toBeDefined();
+    }));
+
+  it('gives the same bits for the same seed, and others for another', async () => {
+    const run = async (seed: number): Promise<Map<string, string>> => {
+      const found = new Map<string, string>();
+      await onTiny(async (model) => {
+        await start(model, { seed });
+        await train(model, { steps: 3 });
+        for (const [path, bytes] of await bytesOf(trainable(model))) found.set(path, bytes);
+      });
+      return found;
+    };
+    const first = await run(4);
+    expect(await run(4)).toEqual(first);
+    expect(await run(5)).not.toEqual(first);
+  });
+}
+
+function fileRules<M>({ verbs, start, perturbed, filesOf }: Context<M>): void {
+  it('comes back from its file in another model: bytes, config, logits', () =>
+    onTiny(async (model) => {
+      const set = await perturbed(model);
+      const [given, files] = [await logits(model), await filesOf(set)];
+      await onTiny(async (other) => {
+        const loaded = await verbs.load(other, files, { name: 'other' });
+        expect(await logits(other)).toEqual(given);
+        const again = await filesOf(loaded);
+        expect([...again.keys()]).toEqual([...files.keys()]);
+        for (const [file, bytes] of files) expect([file, sameBytes(again.get(file)!, bytes)]).toEqual([file, true]);
+      });
+    }));
+
+  it('goes on after saving and loading as if it had not stopped', async () => {
+    let whole = new Map<string, string>();
+    await onTiny(async (model) => {
+      await start(model);
+      await train(model, { steps: 6 });
+      whole = await bytesOf(trainable(model));
+    });
+    await onTiny(async (model) => {
+      const set = await start(model);
+      const step = stepOf(model);
+      await advance(model, step, { from: 0, steps: 3 });
+      const files = await filesOf(set);
+      await onTiny(async (other) => {
+        await verbs.load(other, files, { trainable: true });
+        const next = stepOf(other);
+        next.restore(new Map([...step.state()].map(([path, state]) => [path, cloned(state)])), step.updates());
+        await advance(other, next, { from: 3, steps: 3 });
+        next.dispose();
+        expect(await bytesOf(trainable(other))).toEqual(whole);
+      });
+      step.dispose();
+    });
+  });
+}
+
+function companyRules<M>({ verbs, mixes, commutes, perturbed }: Context<M>): void {
+  it('is one of several: added, switched, deleted as if it were alone', () =>
+    onTiny(async (model) => {
+      const base = await logits(model);
+      await perturbed(model, { name: 'a', seed: 1 });
+      const a = await logits(model);
+      await perturbed(model, { name: 'b', seed: 2 });
+      const b = await logits(model);
+      verbs.activate(model, ['a']);
+      expect(await logits(model)).toEqual(a);
+      verbs.activate(model, ['a', 'b']);
+      const both = await logits(model);
+      expect(await logits(model)).toEqual(both);
+      expect(Math.min(distance(both, a), distance(both, b))).toBeGreaterThan(shows);
+      verbs.activate(model, ['b', 'a']);
+      expect(distance(await logits(model), both) < tolerance).toBe(commutes);
+      verbs.remove(model, 'a');
+      expect(model.active).toEqual(['b']);
+      expect(await logits(model)).toEqual(b);
+      verbs.remove(model, 'b');
+      expect(await logits(model)).toEqual(base);
+    }));
+
+  const mix = async (model: Model): Promise<Float32Array> => {
+    await perturbed(model, { name: 'a', seed: 1 });
+    await perturbed(model, { name: 'b', seed: 2 });
+    const index = tensor1d([1, -1], 'int32');
+    return logits(model, withAdapters(index)).finally(() => index.dispose());
+  };
+  if (mixes) {
+    it('serves rows of one batch with different sets', () =>
+      onTiny(async (model) => {
+        const mixed = await mix(model);
+        const half = mixed.length / 2;
+        expect(distance(mixed.subarray(0, half), await logits(model, withAdapters(['b']), [rows[0]!]))).toBeLessThan(tolerance);
+        expect(distance(mixed.subarray(half), await logits(model, withAdapters('none'), [rows[1]!]))).toBeLessThan(tolerance);
+      }));
+  } else {
+    it('says that it cannot be mixed by row, and throws', () => onTiny((model) => expect(mix(model)).rejects.toThrow()));
+  }
+}
+
+function mergeRules<M>({ verbs, perturbed }: Context<M>): void {
+  it('merges to the same outputs, twice to the same, and leaves the base bit for bit', () =>
+    onTiny(async (model) => {
+      const base = await bytesOf(siteParameters(model));
+      await perturbed(model, { name: 'a', seed: 1 });
+      await perturbed(model, { name: 'b', seed: 2 });
+      verbs.activate(model, ['a', 'b']);
+      const unmerged = await logits(model);
+      const tensors = memory().numTensors;
+      for (let cycle = 0; cycle < 3; cycle++) {
+        await verbs.merge(model);
+        const merged = await bytesOf(siteParameters(model));
+        expect(distance(await logits(model), unmerged)).toBeLessThan(tolerance);
+        await verbs.merge(model, ['a', 'b']);
+        expect(await bytesOf(siteParameters(model))).toEqual(merged);
+        await verbs.unmerge(model);
+      }
+      expect(memory().numTensors).toBe(tensors);
+      expect(await bytesOf(siteParameters(model))).toEqual(base);
+      expect(await logits(model)).toEqual(unmerged);
+    }));
+
+  it('refuses to merge what is not finite, at the last site, and changes none', () =>
+    onTiny(async (model) => {
+      const set = await perturbed(model);
+      const last = trainableOf([...set.sites.values()].at(-1)!.parameters).at(-1)!;
+      last.write(tidy(() => add(mul(last.read(), 0), Number.NaN)));
+      const [before, tensors] = [await bytesOf(siteParameters(model)), memory().numTensors];
+      await expect(verbs.merge(model)).rejects.toThrow(/finite/);
+      expect(await bytesOf(siteParameters(model))).toEqual(before);
+      expect(memory().numTensors).toBe(tensors);
+      expect(model.active).toEqual(['default']);
+    }));
+
+  it('merged for good is a plain model under the names of the base, which a plain loader reads', () =>
+    onTiny(async (model) => {
+      const names = [...model.parameters().keys()].sort();
+      await perturbed(model);
+      const unmerged = await logits(model);
+      await verbs.mergeForGood(model);
+      expect([...model.parameters().keys()].sort()).toEqual(names);
+      expect(model.adapters.size).toBe(0);
+      const sink = memoryFolderSink();
+      await saveModel(model, sink);
+      const { model: plain } = await load(filesFolder(sink.files));
+      expect(distance(await logits(plain), unmerged)).toBeLessThan(tolerance);
+      plain.dispose();
+    }));
+}

@@ -1,0 +1,120 @@
+import { expect } from 'vitest';
+import { causalLM, createStep, disposeBatch, languageBatch, type Estimator, type Step } from '@niwaki/engine';
+import { adamw } from '@niwaki/optim';
+import { forward, type AdapterSet, type Model } from '@niwaki/nn';
+import { add, createDraw, memory, mul, noise, tensor2d, tidy, type Parameter, type Tensor, type View } from '@niwaki/tensor';
+import { tinyLlama } from './tiny-llama.ts';
+
+/** Two sequences of ids for the tiny model. */
+export const rows: readonly (readonly number[])[] = [
+  [1, 2, 3, 4, 5],
+  [9, 8, 7, 6, 5],
+];
+
+/** Runs a test on a tiny model of its own, and checks that no tensor is left of it. */
+export async function onTiny(test: (model: Model) => Promise<void>, config: Record<string, unknown> = {}): Promise<void> {
+  const before = memory().numTensors;
+  const model = await tinyLlama(config);
+  try {
+    await test(model);
+  } finally {
+    model.dispose();
+  }
+  expect(memory().numTensors).toBe(before);
+}
+
+export async function logits(model: Model, view?: View, ids: readonly (readonly number[])[] = rows): Promise<Float32Array> {
+  const tokenIds = tensor2d(ids.flat(), [ids.length, ids[0]!.length], 'int32');
+  try {
+    const values = forward(model, { tokenIds }, view === undefined ? {} : { view });
+    const data = (await values.data()) as Float32Array;
+    values.dispose();
+    return data;
+  } finally {
+    tokenIds.dispose();
+  }
+}
+
+/** Values that show, around what the method started with. */
+export function perturb(set: AdapterSet, seed: number): void {
+  const draw = createDraw(seed, 1);
+  for (const adapter of set.sites.values()) {
+    for (const parameter of trainableOf(adapter.parameters)) {
+      const address = draw.at(`${parameter.path}#perturb`);
+      parameter.write(tidy(() => add(parameter.read(), mul(noise(parameter.shape, address, 'gaussian'), 0.2)) as Tensor));
+    }
+  }
+}
+
+export const sizeOf = (shape: readonly number[]): number => shape.reduce((product, side) => product * side, 1);
+export const trainableOf = (parameters: Readonly<Record<string, Parameter>>): Parameter[] =>
+  Object.values(parameters).filter((parameter) => parameter.trainable);
+export const trainable = (model: Model): Parameter[] => [...model.parameters().values()].filter((parameter) => parameter.trainable);
+export const siteParameters = (model: Model): Parameter[] => [
+  ...new Set(
+    model.sites(() => true).flatMap(({ weight, bias }) => [...Object.values(weight!.parts), ...(bias === undefined ? [] : [bias])]),
+  ),
+];
+
+export const bytes = async (parameter: Parameter): Promise<string> => {
+  const { bytes: raw } = await parameter.raw();
+  return Array.from(raw, (byte) => String.fromCharCode(byte)).join('');
+};
+
+/** Contents by path; statistics are nobody's promise. */
+export async function bytesOf(parameters: Iterable<Parameter>): Promise<Map<string, string>> {
+  const found = new Map<string, string>();
+  for (const parameter of parameters) if (parameter.role !== 'statistic') found.set(parameter.path, await bytes(parameter));
+  return found;
+}
+
+export const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && a.every((byte, i) => byte === b[i]);
+
+export function distance(a: Float32Array, b: Float32Array): number {
+  if (a.length !== b.length) return Infinity;
+  let worst = 0;
+  for (let i = 0; i < a.length; i++) {
+    const gap = Math.abs(a[i]! - b[i]!);
+    if (!(gap <= worst)) worst = Number.isNaN(gap) ? Infinity : gap;
+  }
+  return worst;
+}
+
+const rateDefault = 0.01;
+
+export function stepOf(model: Model, { rate = rateDefault, estimator }: { rate?: number; estimator?: Estimator } = {}): Step {
+  return createStep({ model, objective: causalLM(), optimizer: adamw({ learningRate: rate }), ...(estimator && { estimator }) });
+}
+
+export async function advance(
+  model: Model,
+  step: Step,
+  { from, steps, rate = rateDefault }: { from: number; steps: number; rate?: number },
+): Promise<number[]> {
+  const batch = languageBatch(
+    rows.map((ids) => ({ ids })),
+    { vocabularySize: model.info.vocabularySize },
+  );
+  const losses: number[] = [];
+  for (let attempt = from; attempt < from + steps; attempt++) {
+    const { loss, applied } = await step.run({ batches: [batch], attempt, rate, progress: 0, draw: createDraw(1, attempt) });
+    expect(applied).toBe(true);
+    losses.push(loss);
+  }
+  disposeBatch(batch);
+  return losses;
+}
+
+export async function train(
+  model: Model,
+  options: { steps: number; rate?: number; estimator?: Estimator },
+): Promise<{ losses: number[]; stateBytes: number }> {
+  const step = stepOf(model, options);
+  const losses = await advance(model, step, { from: 0, ...options });
+  const stateBytes = step.stateBytes();
+  step.dispose();
+  return { losses, stateBytes };
+}
+
+export const cloned = (state: Readonly<Record<string, Tensor | number>>): Record<string, Tensor | number> =>
+  Object.fromEntries(Object.entries(state).map(([name, value]) => [name, typeof value === 'number' ? value : value.clone()]));
