@@ -6,6 +6,7 @@ export { languageData, type LanguageData, type LanguageDataOptions } from './dat
 export { exactBatches } from './data/exact-batches.ts';
 export { epochOrder } from './data/order.ts';
 export { memoryFolder, type RunFolder } from './checkpoint/run-folder.ts';
+export { directoryFolder, privateFolder } from './checkpoint/directory-folder.ts';
 export { diskFolder } from './checkpoint/disk-folder.ts';
 export {
   CheckpointError,

@@ -74,6 +74,7 @@ export interface Checkpoint {
 
 const prefix = 'checkpoint-';
 const partial = 'partial-';
+/** The state comes last by name, too: it says that the others are there. */
 const files = { parameters: 'parameters.safetensors', optimizer: 'optimizer.safetensors', state: 'state.json' } as const;
 /** Between a parameter's path and a state's name; neither holds a space. */
 const joint = ' ';
@@ -126,12 +127,12 @@ export async function saveCheckpoint(
   return name;
 }
 
-/** Whole checkpoints of a folder, oldest first. */
+/** Whole checkpoints of a folder, oldest first: those that have their last file. */
 export async function checkpointNames(folder: RunFolder): Promise<string[]> {
-  const names = await folder.list();
-  return names
-    .filter((name) => /^checkpoint-\d+$/.test(name))
-    .sort((a, b) => Number(a.slice(prefix.length)) - Number(b.slice(prefix.length)));
+  const names = (await folder.list()).filter((name) => /^checkpoint-\d+$/.test(name));
+  const whole: string[] = [];
+  for (const name of names) if ((await folder.inside(name).list()).includes(files.state)) whole.push(name);
+  return whole.sort((a, b) => Number(a.slice(prefix.length)) - Number(b.slice(prefix.length)));
 }
 
 /** What the newest checkpoint says of its run, without its tensors. */
