@@ -146,7 +146,7 @@ function foldRow(row: usize, lower: i32, upper: i32, width: i32, scale: f32, pea
   const count = upper - lower;
   let lanes = f32x4.splat(NOTHING);
   let i = 0;
-  for (; i + 4 <= count; i += 4) lanes = f32x4.max(lanes, v128.load(at + ((<usize>i) << 2)));
+  for (; i + 4 <= count; i += 4) lanes = f32x4.pmax(lanes, v128.load(at + ((<usize>i) << 2)));
   let high = laneMax(lanes);
   for (; i < count; i++) high = max(high, load<f32>(at + ((<usize>i) << 2)));
   const before = load<f32>(peak);

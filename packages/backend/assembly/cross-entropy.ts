@@ -20,10 +20,10 @@ function rowMax(at: usize, width: i32): f32 {
   let b = a;
   let i = 0;
   for (; i + 8 <= width; i += 8) {
-    a = f32x4.max(a, v128.load(at + ((<usize>i) << 2)));
-    b = f32x4.max(b, v128.load(at + ((<usize>i) << 2), 16));
+    a = f32x4.pmax(a, v128.load(at + ((<usize>i) << 2)));
+    b = f32x4.pmax(b, v128.load(at + ((<usize>i) << 2), 16));
   }
-  let peak = laneMax(f32x4.max(a, b));
+  let peak = laneMax(f32x4.pmax(a, b));
   for (; i < width; i++) peak = max(peak, load<f32>(at + ((<usize>i) << 2)));
   return peak;
 }

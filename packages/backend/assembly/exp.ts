@@ -1,14 +1,19 @@
 import { madd } from './lanes';
 
+/** 1.5 · 2^23: a float that large has no fraction, so adding it rounds to the nearest integer, left in the low bits. */
+const ROUND: f32 = 12582912;
+
 /**
  * e^x in four lanes, about 1e-7 relative: x = n·ln 2 + r with |r| <= ln 2 / 2, a polynomial in r, and n into the exponent
  * bits. Below -87 the result stays a tiny normal number, above 88 the largest one: never zero, infinity or a subnormal.
+ * NaN stays NaN. (pmin and pmax are one instruction each where min and max are seven, and pass a NaN on in this order.)
  */
 // @ts-ignore: decorator
 @inline
 export function exp4(x: v128): v128 {
-  const clamped = f32x4.max(f32x4.min(x, f32x4.splat(88.02)), f32x4.splat(-87.33));
-  const n = f32x4.nearest(f32x4.mul(clamped, f32x4.splat(1.44269504)));
+  const clamped = f32x4.pmax(f32x4.pmin(x, f32x4.splat(88.02)), f32x4.splat(-87.33));
+  const shifted = madd(clamped, f32x4.splat(1.44269504), f32x4.splat(ROUND));
+  const n = f32x4.sub(shifted, f32x4.splat(ROUND));
   // ln 2 in two parts, the first short enough that n times it is exact.
   const r = madd(n, f32x4.splat(2.12194440e-4), madd(n, f32x4.splat(-0.693359375), clamped));
   let p = madd(f32x4.splat(1.9875691500e-4), r, f32x4.splat(1.3981999507e-3));
@@ -17,8 +22,7 @@ export function exp4(x: v128): v128 {
   p = madd(p, r, f32x4.splat(1.6666665459e-1));
   p = madd(p, r, f32x4.splat(5.0000001201e-1));
   p = madd(p, f32x4.mul(r, r), f32x4.add(r, f32x4.splat(1)));
-  const power = i32x4.shl(i32x4.add(i32x4.trunc_sat_f32x4_s(n), i32x4.splat(127)), 23);
-  return f32x4.mul(p, power);
+  return f32x4.mul(p, i32x4.shl(i32x4.add(shifted, i32x4.splat(127)), 23));
 }
 
 /** The same for one number: the tail of a row gets what its lanes would have. */
