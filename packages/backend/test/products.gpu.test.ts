@@ -24,6 +24,9 @@ describe.skipIf(missing)('products on WebGPU', () => {
 
   const shapes = [
     [1, 7, 1],
+    [1, 65, 65],
+    [3, 130, 70],
+    [4, 64, 1],
     [7, 65, 64],
     [17, 3, 33],
     [64, 64, 65],

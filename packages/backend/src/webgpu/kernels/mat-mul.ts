@@ -3,7 +3,9 @@ import { BatchMatMul, getKernel, type TensorInfo } from '@tensorflow/tfjs-core';
 import { ShapeError } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import type { Kernel } from '../kernel.ts';
+import { fold } from '../program.ts';
 import { matMulProgram } from './mat-mul.wgsl.ts';
+import { dotColumns, matVecProgram, mostVectorRows, vectorColumns } from './mat-vec.wgsl.ts';
 import { tileColumns, tileRows, tilesFor } from './tiles.wgsl.ts';
 
 /**
@@ -21,24 +23,26 @@ export const matMulKernel: Kernel = {
     const [rows, terms] = transposeA ? [aColumns, aRows] : [aRows, aColumns];
     const columns = transposeB ? bRows : bColumns;
     const batches = batchSteps(a.shape.slice(0, -2), b.shape.slice(0, -2));
-    const tiles = tilesFor(rows, columns);
     const [aSize, bSize] = [rows * terms, terms * columns];
-    const { y } = dispatch(call.backend as WebGPUBackend, matMulProgram({ transposeA, transposeB, tiles }), {
-      inputs: { a, b },
-      outputs: { y: { shape: [...batches.shape, rows, columns] } },
-      uniforms: {
-        rows,
-        columns,
-        terms,
-        inner: batches.inner,
-        aOuter: batches.a[0] * aSize,
-        aInner: batches.a[1] * aSize,
-        bOuter: batches.b[0] * bSize,
-        bInner: batches.b[1] * bSize,
-      },
-      groups: [Math.ceil(columns / tileColumns(tiles)), Math.ceil(rows / tileRows(tiles)), batches.count],
-    });
-    return y;
+    const uniforms = {
+      rows,
+      columns,
+      terms,
+      inner: batches.inner,
+      aOuter: batches.a[0] * aSize,
+      aInner: batches.a[1] * aSize,
+      bOuter: batches.b[0] * bSize,
+      bInner: batches.b[1] * bSize,
+    };
+    const run = { inputs: { a, b }, outputs: { y: { shape: [...batches.shape, rows, columns] } }, uniforms };
+    const backend = call.backend as WebGPUBackend;
+    if (rows <= mostVectorRows) {
+      const [x, y] = fold(columns, transposeB ? dotColumns : vectorColumns);
+      return dispatch(backend, matVecProgram({ rows, transposeA, transposeB }), { ...run, groups: [x, y, batches.count] }).y;
+    }
+    const tiles = tilesFor(rows, columns);
+    const groups = [Math.ceil(columns / tileColumns(tiles)), Math.ceil(rows / tileRows(tiles)), batches.count] as const;
+    return dispatch(backend, matMulProgram({ transposeA, transposeB, tiles }), { ...run, groups }).y;
   },
 };
 

@@ -3,8 +3,9 @@ import { packedMatMulOp, packedRowsOp } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
+import { dotColumns, mostVectorRows } from './mat-vec.wgsl.ts';
 import { decoderOf, runLength, type Decoder } from './packed-decode.wgsl.ts';
-import { mostVectorRows, packedLookup, packedProduct, packedVectorProduct } from './packed-matmul.wgsl.ts';
+import { packedLookup, packedProduct, packedVectorProduct } from './packed-matmul.wgsl.ts';
 import { tileColumns, tileRows, tilesFor } from './tiles.wgsl.ts';
 
 export const packedMatMulKernel: Kernel = kernelOf(packedMatMulOp, ({ x, ...parts }, { transposed, ...shape }, backend) => {
@@ -14,10 +15,10 @@ export const packedMatMulKernel: Kernel = kernelOf(packedMatMulOp, ({ x, ...part
   const columns = transposed ? shape.in : shape.out;
   const inputs = { x, ...ordered(decoder, parts as Record<string, TensorInfo>) };
   const outputs = { y: { shape: [rows, columns] } };
-  const uniforms = { rows, out: shape.out, width: shape.in };
+  const uniforms = { rows, columns, terms: transposed ? shape.out : shape.in };
   if (rows <= mostVectorRows && !transposed) {
     const program = packedVectorProduct({ decoder, aligned, rows });
-    return [dispatch(backend, program, { inputs, outputs, uniforms, groups: fold(shape.out) }).y];
+    return [dispatch(backend, program, { inputs, outputs, uniforms, groups: fold(shape.out, dotColumns) }).y];
   }
   const tiles = tilesFor(rows, columns);
   const groups = [Math.ceil(columns / tileColumns(tiles)), Math.ceil(rows / tileRows(tiles))] as const;

@@ -1,4 +1,5 @@
-import { program, reduction, type Program } from '../program.ts';
+import { lanes, program, type Program } from '../program.ts';
+import { addLanes, dotColumns, dotLanes, rowVector } from './mat-vec.wgsl.ts';
 import { runLength, type Decoder } from './packed-decode.wgsl.ts';
 import { side, tileDeclarations, tiledProduct, tilesKey, type Tiles } from './tiles.wgsl.ts';
 
@@ -8,7 +9,7 @@ export interface PackedVariant {
   readonly aligned: boolean;
 }
 
-export type PackedUniform = 'rows' | 'out' | 'width';
+export type PackedUniform = 'rows' | 'columns' | 'terms';
 
 /** Statements that give `weight` for elements e + i of a run, i from 0 to 7, and call `use` where they lie inside the row. */
 const eachOfRun = ({ aligned }: PackedVariant, from: string, inside: string, use: string): string => `
@@ -31,80 +32,63 @@ export function packedProduct(
   variant: PackedVariant & { readonly transposed: boolean; readonly tiles: Tiles },
 ): Program<string, 'y', PackedUniform> {
   const { decoder, aligned, transposed, tiles } = variant;
-  const terms = transposed ? 'u.out' : 'u.width';
   // Runs lie along a row of W: along the terms of x·Wᵀ, along the columns of x·W.
-  const stageB = transposed
-    ? `
-    for (var run = lane; run < DEPTH * (COLUMNS / ${runLength}u); run += LANES) {
-      let k = run / (COLUMNS / ${runLength}u);
-      let column = (run % (COLUMNS / ${runLength}u)) * ${runLength}u;
-      let inRow = k0 + k < u.out && column0 + column < u.width;
-      if (!inRow) {
-        for (var i = 0u; i < ${runLength}u; i++) { tileB[atB(k, column + i)] = 0.0; }
-        continue;
-      }
-      ${eachOfRun(variant, '(k0 + k) * u.width + column0 + column', 'column0 + column + i < u.width', 'tileB[atB(k, column + i)] = weight;')}
-    }`
-    : `
-    for (var run = lane; run < COLUMNS * (DEPTH / ${runLength}u); run += LANES) {
-      let column = run / (DEPTH / ${runLength}u);
-      let k = (run % (DEPTH / ${runLength}u)) * ${runLength}u;
-      let inRow = column0 + column < u.out && k0 + k < u.width;
-      if (!inRow) {
-        for (var i = 0u; i < ${runLength}u; i++) { tileB[atB(k + i, column)] = 0.0; }
-        continue;
-      }
-      ${eachOfRun(variant, '(column0 + column) * u.width + k0 + k', 'k0 + k + i < u.width', 'tileB[atB(k + i, column)] = weight;')}
-    }`;
+  const along = transposed ? 'COLUMNS' : 'DEPTH';
+  const across = transposed ? 'DEPTH' : 'COLUMNS';
+  const [row, entry] = transposed ? ['k0 + line', 'column0 + first'] : ['column0 + line', 'k0 + first'];
+  const [lines, width] = transposed ? ['u.terms', 'u.columns'] : ['u.columns', 'u.terms'];
+  const put = transposed ? 'atB(line, first + i)' : 'atB(first + i, line)';
   const stage = `
     for (var i = lane; i < ROWS * DEPTH; i += LANES) {
       let row = row0 + i / DEPTH;
       let k = k0 + i % DEPTH;
       var value = 0.0;
-      if (row < u.rows && k < ${terms}) { value = x[row * ${terms} + k]; }
+      if (row < u.rows && k < u.terms) { value = x[row * u.terms + k]; }
       tileA[atA(k - k0, row - row0)] = value;
     }
-${stageB}`;
-  const columns = transposed ? 'u.width' : 'u.out';
+    for (var run = lane; run < ${across} * (${along} / ${runLength}u); run += LANES) {
+      let line = run / (${along} / ${runLength}u);
+      let first = (run % (${along} / ${runLength}u)) * ${runLength}u;
+      if (${row} >= ${lines} || ${entry} >= ${width}) {
+        for (var i = 0u; i < ${runLength}u; i++) { tileB[${put}] = 0.0; }
+        continue;
+      }
+      ${eachOfRun(variant, `(${row}) * ${width} + ${entry}`, `${entry} + i < ${width}`, `tileB[${put}] = weight;`)}
+    }`;
   return program({
     key: `packed-${transposed ? 'T' : 'N'}-${decoder.key}-${aligned ? 'aligned' : 'ragged'}-${tilesKey(tiles)}`,
     inputs: { x: 'f32', ...decoder.inputs },
     outputs: { y: 'f32' },
-    uniforms: { rows: 'u32', out: 'u32', width: 'u32' },
+    uniforms: { rows: 'u32', columns: 'u32', terms: 'u32' },
     workgroup: [side, side],
     declarations: decoder.code + tileDeclarations(tiles),
-    main: tiledProduct({ tiles, stage, rows: 'u.rows', columns, terms, target: `row * ${columns} + column` }),
+    main: tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'row * u.columns + column' }),
   });
 }
 
-/** Rows of x that the row-by-row variant takes, one lane of a vector each. */
-export const mostVectorRows = 4;
-
-/** x·Wᵀ for a few rows of x: a workgroup a row of W, its threads share out the runs. Each byte of W is read once. */
+/** x·Wᵀ for a few rows of x, in generation: a few threads a row of W share out its runs. Each byte of W is read once. */
 export function packedVectorProduct(variant: PackedVariant & { readonly rows: number }): Program<string, 'y', PackedUniform> {
   const { decoder, aligned, rows } = variant;
-  const lanesOf = (text: (row: number) => string): string =>
-    Array.from({ length: mostVectorRows }, (_, row) => (row < rows ? text(row) : '0.0')).join(', ');
+  const vector = rowVector(rows);
+  const entries = vector.of((row) => `x[${row}u * u.terms + k + i]`);
+  const use = `if (k + i < u.terms) { sums = fma(${vector.type}(weight), ${entries}, sums); }`;
   return program({
     key: `packed-vector-${decoder.key}-${aligned ? 'aligned' : 'ragged'}-${rows}`,
     inputs: { x: 'f32', ...decoder.inputs },
     outputs: { y: 'f32' },
-    uniforms: { rows: 'u32', out: 'u32', width: 'u32' },
-    workgroup: 64,
-    declarations: decoder.code + reduction('sumOf', 'a + b', 'vec4<f32>'),
+    uniforms: { rows: 'u32', columns: 'u32', terms: 'u32' },
+    workgroup: [dotLanes, dotColumns],
+    declarations: `${decoder.code}
+var<workgroup> partial: array<${vector.type}, LANES>;`,
     main: `
-  if (groupIndex >= u.out) { return; }
-  var sums = vec4<f32>(0.0);
-  for (var k = lane * ${runLength}u; k < u.width; k += LANES * ${runLength}u) {
-    ${eachOfRun(
-      variant,
-      'groupIndex * u.width + k',
-      'k + i < u.width',
-      `if (k + i < u.width) { sums += weight * vec4<f32>(${lanesOf((row) => `x[${row}u * u.width + k + i]`)}); }`,
-    )}
+  let column = (group.y * groups.x + group.x) * ${dotColumns}u + local.y;
+  var sums = ${vector.type}(0.0);
+  if (column < u.columns) {
+    for (var k = local.x * ${runLength}u; k < u.terms; k += ${dotLanes * runLength}u) {
+      ${eachOfRun(variant, 'column * u.terms + k', 'k + i < u.terms', use)}
+    }
   }
-  let total = sumOf(sums, lane);
-  if (lane < u.rows) { y[lane * u.out + groupIndex] = total[lane]; }`,
+${addLanes(vector, 'local.x * u.columns + column')}`,
   });
 }
 
@@ -115,7 +99,7 @@ export function packedLookup(decoder: Decoder): Program<string, 'y', 'count' | '
     inputs: { ids: 'i32', ...decoder.inputs },
     outputs: { y: 'f32' },
     uniforms: { count: 'u32', width: 'u32' },
-    workgroup: 64,
+    workgroup: lanes,
     declarations: decoder.code,
     main: `
   if (index >= u.count) { return; }
