@@ -102,7 +102,7 @@ export function attachActive(model: Model, set: AdapterSet): void {
 }
 
 /** The shortest `target_modules` that means these sites and no others: as it was given, by last name, or by whole path. */
-function targetsFor(model: Model, at: Selector, sites: readonly Site[], options: AdapterMethod['targeting']): TargetModules {
+export function targetsFor(model: Model, at: Selector, sites: readonly Site[], options: AdapterMethod['targeting']): TargetModules {
   const all = model.sites(() => true);
   const paths = sites.map((site) => site.path);
   const means = (names: readonly string[]): boolean => {
@@ -122,7 +122,7 @@ function targetsFor(model: Model, at: Selector, sites: readonly Site[], options:
 }
 
 /** What a Python reader wants to know beside the method. */
-function fieldsFor(model: Model): FileFields {
+export function fieldsFor(model: Model): FileFields {
   const [architecture] = (model.info.config['architectures'] as readonly string[] | undefined) ?? [];
   const task = architecture?.endsWith('ForSequenceClassification') ? 'SEQ_CLS' : architecture?.endsWith('ForCausalLM') ? 'CAUSAL_LM' : null;
   return { task_type: task, ...(model.info.config['model_type'] === 'gpt2' && { fan_in_fan_out: true }) };

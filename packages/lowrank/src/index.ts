@@ -13,3 +13,4 @@ export * from './peft/errors.ts';
 export { forget as forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeAdapter, type MergeReport } from './merge.ts';
 export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
 export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';
+export { combineAdapters, type Combined, type CombineOptions } from './combine.ts';

@@ -1,6 +1,5 @@
-import { matMul, mul, noise, sub, tensor2d, tidy, transpose, zeros, ShapeError, type Draw, type Tensor2D } from '@niwaki/tensor';
+import { matMul, mul, noise, qr, reshape, slice, sub, tidy, transpose, zeros, ShapeError, type Draw, type Tensor2D } from '@niwaki/tensor';
 import type { Weight } from '@niwaki/weights';
-import { orthogonalMatrix } from './orthogonal.ts';
 
 export interface InitialPair {
   /** [rank, in] */
@@ -73,18 +72,18 @@ const orthogonal: Initializer = {
   },
   linear: async ({ out, in: width, rank, draw, aPath, bPath }) => {
     const half = rank / 2;
-    const seed = gaussian([rank, rank], 1, draw, `${aPath}#basis`);
-    const q = orthogonalMatrix(await seed.data(), rank);
-    seed.dispose();
-    const rows = (parity: 0 | 1): Tensor2D =>
-      tensor2d(
-        Array.from({ length: half }, (_, i) => [...q.subarray((2 * i + parity) * rank, (2 * i + parity + 1) * rank)]),
-        [half, rank],
-      );
-    return tidy(() => ({
-      a: mul(transpose(matMul(gaussian([width, half], 1, draw, aPath), rows(1))), 0.1) as Tensor2D,
-      b: mul(matMul(gaussian([half, out], 1, draw, bPath), rows(0), true, false), 0.1) as Tensor2D,
-    }));
+    const square = gaussian([rank, rank], 1, draw, `${aPath}#basis`);
+    const { q, r } = await qr(square);
+    const pair = tidy(() => {
+      const split = reshape(q, [half, 2, rank]);
+      const rows = (parity: 0 | 1): Tensor2D => reshape(slice(split, [0, parity, 0], [half, 1, rank]), [half, rank]);
+      return {
+        a: mul(transpose(matMul(gaussian([width, half], 1, draw, aPath), rows(1))), 0.1) as Tensor2D,
+        b: mul(matMul(gaussian([half, out], 1, draw, bPath), rows(0), true, false), 0.1) as Tensor2D,
+      };
+    });
+    for (const tensor of [square, q, r]) tensor.dispose();
+    return pair;
   },
 };
 

@@ -21,6 +21,7 @@ import {
   trainable,
   trainableOf,
 } from './contract-model.ts';
+import { fitTeacher } from './planted.ts';
 import { siteGradientError } from './site-gradient.ts';
 
 /** The verbs a method package gives its adapters; the same for all of them. */
@@ -203,6 +204,16 @@ function trainingRules<M>({ trained, exactGradient, startsAtBase, start, perturb
       expect(await bytesOf(siteParameters(model))).toEqual(base);
     }, wide),
   );
+
+  it('finds a planted adapter of its own class', () =>
+    onTiny(async (model) => {
+      const teacher = await perturbed(model, { name: 'teacher', seed: 3 });
+      const student = await start(model, { name: 'student', seed: 4 });
+      const [site] = model.sites(({ path, point }) => student.sites.has(path) && point !== 'embedding');
+      const [before, after] = await fitTeacher(site!, teacher.sites.get(site!.path)!, student.sites.get(site!.path)!, { steps: 400 });
+      expect(before).toBeGreaterThan(0.1);
+      expect(after).toBeLessThan(1e-3);
+    }));
 
   it('computes a block again bit for bit, whatever it draws', () =>
     onTiny(async (model) => {

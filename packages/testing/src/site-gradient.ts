@@ -74,7 +74,8 @@ const offsetView = (parameter: Parameter, value: Tensor): View => ({
   touches: () => true,
 });
 
-function baseOf(site: Site, x: Tensor, call: Call): Tensor2D {
+/** The site without adapters. */
+export function baseOf(site: Site, x: Tensor, call: Call): Tensor2D {
   const y = site.point === 'embedding' ? site.weight!.lookup!(x as Tensor1D, call) : site.weight!.apply(x as Tensor2D, call);
   return site.bias === undefined ? y : add(y, call.value(site.bias));
 }
