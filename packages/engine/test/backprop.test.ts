@@ -27,7 +27,7 @@ import {
   type LanguageBatch,
   type Objective,
 } from '@niwaki/engine';
-import { tinyLlama } from '@niwaki/testing';
+import { tinyLlama } from '../../testing/src/index.ts';
 import { apart, collect } from './support/collect.ts';
 
 const rows = [{ ids: [3, 17, 5, 29, 8, 1, 22, 14] }, { ids: [9, 2, 30, 11, 6] }];

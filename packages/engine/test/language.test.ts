@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest';
 import { memory } from '@niwaki/tensor';
 import { blockwiseBackprop, causalLM, disposeBatch, languageBatch, type LanguageBatch } from '@niwaki/engine';
-import { tinyLlama } from '@niwaki/testing';
+import { tinyLlama } from '../../testing/src/index.ts';
 import { apart, collect } from './support/collect.ts';
 
 const vocabularySize = 32;

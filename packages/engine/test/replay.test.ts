@@ -4,7 +4,7 @@ import type { Call } from '@niwaki/weights';
 import type { Carry, Model } from '@niwaki/nn';
 import { sgd } from '@niwaki/optim';
 import { blockwiseBackprop, causalLM, createStep, disposeBatch, fullTapeBackprop, languageBatch } from '@niwaki/engine';
-import { tinyLlama } from '@niwaki/testing';
+import { tinyLlama } from '../../testing/src/index.ts';
 import { collect } from './support/collect.ts';
 
 const batchOf = () => languageBatch([{ ids: [3, 17, 5, 29, 8, 1, 22, 14] }, { ids: [9, 2, 30, 11, 6] }], { vocabularySize: 32 });

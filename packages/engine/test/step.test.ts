@@ -15,7 +15,7 @@ import {
   type Step,
   type StepInput,
 } from '@niwaki/engine';
-import { tinyLlama } from '@niwaki/testing';
+import { tinyLlama } from '../../testing/src/index.ts';
 
 const long = { ids: [3, 17, 5, 29, 8, 1, 22, 14] };
 const short = { ids: [9, 2, 30, 11, 6] };
