@@ -14,7 +14,7 @@ const ssr = {
 };
 const setup = (name: string): string => new URL(`./packages/testing/src/setup/${name}.ts`, import.meta.url).pathname;
 const tests = (suffix: string): string[] => [`packages/*/test/**/*${suffix}`, `docs/test/**/*${suffix}`];
-const special = ['host', 'gpu', 'browser', 'model'].flatMap((kind) => tests(`.${kind}.test.ts`));
+const special = ['host', 'gpu', 'browser', 'model', 'site'].flatMap((kind) => tests(`.${kind}.test.ts`));
 
 // What a test's name says about where it runs: x.test.ts on cpu and on wasm, x.host.test.ts once (no device),
 // x.gpu.test.ts on WebGPU in Node (Dawn) and in Chromium, x.browser.test.ts in Chromium, x.model.test.ts on wasm with a real model.
@@ -45,6 +45,8 @@ export default defineConfig({
         ssr,
         test: { ...node, name: 'model', include: tests('.model.test.ts'), setupFiles: [setup('wasm')], testTimeout: 600_000 },
       },
+      // The built site, served and clicked by a Chromium.
+      { resolve, ssr, test: { ...node, name: 'site', include: ['docs/test/**/*.site.test.ts'] } },
       { resolve, ssr, test: { ...node, name: 'dawn', include: tests('.gpu.test.ts'), setupFiles: [setup('dawn')] } },
       {
         resolve,

@@ -21,7 +21,7 @@ if (passed.length === 0) {
 const left = [];
 if (chromiumPath === undefined) tryToGetChromium();
 const browser = findChromium();
-if (browser === undefined) left.push('browser');
+if (browser === undefined) left.push('browser', 'site');
 else env.CHROMIUM_PATH = browser;
 if (swiftshaderIcd() === undefined) left.push('dawn');
 else env.VK_ICD_FILENAMES ??= swiftshaderIcd();
@@ -29,7 +29,7 @@ else env.VK_ICD_FILENAMES ??= swiftshaderIcd();
 const tested = step('tests', 'npx', ['vitest', 'run', ...left.map((project) => `--project=!${project}`), ...passed]);
 if (left.length > 0) {
   console.log(
-    `\nLeft out: the ${left.join(' and ')} tests, for want of a Chromium. Install one (Debian: apt-get install chromium; macOS: brew install --cask chromium)`,
+    `\nLeft out: the tests ${left.join(', ')}, for want of a Chromium. Install one (Debian: apt-get install chromium; macOS: brew install --cask chromium)`,
   );
   console.log('or name yours in CHROMIUM_PATH, then run npm test again.');
 }

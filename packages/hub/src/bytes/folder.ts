@@ -90,8 +90,7 @@ export function directorySink(directory: FileSystemDirectoryHandle): FolderSink 
 }
 
 /** Files in memory; `files` holds those that were committed. */
-export function memoryFolderSink(): FolderSink & { readonly files: Map<string, Uint8Array> } {
-  const files = new Map<string, Uint8Array>();
+export function memoryFolderSink(files: Map<string, Uint8Array> = new Map()): FolderSink & { readonly files: Map<string, Uint8Array> } {
   return {
     name: 'memory',
     files,
@@ -126,14 +125,15 @@ export function stagedFolder(folder: FolderSink): FolderSink & { commit(): Promi
   };
 }
 
-export type SaveTarget = string | FileSystemDirectoryHandle | FolderSink;
+export type SaveTarget = string | FileSystemDirectoryHandle | Map<string, Uint8Array> | FolderSink;
 
-/** A path of a folder on disk, a browser's directory handle, or a sink of one's own. */
+/** A path of a folder on disk, a browser's directory handle, a map that takes the files by name, or a sink of one's own. */
 export async function openFolderSink(target: SaveTarget): Promise<FolderSink> {
   if (typeof target === 'string') return nodeFolderSink(target);
+  if (target instanceof Map) return memoryFolderSink(target);
   if ('create' in target) return target;
   if ('getFileHandle' in target) return directorySink(target);
-  throw new ConfigError('a model is saved to a folder path, a directory handle or a sink', { target });
+  throw new ConfigError('files are saved to a folder path, a directory handle, a Map or a sink', { target });
 }
 
 /** Writes one small file whole. */
