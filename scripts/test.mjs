@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { chromiumPath, findChromium, swiftshaderIcd } from './chromium.mjs';
 
 const passed = process.argv.slice(2);
-const env = { ...process.env };
+const env = { ...process.env, TURBO_TELEMETRY_DISABLED: '1' };
 const step = (title, command, args, options = {}) => {
   console.log(`\n— ${title}`);
   const result = spawnSync(command, args, { stdio: 'inherit', env, shell: process.platform === 'win32', ...options });
@@ -15,7 +15,7 @@ if (passed.length === 0) {
   ok = step('lint', 'npx', ['oxlint', '--quiet']) && ok;
   ok = step('format', 'npx', ['oxfmt', '--check']) && ok;
   ok = step('types', 'npx', ['tsc', '-b']) && ok;
-  ok = step('package shapes', 'npx', ['turbo', 'run', 'check:pkg', '--output-logs=errors-only']) && ok;
+  ok = step('package shapes', 'npx', ['--yes', 'pnpm@10.34.9', 'run', '--silent', 'check:pkg', '--output-logs=errors-only']) && ok;
 }
 
 const left = [];
