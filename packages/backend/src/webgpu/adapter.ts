@@ -39,12 +39,18 @@ async function findGpu(): Promise<Gpu | { readonly missing: string }> {
     // The name in a variable keeps bundlers from looking for a package that pages do not need.
     const name = 'webgpu';
     const dawn = (await import(/* @vite-ignore */ name)) as { create(flags: string[]): GPU; globals: object };
-    const gpu = dawn.create([]);
+    const gpu = dawn.create([dawnFlags]);
     return { gpu, install: () => installInNode(gpu, dawn.globals) };
   } catch (cause) {
     return { missing: `the optional package 'webgpu' (Dawn for Node) did not load: ${(cause as Error).message}` };
   }
 }
+
+/**
+ * Workgroup memory is zeroed by a loop, not by a constant as large as it: drivers that spell the constant out (SwiftShader)
+ * take 30 times as long to compile a shader with 16 KiB of it. Same meaning, no cost elsewhere.
+ */
+const dawnFlags = 'disable-dawn-features=use_vulkan_zero_initialize_workgroup_memory_extension';
 
 const isNode = typeof process !== 'undefined' && process.versions?.node !== undefined;
 

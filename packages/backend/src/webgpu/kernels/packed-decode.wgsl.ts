@@ -1,4 +1,4 @@
-import { ConfigError, type GgufFormat, type PackedShape } from '@niwaki/tensor';
+import { ConfigError, type AffineBits, type GgufFormat, type PackedShape } from '@niwaki/tensor';
 import type { Element } from '../program.ts';
 
 /**
@@ -15,7 +15,9 @@ export interface Decoder {
 /** Elements decoded at a time, with one scale. */
 export const runLength = 8;
 
-export function decoderOf({ format, blockSize }: PackedShape): Decoder {
+export function decoderOf(shape: PackedShape): Decoder {
+  const { format, blockSize } = shape;
+  if (format === 'affine' || format === 'affine-symmetric') return affineDecoder(shape);
   if (format !== 'codebook4' && format !== 'codebook4-nested')
     return { key: format, inputs: { blocks: 'u32' }, code: words + half + gguf[format] };
   if (blockSize % runLength !== 0) {
@@ -36,6 +38,48 @@ fn scaleOf(e: u32) -> vec2<f32> {
   return vec2<f32>(nestedMap[byte] * nestedAbsmax[block >> 8u] + nestedOffset[0], 0.0);
 }`,
   };
+}
+
+/**
+ * A bit-stream of codes, lowest bits first. The zero goes in with the offset, s·q - s·z, so that a run reads it once: a
+ * rounding or two away from s·(q - z), and exactly 0 where q is z.
+ */
+function affineDecoder({ format, blockSize, bits, in: width }: PackedShape): Decoder {
+  if (blockSize % runLength !== 0 && blockSize !== width) {
+    throw new ConfigError(`${format}: WebGPU reads groups of a multiple of ${runLength} elements or whole rows, got ${blockSize}`, {
+      format,
+      blockSize,
+    });
+  }
+  const symmetric = format === 'affine-symmetric';
+  const zero = symmetric ? `${2 ** (bits! - 1)}.0` : 'f32((zeros[group >> 2u] >> ((group & 3u) * 8u)) & 255u)';
+  return {
+    key: `${format}-${bits}-${blockSize}`,
+    inputs: { codes: 'u32', scales: 'f32', ...(symmetric ? {} : { zeros: 'u32' }) },
+    code: `${streamCode(bits!)}
+fn scaleOf(e: u32) -> vec2<f32> {
+  let group = e / ${blockSize}u;
+  let scale = scales[group];
+  return vec2<f32>(scale, -(scale * ${zero}));
+}`,
+  };
+}
+
+function streamCode(bits: AffineBits): string {
+  if (bits !== 3) {
+    const each = 32 / bits;
+    return `fn codeOf(e: u32) -> f32 { return f32((codes[e / ${each}u] >> ((e % ${each}u) * ${bits}u)) & ${2 ** bits - 1}u); }`;
+  }
+  // 32 codes fill three words; the 10th and the 21st begin in one and end in the next.
+  return `
+fn codeOf(e: u32) -> f32 {
+  let bit = (e & 31u) * 3u;
+  let at = (e >> 5u) * 3u + (bit >> 5u);
+  let shift = bit & 31u;
+  var code = codes[at] >> shift;
+  if (shift > 29u) { code |= codes[at + 1u] << (32u - shift); }
+  return f32(code & 7u);
+}`;
 }
 
 // Two elements a byte, the first in the high nibble.
