@@ -16,6 +16,8 @@ const Q4_1: i32 = 5;
 const Q8_0: i32 = 6;
 const Q4_K: i32 = 7;
 const Q6_K: i32 = 8;
+const AFFINE: i32 = 9;
+const AFFINE_SYMMETRIC: i32 = 10;
 
 /** Where, after the addresses, the codebook lies once more: byte 0 of all its 16 values, then their bytes 1, 2 and 3. */
 const PLANES: usize = 64;
@@ -30,13 +32,17 @@ export class Parts {
   nestedMap: usize;
   nestedAbsmax: usize;
   nestedOffset: usize;
-  /** Elements of one absmax. */
+  /** Elements of one absmax or scale. */
   blockSize: u32;
+  scales: usize;
+  zeros: usize;
+  /** Bits of one affine code. */
+  bits: u32;
 }
 
 /**
  * Elements [first, first + count) of the flattened matrix to out. In the GGUF formats both ends must be ends of blocks;
- * codebook formats take any run.
+ * codebook and affine formats take any run.
  */
 export function decode(format: i32, parts: Parts, first: u32, count: i32, out: usize): void {
   const data = parts.data;
@@ -56,6 +62,9 @@ export function decode(format: i32, parts: Parts, first: u32, count: i32, out: u
       return decodeQ8_0(data + 34 * (first / 32), count, out);
     case Q4_K:
       return decodeQ4_K(data + 144 * (first / 256), count, out);
+    case AFFINE:
+    case AFFINE_SYMMETRIC:
+      return decodeAffine(parts, format === AFFINE_SYMMETRIC, first, count, out);
     default:
       return decodeQ6_K(data + 210 * (first / 256), count, out);
   }
@@ -290,5 +299,66 @@ function decodeQ6_K(at: usize, count: i32, out: usize): void {
     }
     at += 210;
     out += 1024;
+  }
+}
+
+/** Code e of a bit-stream, lowest bits first; one of 3 bits may end in the next byte. */
+// @ts-ignore: decorator
+@inline
+function streamCode(data: usize, bits: u32, e: u32): i32 {
+  const bit = (e & 7) * bits;
+  const at = data + (e >> 3) * bits + (bit >> 3);
+  const shift = bit & 7;
+  let code: u32 = load<u8>(at) >> <u8>shift;
+  if (shift + bits > 8) code |= (<u32>load<u8>(at, 1)) << (8 - shift);
+  return code & ((1 << bits) - 1);
+}
+
+/** Any run, even one that starts inside a byte and crosses groups. */
+function decodeAffine(parts: Parts, symmetric: bool, first: u32, count: i32, out: usize): void {
+  const data = parts.data;
+  const bits = parts.bits;
+  const size = parts.blockSize;
+  const end = first + count;
+  let group = first / size;
+  let groupEnd = (group + 1) * size;
+  let e = first;
+  while (e < end) {
+    const stop = groupEnd < end ? groupEnd : end;
+    const s = load<f32>(parts.scales + ((<usize>group) << 2));
+    const zero: i32 = symmetric ? 1 << (bits - 1) : load<u8>(parts.zeros + group);
+    if (bits === 4) {
+      const scale = f32x4.splat(s);
+      const zeros = i8x16.splat(<i8>zero);
+      const mask = i8x16.splat(15);
+      if (e & 1) {
+        store<f32>(out, s * <f32>(streamCode(data, bits, e) - zero));
+        out += 4;
+        e += 1;
+      }
+      for (; e + 32 <= stop; e += 32) {
+        const bytes = v128.load(data + (e >> 1));
+        const low = v128.and(bytes, mask);
+        const high = i8x16.shr_u(bytes, 4);
+        scale16(i8x16.sub(v128.shuffle<i8>(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), zeros), scale, out);
+        scale16(i8x16.sub(v128.shuffle<i8>(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), zeros), scale, out + 64);
+        out += 128;
+      }
+    } else if (bits === 8) {
+      const scale = f32x4.splat(s);
+      const zeros = i32x4.splat(zero);
+      for (; e + 8 <= stop; e += 8) {
+        const wide = v128.load8x8_u(data + e);
+        v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.sub(i32x4.extend_low_i16x8_u(wide), zeros))));
+        v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(i32x4.sub(i32x4.extend_high_i16x8_u(wide), zeros))), 16);
+        out += 32;
+      }
+    }
+    for (; e < stop; e++) {
+      store<f32>(out, s * <f32>(streamCode(data, bits, e) - zero));
+      out += 4;
+    }
+    group += 1;
+    groupEnd += size;
   }
 }

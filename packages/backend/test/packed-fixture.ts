@@ -1,4 +1,4 @@
-import { floatToHalf, ggufBlocks, wordsOf, type GgufFormat, type PackedFormat, type PackedShape } from '@niwaki/tensor';
+import { floatToHalf, ggufBlocks, wordsOf, type AffineBits, type GgufFormat, type PackedFormat, type PackedShape } from '@niwaki/tensor';
 import { floats, type Host } from './parity.ts';
 
 /** Byte offsets of the half-precision scales in a block of each format. */
@@ -28,8 +28,19 @@ export function packedFixture(
   out: number,
   width: number,
   blockSize = 64,
+  bits: AffineBits = 4,
 ): { shape: PackedShape; parts: Record<string, Host> } {
   const shape = { format, out, in: width, blockSize };
+  if (format === 'affine' || format === 'affine-symmetric') {
+    const groupSize = width % blockSize === 0 ? blockSize : width;
+    const groups = (out * width) / groupSize;
+    const parts = { codes: words(randomBytes(Math.ceil((out * width * bits) / 8), 3)), scales: floats([groups], 4) };
+    const zeros = Uint8Array.from(randomBytes(groups, 5), (byte) => byte & (2 ** bits - 1));
+    return {
+      shape: { ...shape, blockSize: groupSize, bits },
+      parts: format === 'affine' ? { ...parts, zeros: words(zeros) } : parts,
+    };
+  }
   if (format === 'codebook4' || format === 'codebook4-nested') {
     const blocks = Math.ceil((out * width) / blockSize);
     const codes = words(randomBytes(Math.ceil((out * width) / 2), 3));

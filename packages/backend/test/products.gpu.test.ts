@@ -92,6 +92,24 @@ describe.skipIf(missing)('products on WebGPU', () => {
     await expectParity(packedMatMulOp as never, { x: floats([3, width]), ...parts }, { ...shape, transposed: false }, tolerance);
   });
 
+  const affineCases = [
+    ['affine', 2, 192],
+    ['affine', 3, 65],
+    ['affine', 4, 192],
+    ['affine', 8, 192],
+    ['affine-symmetric', 3, 192],
+  ] as const;
+
+  test.each(affineCases)('packed product of %s codes of %i bits in rows of %i, both ways and row by row', async (format, bits, width) => {
+    const { shape, parts } = packedFixture(format, 65, width, 64, bits);
+    // s·q - s·z, where the reference has s·(q - z): two roundings of up to 255 scales an entry.
+    const open = tolerance * 2 ** Math.max(0, bits - 2);
+    await expectParity(packedMatMulOp as never, { x: floats([65, width]), ...parts }, { ...shape, transposed: false }, open);
+    await expectParity(packedMatMulOp as never, { x: floats([65, 65]), ...parts }, { ...shape, transposed: true }, open);
+    await expectParity(packedMatMulOp as never, { x: floats([3, width]), ...parts }, { ...shape, transposed: false }, open);
+    await expectParity(packedRowsOp as never, { ids: ints([7], (i) => (i * 13) % 65), ...parts }, shape, open);
+  });
+
   test.each([
     [1, 1, 7],
     [7, 1, 64],

@@ -47,9 +47,14 @@ function blocks(format: GgufFormat, elements: number): Tensor1D {
 
 function packed(shape: PackedShape): PackedTensors {
   const { format, out, in: width, blockSize } = shape;
-  if (format !== 'codebook4' && format !== 'codebook4-nested') return { blocks: blocks(format, out * width) };
   const count = Math.ceil((out * width) / blockSize);
   const bytes = (length: number): Uint8Array => Uint8Array.from(random([length]).dataSync(), (v) => Math.floor((v + 1) * 127.99));
+  if (format === 'affine' || format === 'affine-symmetric') {
+    const stream = packBytes(bytes(Math.ceil((out * width * shape.bits!) / 8)));
+    const zeros = packBytes(bytes(count).map((byte) => byte & (2 ** shape.bits! - 1)));
+    return { codes: stream, scales: random([count], 0.1), ...(format === 'affine' ? { zeros } : {}) };
+  }
+  if (format !== 'codebook4' && format !== 'codebook4-nested') return { blocks: blocks(format, out * width) };
   const codes = packBytes(bytes(Math.ceil((out * width) / 2)));
   const codebook = tensor1d(nf4);
   if (format === 'codebook4') return { codes, codebook, absmax: random([count], 0.3) };
@@ -94,13 +99,23 @@ const shapes: readonly PackedShape[] = [
       [300, 512],
     ].map(([out, width]) => ({ format, out: out!, in: width!, blockSize: 256 })),
   ),
+  ...(['affine', 'affine-symmetric'] as const).flatMap((format) =>
+    ([2, 3, 4, 8] as const).flatMap((bits) =>
+      [
+        [7, 33, 33],
+        [65, 96, 32],
+        [70, 320, 64],
+        [3, 40, 8],
+      ].map(([out, width, blockSize]) => ({ format, bits, out: out!, in: width!, blockSize: blockSize! })),
+    ),
+  ),
 ];
 
 describe.each(Object.entries(wasmBuilds))('Packed products (%s)', (_, options) => {
   beforeAll(() => useBuild(options));
 
   for (const shape of shapes) {
-    const name = `${shape.format} ${shape.out} x ${shape.in}`;
+    const name = `${shape.format}${shape.bits === undefined ? '' : ` of ${shape.bits} bits`} ${shape.out} x ${shape.in}`;
 
     it(`${name}: rows have the reference's very bits`, () => {
       const ids = tensor1d(

@@ -4,21 +4,28 @@
  */
 import { halfToFloat } from './half.ts';
 
-export type PackedFormat = 'codebook4' | 'codebook4-nested' | GgufFormat;
+export type PackedFormat = 'codebook4' | 'codebook4-nested' | AffineFormat | GgufFormat;
+export type AffineFormat = 'affine' | 'affine-symmetric';
 export type GgufFormat = 'F16' | 'BF16' | 'Q4_0' | 'Q4_1' | 'Q8_0' | 'Q4_K' | 'Q6_K';
 
-/** Attributes of every op over a packed matrix (out, in). `blockSize` counts the elements of one absmax (codebook4). */
+/** Attributes of every op over a packed matrix (out, in). */
 export interface PackedShape {
   readonly format: PackedFormat;
   readonly out: number;
   readonly in: number;
+  /** Elements of one absmax (codebook4), of one scale (affine: a divisor of `in`). GGUF formats have blocks of their own. */
   readonly blockSize: number;
+  /** Of one code, affine formats only. */
+  readonly bits?: AffineBits;
 }
+export type AffineBits = 2 | 3 | 4 | 8;
 
 /**
  * The stored parts by name, on the host.
  * codebook4: codes (two a byte, first element in the HIGH nibble; blocks run over the flattened matrix), codebook [16], absmax.
  * codebook4-nested: absmax are bytes; scale = nestedMap[byte] · nestedAbsmax[block >> 8] + nestedOffset.
+ * affine: codes are one bit-stream over the flattened matrix, code e in bits [bits · e, bits · (e + 1)), lowest first;
+ * value = scales[group] · (code - zeros[group]), zeros one byte each. affine-symmetric: every zero is 2^(bits - 1).
  * GGUF formats: blocks, whole blocks along each row.
  */
 export interface PackedParts {
@@ -29,6 +36,8 @@ export interface PackedParts {
   readonly nestedAbsmax?: Float32Array;
   readonly nestedOffset?: Float32Array;
   readonly blocks?: Uint8Array;
+  readonly scales?: Float32Array;
+  readonly zeros?: Uint8Array;
 }
 
 /** Elements and bytes of one GGUF block. */
@@ -45,6 +54,7 @@ export const ggufBlocks: Readonly<Record<GgufFormat, { readonly elements: number
 /** Decodes the elements [first, first + count) of the flattened matrix into `out` from `at`; f32 arithmetic throughout. */
 export function decodePacked(shape: PackedShape, parts: PackedParts, first: number, count: number, out: Float32Array, at = 0): void {
   if (shape.format === 'codebook4' || shape.format === 'codebook4-nested') return decodeCodebook(shape, parts, first, count, out, at);
+  if (shape.format === 'affine' || shape.format === 'affine-symmetric') return decodeAffine(shape, parts, first, count, out, at);
   const { elements, bytes } = ggufBlocks[shape.format];
   const blocks = parts.blocks!;
   const view = new DataView(blocks.buffer, blocks.byteOffset, blocks.byteLength);
@@ -64,6 +74,33 @@ function decodeCodebook({ blockSize }: PackedShape, parts: PackedParts, first: n
     const byte = codes[e >> 1]!;
     const code = e & 1 ? byte & 15 : byte >> 4;
     out[at + i] = codebook[code]! * blockScale(parts, Math.floor(e / blockSize));
+  }
+}
+
+function decodeAffine(
+  { blockSize, bits }: PackedShape,
+  parts: PackedParts,
+  first: number,
+  count: number,
+  out: Float32Array,
+  at: number,
+): void {
+  const codes = parts.codes!;
+  const scales = parts.scales!;
+  const mask = 2 ** bits! - 1;
+  let group = Math.floor(first / blockSize);
+  let left = (group + 1) * blockSize - first;
+  for (let i = 0; i < count; i++) {
+    if (left === 0) {
+      group++;
+      left = blockSize;
+    }
+    left--;
+    const bit = (first + i) * bits!;
+    const byte = Math.floor(bit / 8);
+    // A code of 3 bits may begin in one byte and end in the next.
+    const code = ((codes[byte]! | (codes[byte + 1]! << 8)) >> (bit - 8 * byte)) & mask;
+    out[at + i] = scales[group]! * (code - (parts.zeros?.[group] ?? (mask + 1) / 2));
   }
 }
 

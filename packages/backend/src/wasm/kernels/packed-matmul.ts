@@ -3,6 +3,7 @@ import {
   packedMatMulOp,
   packedRowsOp,
   ShapeError,
+  type GgufFormat,
   type PackedFormat,
   type PackedParts,
   type PackedShape,
@@ -13,7 +14,19 @@ import { divide, forPackedRows } from '../gemm.ts';
 import { wasmKernel } from './kernel.ts';
 
 /** Formats by their number in assembly/dequant.ts. */
-const formats: readonly PackedFormat[] = ['codebook4', 'codebook4-nested', 'F16', 'BF16', 'Q4_0', 'Q4_1', 'Q8_0', 'Q4_K', 'Q6_K'];
+const formats: readonly PackedFormat[] = [
+  'codebook4',
+  'codebook4-nested',
+  'F16',
+  'BF16',
+  'Q4_0',
+  'Q4_1',
+  'Q8_0',
+  'Q4_K',
+  'Q6_K',
+  'affine',
+  'affine-symmetric',
+];
 
 type Parts = { readonly [K in keyof PackedParts]: TensorInfo };
 
@@ -35,12 +48,13 @@ const planesAt = 64;
 
 function writeTable(
   device: WasmDevice,
-  { codes, blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset }: Parts,
-  { blockSize }: PackedShape,
+  { codes, blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset, scales, zeros }: Parts,
+  { blockSize, bits }: PackedShape,
 ): number {
   const table = device.shared(tableBytes);
   const parts = [codes ?? blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset];
-  device.words(table, planesAt / 4).set([...parts.map((part) => (part === undefined ? 0 : device.address(part))), blockSize]);
+  const addressOf = (part: TensorInfo | undefined): number => (part === undefined ? 0 : device.address(part));
+  device.words(table, planesAt / 4).set([...parts.map(addressOf), blockSize, addressOf(scales), addressOf(zeros), bits ?? 0]);
   if (codebook !== undefined) writePlanes(device.bytes(device.address(codebook), 64), device.bytes(table + planesAt, 64));
   return table;
 }
@@ -51,8 +65,7 @@ function writePlanes(values: Uint8Array, planes: Uint8Array): void {
 }
 
 /** Elements at whose multiples a row may be cut. */
-const blockOf = ({ format }: PackedShape): number =>
-  format === 'codebook4' || format === 'codebook4-nested' ? 1 : ggufBlocks[format].elements;
+const blockOf = ({ format }: PackedShape): number => (format in ggufBlocks ? ggufBlocks[format as GgufFormat].elements : 1);
 
 function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: PackedShape, transposed: boolean): TensorInfo {
   const [count, depth] = x.shape as [number, number];
