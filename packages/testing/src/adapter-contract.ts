@@ -11,7 +11,6 @@ import {
   distance,
   logits,
   onTiny,
-  perturb,
   rows,
   sameBytes,
   siteParameters,
@@ -19,8 +18,8 @@ import {
   stepOf,
   train,
   trainable,
-  trainableOf,
 } from './contract-model.ts';
+import { perturb, trainableOf } from './perturb.ts';
 import { fitTeacher } from './planted.ts';
 import { siteGradientError } from './site-gradient.ts';
 

@@ -1,8 +1,8 @@
 import { expect } from 'vitest';
 import { causalLM, createStep, disposeBatch, languageBatch, type Estimator, type Step } from '@niwaki/engine';
 import { adamw } from '@niwaki/optim';
-import { forward, type AdapterSet, type Model } from '@niwaki/nn';
-import { add, createDraw, memory, mul, noise, tensor2d, tidy, type Parameter, type Tensor, type View } from '@niwaki/tensor';
+import { forward, type Model } from '@niwaki/nn';
+import { createDraw, memory, tensor2d, type Parameter, type Tensor, type View } from '@niwaki/tensor';
 import { tinyLlama } from './tiny-llama.ts';
 
 /** Two sequences of ids for the tiny model. */
@@ -35,20 +35,7 @@ export async function logits(model: Model, view?: View, ids: readonly (readonly 
   }
 }
 
-/** Values that show, around what the method started with. */
-export function perturb(set: AdapterSet, seed: number): void {
-  const draw = createDraw(seed, 1);
-  for (const adapter of set.sites.values()) {
-    for (const parameter of trainableOf(adapter.parameters)) {
-      const address = draw.at(`${parameter.path}#perturb`);
-      parameter.write(tidy(() => add(parameter.read(), mul(noise(parameter.shape, address, 'gaussian'), 0.2)) as Tensor));
-    }
-  }
-}
-
 export const sizeOf = (shape: readonly number[]): number => shape.reduce((product, side) => product * side, 1);
-export const trainableOf = (parameters: Readonly<Record<string, Parameter>>): Parameter[] =>
-  Object.values(parameters).filter((parameter) => parameter.trainable);
 export const trainable = (model: Model): Parameter[] => [...model.parameters().values()].filter((parameter) => parameter.trainable);
 export const siteParameters = (model: Model): Parameter[] => [
   ...new Set(

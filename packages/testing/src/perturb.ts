@@ -1,0 +1,16 @@
+import type { AdapterSet } from '@niwaki/nn';
+import { add, createDraw, mul, noise, tidy, type Parameter } from '@niwaki/tensor';
+
+export const trainableOf = (parameters: Readonly<Record<string, Parameter>>): Parameter[] =>
+  Object.values(parameters).filter((parameter) => parameter.trainable);
+
+/** Values that show, around what the method started with. */
+export function perturb(set: AdapterSet, seed: number): void {
+  const draw = createDraw(seed, 1);
+  for (const adapter of set.sites.values()) {
+    for (const parameter of trainableOf(adapter.parameters)) {
+      const address = draw.at(`${parameter.path}#perturb`);
+      parameter.write(tidy(() => add(parameter.read(), mul(noise(parameter.shape, address, 'gaussian'), 0.2))));
+    }
+  }
+}
