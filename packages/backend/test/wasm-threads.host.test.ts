@@ -1,0 +1,111 @@
+import {
+  adamOp,
+  attentionGradOp,
+  attentionOp,
+  crossEntropyGradOp,
+  crossEntropyOp,
+  packedMatMulOp,
+  rmsNormGradOp,
+  rmsNormOp,
+  ropeOp,
+  runOp,
+  sum,
+  square,
+  swigluGradOp,
+  swigluOp,
+  tensor,
+  tidy,
+  matMul,
+  type Op,
+  type Tensor,
+} from '@niwaki/tensor';
+import { expect, it } from 'vitest';
+import { numbers, useBuild } from './wasm-builds.ts';
+
+/** Large enough that every thread takes part, and no side a multiple of a block. */
+const [rows, width, heads, kvHeads, d, time] = [601, 333, 6, 2, 40, 301];
+
+/** Everything that is computed by several threads, from inputs that a seed repeats. */
+function everything(): Readonly<Record<string, readonly Tensor[]>> {
+  const random = numbers(29);
+  const run = <I extends { [name: string]: Tensor }, A extends object>(op: Op<I, A>, inputs: I, attributes: A): Tensor[] =>
+    runOp(op, inputs, attributes);
+  const [x, dy, weight] = [random([rows, width]), random([rows, width]), random([width])];
+  const targets = tensor(
+    Int32Array.from({ length: rows }, (_, i) => (i * 7) % width),
+    [rows],
+    'int32',
+  );
+  const [loss, logSumExp] = run(crossEntropyOp, { logits: x, targets }, {}) as [Tensor, Tensor];
+  const bounds = (to: (i: number) => number): Tensor =>
+    tensor(
+      Int32Array.from({ length: 2 * time }, (_, i) => to(i % time)),
+      [2, time],
+      'int32',
+    );
+  const sides = {
+    q: random([2, time, heads, d]),
+    k: random([2, time, kvHeads, d]),
+    v: random([2, time, kvHeads, d]),
+    from: bounds(() => 0),
+    to: bounds((i) => i + 1),
+  };
+  const [y, total] = run(attentionOp, sides, { scale: 0.2 }) as [Tensor, Tensor];
+  const packed = {
+    codes: tensor(
+      new Int32Array(Math.ceil((rows * width) / 8)).map((_, i) => Math.imul(i, 0x9e3779b1)),
+      undefined,
+      'int32',
+    ),
+    codebook: random([16]),
+    absmax: random([Math.ceil((rows * width) / 64)]),
+  };
+  const shape = { format: 'codebook4', out: rows, in: width, blockSize: 64 } as const;
+  const half = tensor([0.5]);
+  return {
+    'a product': [matMul(x, random([width, 500]))],
+    'a batch of products': [matMul(random([7, 90, 80]), random([7, 80, 70]))],
+    'a product with few columns': [matMul(random([3000, width]), random([width, 9]))],
+    'a product of one row': [matMul(random([1, 1500]), random([1500, 1501]))],
+    sums: [sum(x), sum(x, 0), sum(x, 1)],
+    norms: [...run(rmsNormOp, { x, weight }, { eps: 1e-5 }), ...run(rmsNormGradOp, { dy, x, weight }, { eps: 1e-5, weightGradient: true })],
+    gates: [...run(swigluOp, { gate: x, up: dy }, {}), ...run(swigluGradOp, { dy, gate: x, up: dy }, {})],
+    rotations: run(ropeOp, { x: random([rows, heads, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) }, { inverse: true }),
+    losses: [loss, logSumExp, ...run(crossEntropyGradOp, { dloss: loss, logits: x, targets, logSumExp }, {})],
+    attention: [y, total, ...run(attentionGradOp, { ...sides, dy: random([2, time, heads, d]), y, logSumExp: total }, { scale: 0.2 })],
+    Adam: run(
+      adamOp,
+      { gradient: dy, momentum: x, variance: square(x), correction1: half, correction2: half },
+      { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+    ),
+    'packed products': [false, true].flatMap((transposed) =>
+      run(packedMatMulOp, { ...packed, x: random([70, transposed ? rows : width]) }, { ...shape, transposed }),
+    ),
+    'packed products of one row': [false, true].flatMap((transposed) =>
+      run(packedMatMulOp, { ...packed, x: random([1, transposed ? rows : width]) }, { ...shape, transposed }),
+    ),
+  };
+}
+
+const bitsOf = (tensor: Tensor): Buffer => {
+  const { buffer, byteLength } = tensor.dataSync();
+  return Buffer.from(buffer, 0, byteLength);
+};
+
+it('gives the same bits on one, two and three threads, for everything that threads share', async () => {
+  const results: Record<string, Buffer[]>[] = [];
+  for (const threads of [1, 2, 3]) {
+    await useBuild({ threads });
+    // Several times, since who takes which task is a matter of chance.
+    for (let i = 0; i < (threads === 1 ? 1 : 4); i++) {
+      tidy(() => {
+        results.push(Object.fromEntries(Object.entries(everything()).map(([name, tensors]) => [name, tensors.map(bitsOf)])));
+      });
+    }
+  }
+  const [first, ...others] = results;
+  for (const [name, tensors] of Object.entries(first!)) {
+    const different = others.flatMap((other) => tensors.filter((bits, i) => !bits.equals(other[name]![i]!)));
+    expect({ name, different: different.length }).toEqual({ name, different: 0 });
+  }
+});
