@@ -20,20 +20,35 @@ import type { Weight } from './weight.ts';
 /** A stored part under the name the packed ops give it. */
 export type PackedParameters = { readonly [K in keyof PackedTensors]: Parameter };
 
+/** What stands between the columns of a linear map and those of the matrix stored for it: y = stored · into(x). */
+export interface ColumnMap {
+  into(x: Tensor2D, call: Call): Tensor2D;
+  /** Rows of the stored matrix as rows of the linear map: the same map, transposed. */
+  back(rows: Tensor2D): Tensor2D;
+}
+
+const sameColumns: ColumnMap = { into: (x) => x, back: (rows) => rows };
+
 /** What every packed weight does alike: products, lookups and dense rows straight from the stored parts. */
-export function packedReads(shape: PackedShape, parameters: PackedParameters): Pick<Weight, 'apply' | 'dense' | 'lookup'> {
+export function packedReads(
+  shape: PackedShape,
+  parameters: PackedParameters,
+  columns: ColumnMap = sameColumns,
+): Pick<Weight, 'apply' | 'dense' | 'lookup'> {
   const stored = (): PackedTensors => mapped(parameters, (parameter) => parameter.read());
   const read = (call: Call): PackedTensors => mapped(parameters, (parameter) => untracked(parameter, call));
   return {
     apply(this: Weight, x, call) {
-      return observe(this, x, packedMatMul(x, read(call), shape), call);
+      return observe(this, x, packedMatMul(columns.into(x, call), read(call), shape), call);
     },
-    dense: (rows: Range = [0, shape.out]) => tidy(() => packedRows(range(rows[0], rows[1], 1, 'int32') as Tensor1D, stored(), shape)),
-    lookup: (ids: Tensor1D, call: Call): Tensor2D => packedRows(ids, read(call), shape),
+    dense: (rows: Range = [0, shape.out]) =>
+      tidy(() => columns.back(packedRows(range(rows[0], rows[1], 1, 'int32') as Tensor1D, stored(), shape))),
+    lookup: (ids: Tensor1D, call: Call): Tensor2D => columns.back(packedRows(ids, read(call), shape)),
   };
 }
 
-function untracked(parameter: Parameter, call: Call): ReturnType<Parameter['read']> {
+/** A stored part as the call reads it; @throws ConfigError where a gradient is asked for. */
+export function untracked(parameter: Parameter, call: Call): ReturnType<Parameter['read']> {
   if (!call.tracks(parameter)) return call.value(parameter);
   throw new ConfigError(`'${parameter.path}' is part of a packed weight, through which no gradient flows`, {
     path: parameter.path,

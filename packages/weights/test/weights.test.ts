@@ -28,10 +28,12 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import {
+  affine,
   codebook4,
   createCall,
   denseWeight,
   disposeWeight,
+  encodeAffine,
   encodeCodebook4,
   encodeGgufBlocks,
   ggufBlock,
@@ -104,6 +106,18 @@ const kinds: [kind: string, make: () => Promise<Weight>][] = [
       const weight = await packed(source, kind);
       source.dispose();
       return weight;
+    },
+  ]),
+  ...['affine', 'affine-symmetric', 'affine-mapped'].map((kind): [string, () => Promise<Weight>] => [
+    kind,
+    async () => {
+      const source = matrix(...shape, 0.37);
+      const options = { bits: 3, groupSize: 32, grid: kind === 'affine' ? 'asymmetric' : 'absmax' } as const;
+      const parts = await encodeAffine('m.weight', shape, rowsOfTensor(source), options);
+      source.dispose();
+      const order = Int32Array.from({ length: shape[1] }, (_, k) => (k * 35) % shape[1]);
+      const inputScales = wave(shape[1], 0.2).map((factor) => 2 + factor / 7);
+      return affine('m', shape, kind === 'affine-mapped' ? { ...parts, order, inputScales } : parts, options);
     },
   ]),
   ['Q4_K', async () => ggufBlock('m', [3, 256], 'Q4_K', blocksOf(3, 144, [0, 2]))],

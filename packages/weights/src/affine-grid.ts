@@ -1,0 +1,107 @@
+import { ConfigError, type AffineBits } from '@niwaki/tensor';
+
+/**
+ * How scale and zero follow from a group's values; Q = 2^bits - 1. In all of them code = clamp(round(w / scale) + zero, 0, Q),
+ * rounded half to even, and value = scale · (code - zero).
+ * - 'asymmetric' (GPTQ, torchao): from min(0, min) to max(0, max) in Q steps; the zero is the code nearest to 0.
+ * - 'awq': the same without 0 forced into the range, and a step of at least 1e-5 / Q.
+ * - 'absmax': scale = a / (2^(bits-1) - 1) for a = max |w|, zero = 2^(bits-1): both ends are codes, one code is never used.
+ *   With 8 bits and a group a row, the int8 of LLM.int8().
+ * - 'gptq': scale = 2a / Q, zero = 2^(bits-1), as GPTQ writes `sym`: the ends lie half a step outside. A group without
+ *   negative values gets a / Q, which cuts its upper half off; so does the reference.
+ * - 'torchao': scale = 2a / Q, zero = 2^(bits-1), whatever the signs.
+ */
+export type AffineGrid = 'asymmetric' | 'awq' | 'absmax' | 'gptq' | 'torchao';
+
+export const affineGrids: readonly AffineGrid[] = ['asymmetric', 'awq', 'absmax', 'gptq', 'torchao'];
+export const affineBits: readonly AffineBits[] = [2, 3, 4, 8];
+
+/** Whether every zero is 2^(bits-1), so that none is stored. */
+export const isSymmetric = (grid: AffineGrid): boolean => grid !== 'asymmetric' && grid !== 'awq';
+
+/** A group's step, f32, and the code that stands for 0. */
+export interface AffineStep {
+  readonly scale: number;
+  readonly zero: number;
+}
+
+const { fround } = Math;
+
+/** Half to even, for numbers far below 2^51. */
+export const roundToEven = (x: number): number => x + 6755399441055744 - 6755399441055744;
+
+const clamp = (x: number, least: number, most: number): number => (x < least ? least : x > most ? most : x);
+
+/** Scale and zero of the values [from, to) of an array, all finite; f32 arithmetic throughout. */
+export function affineStep(
+  values: ArrayLike<number>,
+  [from, to]: readonly [from: number, to: number],
+  { bits, grid }: { readonly bits: AffineBits; readonly grid: AffineGrid },
+): AffineStep {
+  let least = Infinity;
+  let most = -Infinity;
+  for (let i = from; i < to; i++) {
+    const value = values[i]!;
+    if (value < least) least = value;
+    if (value > most) most = value;
+  }
+  return stepOfRange(fround(least), fround(most), { bits, grid });
+}
+
+function stepOfRange(least: number, most: number, { bits, grid }: { readonly bits: AffineBits; readonly grid: AffineGrid }): AffineStep {
+  const top = 2 ** bits - 1;
+  const middle = 2 ** (bits - 1);
+  const absmax = Math.max(-least, most);
+  switch (grid) {
+    case 'absmax':
+      return { scale: fround(absmax / (middle - 1)), zero: middle };
+    case 'torchao':
+      return { scale: fround(fround(2 * absmax) / top), zero: middle };
+    case 'gptq': {
+      if (absmax === 0) return { scale: fround(2 / top), zero: middle };
+      return { scale: fround((least < 0 ? fround(2 * absmax) : absmax) / top), zero: middle };
+    }
+    case 'awq': {
+      const scale = fround(Math.max(fround(most - least), fround(1e-5)) / top);
+      return { scale, zero: clamp(-roundToEven(fround(least / scale)), 0, top) };
+    }
+    case 'asymmetric': {
+      const empty = least >= 0 && most <= 0;
+      const low = empty ? -1 : Math.min(least, 0);
+      const high = empty ? 1 : Math.max(most, 0);
+      const scale = fround(fround(high - low) / top);
+      return { scale, zero: clamp(roundToEven(fround(-low / scale)), 0, top) };
+    }
+  }
+}
+
+/** The code of a value under a step. */
+export function affineCode(value: number, { scale, zero }: AffineStep, bits: AffineBits): number {
+  if (scale === 0) return zero;
+  return clamp(roundToEven(fround(value / scale)) + zero, 0, 2 ** bits - 1);
+}
+
+/** What a code stands for, f32. */
+export const affineValue = (code: number, { scale, zero }: AffineStep): number => fround(scale * (code - zero));
+
+/** @throws ConfigError naming the field, the value and the range */
+export function checkAffine({ bits, grid }: { readonly bits: AffineBits; readonly grid: AffineGrid }): void {
+  if (!affineBits.includes(bits)) throw new ConfigError(`bits must be one of ${affineBits.join(', ')}, got ${String(bits)}`, { bits });
+  if (!affineGrids.includes(grid)) throw new ConfigError(`grid must be one of ${affineGrids.join(', ')}, got '${String(grid)}'`, { grid });
+}
+
+/**
+ * Entries of a row that share a scale, where 'row' is all of them.
+ * @throws ConfigError unless they divide the row, in multiples of 8: kernels read eight neighbors with one scale
+ */
+export function affineGroupSize(groupSize: number | 'row', width: number, path: string): number {
+  if (groupSize === 'row' || groupSize === width) return width;
+  if (Number.isInteger(groupSize) && groupSize > 0 && groupSize % 8 === 0 && width % groupSize === 0) return groupSize;
+  const fits = [256, 128, 64, 32, 16, 8].filter((size) => size <= width && width % size === 0);
+  throw new ConfigError(`'${path}' has rows of ${width}: groupSize must be a multiple of 8 that divides them, or 'row', got ${groupSize}`, {
+    path,
+    groupSize,
+    width,
+    help: fits.length === 0 ? "Use groupSize: 'row' for this matrix." : `These fit: ${fits.join(', ')}, 'row'.`,
+  });
+}
