@@ -13,3 +13,6 @@ export { load } from './load.ts';
 export { recipeKit, runRecipe } from './kit.ts';
 export { knownModelResolver, knownModels } from './known-models.ts';
 export { saveQuantized, type SaveQuantizedOptions } from './save-quantized.ts';
+// Names that two packages have: what is meant here.
+export { checkBlockSize } from '@niwaki/weights';
+export { dynamicMap } from '@niwaki/quant';
