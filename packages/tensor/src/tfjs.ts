@@ -20,6 +20,7 @@ export {
   expandDims,
   expm1,
   fill,
+  floor,
   gather,
   greater,
   greaterEqual,

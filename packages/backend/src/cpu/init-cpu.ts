@@ -1,12 +1,21 @@
 import { findBackend, type KernelConfig } from '@tensorflow/tfjs-core';
 import type { StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
+import { dequantizeBlocksKernel, quantizeBlocksKernel } from './block-code.ts';
 import { chooseKernel } from './choose.ts';
 import { matMulKernel } from './mat-mul.ts';
 import { packedMatMulKernel, packedRowsKernel } from './packed-matmul.ts';
 import { unsortedSegmentSumKernel } from './unsorted-segment-sum.ts';
 
-const kernels: readonly KernelConfig[] = [chooseKernel, matMulKernel, packedMatMulKernel, packedRowsKernel, unsortedSegmentSumKernel];
+const kernels: readonly KernelConfig[] = [
+  chooseKernel,
+  quantizeBlocksKernel,
+  dequantizeBlocksKernel,
+  matMulKernel,
+  packedMatMulKernel,
+  packedRowsKernel,
+  unsortedSegmentSumKernel,
+];
 
 /** Loads tfjs's cpu device and puts our kernels on it. Does not make it current. */
 export async function initCpu(): Promise<StartedDevice> {

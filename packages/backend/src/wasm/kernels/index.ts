@@ -2,6 +2,7 @@ import type { KernelConfig } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { adamKernels } from './adam.ts';
 import { attentionKernels } from './attention.ts';
+import { blockCodeKernels } from './block-code.ts';
 import { chooseKernels } from './choose.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
@@ -12,6 +13,7 @@ import { oneHotKernels } from './one-hot.ts';
 import { packedKernels } from './packed-matmul.ts';
 import { rmsNormKernels } from './rms-norm.ts';
 import { ropeKernels } from './rope.ts';
+import { signKernels } from './sign.ts';
 import { sumKernels } from './sum.ts';
 import { swigluKernels } from './swiglu.ts';
 
@@ -30,6 +32,8 @@ const families = [
   attentionKernels,
   crossEntropyKernels,
   adamKernels,
+  signKernels,
+  blockCodeKernels,
 ];
 
 /** Everything of ours that runs on the wasm device. */
