@@ -3,14 +3,17 @@ import { dense, valueOf } from './dense-update.ts';
 import { groups, valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
 
+/** Whether a value shrinks before its update is added (torch's AdamW), or with it (bitsandbytes on GPUs, GaLore): a difference of rate² · weightDecay. */
+export type DecayOrder = 'before' | 'after';
+
 /**
  * Decoupled weight decay (Loshchilov & Hutter 2019): the value shrinks by 1 - rate · weightDecay before the update is
  * added, wherever this stands in a chain. No state.
- * @param options `rateScale`: multiplies the rate, as in `scaleByLearningRate`
+ * @param options `rateScale`: multiplies the rate, as in `scaleByLearningRate`; `order`: 'after' shrinks the updated value
  */
 export function addDecayedWeights(
   weightDecay: PerParameter,
-  { rateScale = 1 }: { rateScale?: PerParameter } = {},
+  { rateScale = 1, order = 'before' }: { rateScale?: PerParameter; order?: DecayOrder } = {},
 ): Transform<Record<never, never>> {
   if (typeof weightDecay === 'number') groups([], { weightDecay });
   return {
@@ -18,7 +21,8 @@ export function addDecayedWeights(
     init: () => ({}),
     update: (update, state, { rate, parameter }) => {
       const decay = rate * valueFor(rateScale, parameter) * valueFor(weightDecay, parameter);
-      return { update, state, ...(decay === 0 ? {} : { how: { decay } }) };
+      if (decay === 0) return { update, state };
+      return { update: order === 'before' ? update : dense(mul(valueOf(update), 1 - decay)), state, how: { decay } };
     },
   };
 }

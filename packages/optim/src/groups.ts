@@ -1,10 +1,14 @@
 import { ConfigError, matchesPath, type Parameter, type Role } from '@niwaki/tensor';
 
-/** Parameters that are treated otherwise: all that have one of the roles and match one of the patterns, where given. */
-export interface Group {
+/** Some of the parameters: all that have one of the roles and match one of the patterns, where given. */
+export interface Selection {
   readonly roles?: readonly Role[];
   /** Path patterns, as in `matchesPath`. */
   readonly at?: string | readonly string[];
+}
+
+/** Parameters that are treated otherwise. */
+export interface Group extends Selection {
   readonly weightDecay?: number;
   /** Factor of the learning rate, e.g. 16 for the B of LoRA+. */
   readonly rateScale?: number;
@@ -47,7 +51,8 @@ function check(index: number, { roles, at, weightDecay = 0, rateScale = 1 }: Gro
   }
 }
 
-function takes({ roles, at }: Group, { role, path }: Parameter): boolean {
+/** Whether a selection holds a parameter; an empty one holds all. */
+export function takes({ roles, at }: Selection, { role, path }: Parameter): boolean {
   if (roles !== undefined && !roles.includes(role)) return false;
   return at === undefined || (typeof at === 'string' ? [at] : at).some((pattern) => matchesPath(pattern, path));
 }

@@ -1,4 +1,4 @@
-import { adamStep, biasCorrection, ConfigError, zeros, type Scalar, type Tensor } from '@niwaki/tensor';
+import { adamStep, biasCorrection, ConfigError, div, mul, scalar, sqrt, zeros, type Scalar, type Tensor } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
 
@@ -9,13 +9,15 @@ export interface AdamOptions {
   readonly beta2?: number;
   /** Added to the root, default 1e-8. */
   readonly eps?: number;
+  /** True: eps is added before the bias correction, as in GaLore's AdamW, which makes it larger in the first steps; default false, as in the paper. */
+  readonly correctLast?: boolean;
 }
 
 /**
  * The direction of Adam (Kingma & Ba 2015, algorithm 1), with bias correction by the number of applied updates.
  * State: two f32 tensors a parameter, 8 bytes an entry.
  */
-export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8 }: AdamOptions = {}): Transform<{
+export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLast = false }: AdamOptions = {}): Transform<{
   momentum: Tensor;
   variance: Tensor;
 }> {
@@ -31,18 +33,20 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8 }: AdamOpti
     layout: { momentum: { per: 'entry', signed: true }, variance: { per: 'entry', signed: false } },
     init: ({ shape }) => ({ momentum: zeros([...shape]), variance: zeros([...shape]) }),
     update: (gradient, { momentum, variance }, { updates, once = (_, make) => make() }) => {
+      const one = (): Scalar => once('one', () => scalar(1));
       const correction = (beta: number): Scalar => once(`bias correction ${beta}`, () => biasCorrection(beta, updates));
       const { direction, ...state } = adamStep(
         {
           gradient: valueOf(gradient),
           momentum,
           variance,
-          correction1: correction(beta1),
-          correction2: correction(beta2),
+          correction1: correctLast ? one() : correction(beta1),
+          correction2: correctLast ? one() : correction(beta2),
         },
         { beta1, beta2, eps },
       );
-      return { update: dense(direction), state };
+      const corrected = correctLast ? mul(direction, div(sqrt(correction(beta2)), correction(beta1))) : direction;
+      return { update: dense(corrected), state };
     },
   };
 }

@@ -1,0 +1,89 @@
+import { checkBlockSize, ConfigError, dequantizeBlocks, quantizeBlocks, type Parameter, type Tensor, type Tensor1D } from '@niwaki/tensor';
+import { takes, type Selection } from './groups.ts';
+import type { State, Transform } from './transform.ts';
+
+export interface BlockwiseStateOptions {
+  /** Entries that share a scale, a multiple of 4; default 256. */
+  readonly blockSize?: number;
+  /** Parameters of fewer entries keep f32 state; default 4096. */
+  readonly minSize?: number;
+  /** Parameters that keep f32 state whatever their size, e.g. { roles: ['embedding'] }. */
+  readonly except?: Selection;
+  /**
+   * False (default): a second moment above 0 is stored above 0. A moment that became 0 while the first one did not would
+   * divide the next step by almost nothing. True: as bitsandbytes, which has no such guard.
+   */
+  readonly strictBnb?: boolean;
+}
+
+/** How an optimizer stores its state. */
+export type StateStorage = '32bit' | '8bit' | BlockwiseStateOptions;
+
+/**
+ * Stores another transform's state in 8 bits (Dettmers et al. 2022): each state tensor that has one number an entry of
+ * the parameter becomes a byte an entry and an f32 scale a block. An update runs in f32: the state is decoded, the
+ * transform makes the update from what it computed, and only then the new state is encoded again.
+ * Memory: 1.016 bytes an entry and tensor instead of 4; while one parameter is updated, its state in f32 on top.
+ * @throws ConfigError for a transform with host work of its own: give 8-bit state to the one inside it
+ */
+export function blockwiseState(
+  inner: Transform,
+  { blockSize = 256, minSize = 4096, except, strictBnb = false }: BlockwiseStateOptions = {},
+): Transform {
+  checkBlockSize(blockSize);
+  if (!(minSize >= 0)) throw new ConfigError(`minSize must be at least 0, got ${minSize}`, { minSize });
+  if (inner.prepare !== undefined) {
+    throw new ConfigError(`'${inner.name}' lays out state on the host, so it cannot be stored in 8 bits as a whole`, {
+      transform: inner.name,
+      help: 'Give 8-bit state to the transform inside it.',
+    });
+  }
+  const { layout = {}, measure, ...rest } = inner;
+  const stored = (name: string, value: Tensor | number, { shape }: Parameter): value is Tensor =>
+    typeof value !== 'number' && layout[name]?.per === 'entry' && value.shape.join() === shape.join() && value.size >= minSize;
+
+  const encode = (state: State, parameter: Parameter): State => {
+    if (except !== undefined && takes(except, parameter)) return state;
+    return entriesOf(state, (name, value) => {
+      if (!stored(name, value, parameter)) return [[name, value]];
+      const { words, scales } = quantizeBlocks(value, { signed: signedOf(name), blockSize, guard: !strictBnb });
+      return [
+        [`${name}.codes`, words],
+        [`${name}.scales`, scales],
+      ];
+    });
+  };
+  const decode = (state: State, { shape }: Parameter): State =>
+    entriesOf(state, (name, value) => {
+      if (name.endsWith('.scales') && `${nameOf(name)}.codes` in state) return [];
+      if (!name.endsWith('.codes')) return [[name, value]];
+      const key = nameOf(name);
+      const [words, scales] = [value as Tensor1D, state[`${key}.scales`] as Tensor1D];
+      return [[key, dequantizeBlocks({ words, scales }, { shape, signed: signedOf(key), blockSize })]];
+    });
+  const signedOf = (name: string): boolean => layout[name]?.signed ?? true;
+
+  return {
+    ...rest,
+    init: (parameter) => encode(inner.init(parameter), parameter),
+    update: (gradient, state, context) => {
+      const made = inner.update(gradient, decode(state, context.parameter), context);
+      return { ...made, state: encode(made.state, context.parameter) };
+    },
+    ...(measure && { measure: (gradient, state) => measure(gradient, state) }),
+  };
+}
+
+/** `blockwiseState` where it was asked for, with its defaults for '8bit'. */
+export function stateStoredAs(storage: StateStorage, inner: Transform): Transform {
+  if (storage === '32bit') return inner;
+  if (storage === '8bit') return blockwiseState(inner);
+  if (typeof storage === 'object') return blockwiseState(inner, storage);
+  throw new ConfigError(`state must be '32bit', '8bit' or options, got '${String(storage)}'`, { state: storage });
+}
+
+const nameOf = (name: string): string => name.slice(0, name.lastIndexOf('.'));
+
+function entriesOf(state: State, each: (name: string, value: Tensor | number) => [string, Tensor | number][]): State {
+  return Object.fromEntries(Object.entries(state).flatMap(([name, value]) => each(name, value)));
+}

@@ -1,0 +1,30 @@
+import { add, ConfigError, mul, sign, zeros, type Tensor } from '@niwaki/tensor';
+import { dense, valueOf } from './dense-update.ts';
+import type { Transform } from './transform.ts';
+
+export interface LionDirectionOptions {
+  /** How much of the direction is the momentum, in [0, 1); default 0.9. */
+  readonly beta1?: number;
+  /** Decay of the momentum, in [0, 1); default 0.99. */
+  readonly beta2?: number;
+}
+
+/**
+ * The direction of Lion (Chen et al. 2023, program 1): the sign of a mix of momentum and gradient, ±1 or 0. The momentum
+ * takes the gradient in afterwards, at its own pace. State: one f32 tensor a parameter, 4 bytes an entry.
+ */
+export function scaleByLion({ beta1 = 0.9, beta2 = 0.99 }: LionDirectionOptions = {}): Transform<{ momentum: Tensor }> {
+  for (const [name, beta] of Object.entries({ beta1, beta2 })) {
+    if (!(beta >= 0 && beta < 1)) throw new ConfigError(`lion: ${name} must be in [0, 1), got ${beta}`, { [name]: beta });
+  }
+  return {
+    name: 'lion',
+    layout: { momentum: { per: 'entry', signed: true } },
+    init: ({ shape }) => ({ momentum: zeros([...shape]) }),
+    update: (gradient, { momentum }) => {
+      const value = valueOf(gradient);
+      const mixed = (beta: number): Tensor => add(mul(momentum, beta), mul(value, 1 - beta));
+      return { update: dense(sign(mixed(beta1))), state: { momentum: mixed(beta2) } };
+    },
+  };
+}
