@@ -3,14 +3,14 @@ export type { AdapterMethod, Binding, FileFields, PeftSet } from './adapter-meth
 export type { InitContext, Initializer, InitialPair } from './initialization.ts';
 export type { LoraAdapter, ScalableAdapter } from './lora-adapter.ts';
 export { loraScale, type LoraOptions, type LoraSettings, type TargetOptions } from './lora-options.ts';
-export { lora } from './lora.ts';
+export { dora, lora } from './lora.ts';
 export { defaultTargetsOf, endsWithName, layerOf, targetSites, type TargetModules } from './targets.ts';
 export type { Warning } from './warning.ts';
 export { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';
 export { saveAdapter, type SaveAdapterOptions } from './peft/save.ts';
 export type { AdapterSource } from './peft/folders.ts';
 export * from './peft/errors.ts';
-export { forget as forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeAdapter, type MergeReport } from './merge.ts';
+export { forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeAdapter, type MergeReport } from './merge.ts';
 export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
 export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';
 export { combineAdapters, type Combined, type CombineOptions } from './combine.ts';

@@ -40,6 +40,9 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
   };
 }
 
+/** LoRA with a trained magnitude for each output row (Liu et al. 2024): `lora({ dora: true })`. */
+export const dora = (options: Omit<LoraOptions, 'dora'> = {}): AdapterMethod => lora({ ...options, dora: true });
+
 const asJson = ({ init, ...settings }: LoraSettings): { readonly [name: string]: Json } =>
   ({ ...settings, init: typeof init === 'object' ? init.name : init }) as unknown as { readonly [name: string]: Json };
 

@@ -26,7 +26,8 @@ export const mergedAdapters = (model: Model): readonly string[] => states.get(mo
 
 /**
  * Writes adapters into the weights, computed in f32, so that they cost nothing at inference. They leave the model's list
- * until `unmergeAdapter`, which puts the original weights back: both are kept, 4 bytes an entry of each merged site.
+ * until `unmergeAdapter`, which puts the original weights back: both are kept, 4 bytes an entry of each merged site. They
+ * are not the model's: before its `dispose`, unmerge or call `forgetOriginals`.
  * All sites or none: the model is as it was if one result is not finite or anything else fails. Merging what is merged
  * changes nothing and says so in the report.
  * @param names default the active ones, in their order
@@ -99,13 +100,13 @@ export async function mergeAndUnload(
   options: MergeOptions = {},
 ): Promise<MergeReport> {
   const report = await mergeAdapter(model, names, options);
-  forget(model);
+  forgetOriginals(model);
   for (const name of model.adapters.keys()) freeSet(model.detach(name));
   return report;
 }
 
 /** Frees what a later `unmergeAdapter` would need: the merge is for good. */
-export function forget(model: Model): void {
+export function forgetOriginals(model: Model): void {
   const state = states.get(model);
   if (state === undefined) return;
   states.delete(model);

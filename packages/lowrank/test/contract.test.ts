@@ -3,6 +3,7 @@ import {
   activateAdapters,
   adapt,
   deleteAdapter,
+  dora,
   loadAdapter,
   lora,
   mergeAdapter,
@@ -41,7 +42,7 @@ contract('lora of embedding and head', {
   trained: ([out, width]) => 2 * (out + width),
 });
 contract('dora', {
-  make: () => lora({ rank: 2, alpha: 6, dora: true }),
+  make: () => dora({ rank: 2, alpha: 6 }),
   trained: ([out, width]) => 2 * (out + width) + out,
   mixes: false,
   exactGradient: false,

@@ -137,7 +137,7 @@ function outputRules<M>({ startsAtBase, start, perturbed }: Context<M>): void {
       const off = withAdapters('none');
       expect(await logits(model, off)).toEqual(base);
       expect(await logits(model, withAdapters('none', off))).toEqual(base);
-      await expect(logits(model, off, [[1, 10_000]])).rejects.toThrow();
+      await expect(logits(model, withAdapters(['absent']))).rejects.toThrow();
       expect(await logits(model)).toEqual(active);
     }));
 
