@@ -33,7 +33,8 @@ export function checkRange(source: { name: string; size: number }, offset: numbe
 
 /** A source over bytes in memory. `read` returns views, no copies. */
 export function memorySource(bytes: Uint8Array | ArrayBuffer, { name = 'bytes' }: { name?: string } = {}): ByteSource {
-  const all = bytes instanceof Uint8Array ? bytes : new Uint8Array(bytes);
+  // A plain view also of a Node Buffer, whose `slice` would share its memory.
+  const all = bytes instanceof Uint8Array ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : new Uint8Array(bytes);
   const source: ByteSource = {
     name,
     size: all.byteLength,

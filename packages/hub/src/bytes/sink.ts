@@ -27,7 +27,7 @@ export function memorySink({ name = 'bytes' }: { name?: string } = {}): ByteSink
   };
   return {
     name,
-    write: async (piece) => void pieces.push(piece.slice()),
+    write: async (piece) => void pieces.push(new Uint8Array(piece)),
     commit: async () => {},
     abandon: async () => void (pieces = []),
     bytes,

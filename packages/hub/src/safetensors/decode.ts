@@ -61,7 +61,7 @@ function eightBits(bits: number, exponentBits: number, bias: number, special: 'i
 export function decodeFloats(raw: RawTensor): Float32Array {
   const { dtype, bytes } = raw;
   if (dtype === 'F32' && bytes.byteOffset % 4 === 0) return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
-  if (dtype === 'F32') return new Float32Array(bytes.slice().buffer);
+  if (dtype === 'F32') return new Float32Array(new Uint8Array(bytes).buffer);
   return decodeInto(raw, new Float32Array(countOf(raw)));
 }
 
