@@ -1,5 +1,10 @@
 export * from './traits.ts';
 export * from './method.ts';
+export type { BlockProgress, Calibrate, Walk } from './calibration/calibrate.ts';
+export * from './calibration/collector.ts';
+export * from './calibration/statistics.ts';
+export type { Replayed, Window } from './calibration/window.ts';
+export { createBreath } from './breath.ts';
 export * from './objective.ts';
 export * from './language.ts';
 export * from './estimator.ts';

@@ -1,6 +1,10 @@
 import { AbortError, ConfigError, NiwakiError, StateError, throwIfAborted, type Json } from '@niwaki/tensor';
-import { disposeWeight, weightBytes, type Weight } from '@niwaki/weights';
+import type { Weight } from '@niwaki/weights';
 import type { Adapter, Model, Selector, Site } from '@niwaki/nn';
+import { calibrate, sitesFrom, type Calibrate, type Walk } from './calibration/calibrate.ts';
+import type { Collectors } from './calibration/collector.ts';
+import type { Window } from './calibration/window.ts';
+import { createReplacements, messageOf } from './replacements.ts';
 import type { Traits } from './traits.ts';
 
 /** What a method decided over all sites before it made the first: global budgets, shared parameters. */
@@ -27,8 +31,20 @@ export interface Method<P extends Plan = Plan> {
   validate?(site: Site, model: Model): void;
   /** Sees all sites at once. Absent: an empty plan. */
   plan?(sites: readonly Site[], model: Model): Promise<P>;
-  /** Makes one site's part. It must not write to the site, and what it returns belongs to the driver. */
-  make(site: Site, plan: P): Promise<Made>;
+  /** Statistics of each site's input that `make` is given, by name; one pass a window. Needs calibration batches. */
+  readonly collect?: Collectors;
+  /** How a method with `collect` or `visit` goes over the blocks; default one at a time, on what the ones before give now. */
+  readonly walk?: Walk;
+  /**
+   * Instead of `make`: replaces the weights of one window through `window.replace`, in its own order, with statistics
+   * taken as it goes. Needs calibration batches.
+   */
+  visit?(window: Window, plan: P): Promise<void>;
+  /**
+   * Makes one site's part. It must not write to the site, and what it returns belongs to the driver.
+   * @param statistics what `collect` gave for this site, by name; alive until the window ends
+   */
+  make(site: Site, plan: P, statistics?: Readonly<Record<string, unknown>>): Promise<Made>;
   toJSON(): { kind: string; options: { readonly [name: string]: Json } };
 }
 
@@ -57,6 +73,8 @@ export interface ApplyOptions {
    * default 256 MiB. A larger model is validated first, then replaced site by site, and a failure names what is done.
    */
   readonly undoBytes?: number;
+  /** Data for methods that choose by what the inputs look like. */
+  readonly calibrate?: Calibrate;
 }
 
 export interface Applied<P extends Plan = Plan> {
@@ -64,8 +82,6 @@ export interface Applied<P extends Plan = Plan> {
   /** What was made, by site path, in the model's order. Weights are in the model already; adapters are the caller's to attach. */
   readonly made: ReadonlyMap<string, Made>;
 }
-
-const defaultUndoBytes = 256 * 2 ** 20;
 
 /**
  * Runs a one-shot method over a model: the engine of `quantize` and `adapt`.
@@ -76,7 +92,10 @@ const defaultUndoBytes = 256 * 2 ** 20;
  * @throws the method's own error with the site's path; `StateError` when some sites are replaced for good
  */
 export async function applyMethod<P extends Plan>(model: Model, method: Method<P>, options: ApplyOptions): Promise<Applied<P>> {
-  const sites = selectSites(model, method, options);
+  checkCalibration(method, options);
+  const selected = selectSites(model, method, options);
+  const from = options.calibrate?.from;
+  const sites = from === undefined ? selected : sitesFrom(model, selected, from);
   for (const site of sites) atSite(method, site, () => method.validate?.(site, model));
   throwIfAborted(options.signal, method.kind);
   const plan = method.plan === undefined ? ({} as P) : await method.plan(sites, model);
@@ -142,33 +161,41 @@ async function replaceWeights<P extends Plan>(
   method: Method<P>,
   sites: readonly Site[],
   plan: P,
-  { signal, onProgress, undoBytes = defaultUndoBytes }: ApplyOptions,
+  options: ApplyOptions,
 ): Promise<ReadonlyMap<string, Made>> {
-  const made = new Map<string, Made>();
-  const keep = sites.reduce((bytes, site) => bytes + weightBytes(site.weight!), 0) <= undoBytes;
-  const old = new Map<string, Weight>();
+  const { signal } = options;
+  const replacements = createReplacements(model, method.kind, sites, options);
+  const put = (site: Site, made: Made): void => atSite(method, site, () => replacements.put(site, made));
   try {
-    for (const site of sites) {
-      throwIfAborted(signal, method.kind);
-      const part = await atSite(method, site, () => method.make(site, plan));
-      if (part.weight === undefined)
-        throw new StateError(`internal: ${method.kind} made no weight for '${site.path}'`, { path: site.path });
-      if (keep) old.set(site.path, site.weight!);
-      model.replace(site.path, part.weight, { keep });
-      made.set(site.path, part);
-      onProgress?.({ done: made.size, total: sites.length, path: site.path });
+    if (isCalibrated(method)) {
+      const named: Method<P> = {
+        ...method,
+        make: (site, plan, statistics) => atSite(method, site, () => method.make(site, plan, statistics)),
+      };
+      await calibrate({ model, method: named, sites, plan, put, calibrate: options.calibrate!, ...(signal && { signal }) });
+    } else {
+      for (const site of sites) {
+        throwIfAborted(signal, method.kind);
+        put(site, await atSite(method, site, () => method.make(site, plan)));
+      }
     }
   } catch (error) {
-    for (const [path, weight] of old) if (made.has(path)) model.replace(path, weight); // disposes what was made
-    if (keep || made.size === 0) throw error;
-    throw new StateError(`${method.kind} stopped after ${made.size} of ${sites.length} sites: ${messageOf(error)}`, {
-      cause: error,
-      replaced: [...made.keys()],
-      help: 'The sites in `details.replaced` hold their new weights, the others the old ones. Run again over the rest, or load the model anew; `undoBytes` makes it take everything back.',
-    });
+    throw replacements.undo(error);
   }
-  for (const weight of old.values()) disposeWeight(weight);
-  return made;
+  replacements.settle();
+  return replacements.made;
+}
+
+const isCalibrated = <P extends Plan>({ collect, visit }: Method<P>): boolean => collect !== undefined || visit !== undefined;
+
+function checkCalibration<P extends Plan>(method: Method<P>, { calibrate: data }: ApplyOptions): void {
+  if (isCalibrated(method) === (data !== undefined)) return;
+  throw data === undefined
+    ? new ConfigError(`${method.kind} chooses by what its inputs look like: it needs calibration batches`, {
+        method: method.kind,
+        help: 'Pass calibrate: { batches }, a few token batches of text like what the model will see.',
+      })
+    : new ConfigError(`${method.kind} reads no data, and calibration batches were given`, { method: method.kind });
 }
 
 /** Runs one site's part and puts the method and the path on whatever it throws. */
@@ -188,5 +215,3 @@ function named(error: unknown, kind: string, path: string): Error {
   const Class = error instanceof NiwakiError ? (error.constructor as typeof NiwakiError) : NiwakiError;
   return new Class(`${kind} at '${path}': ${messageOf(error)}`, { path, cause: error, ...(help === undefined ? {} : { help }) });
 }
-
-const messageOf = (error: unknown): string => (error instanceof Error ? error.message.split('\n')[0]! : String(error));
