@@ -7,20 +7,20 @@ import { half, halves } from './half';
 import { lookup } from './lanes';
 
 /** Formats by number, in the order of the list in src/wasm/kernels/packed-matmul.ts. */
-const CODEBOOK4: i32 = 0;
-const CODEBOOK4_NESTED: i32 = 1;
+export const CODEBOOK4: i32 = 0;
+export const CODEBOOK4_NESTED: i32 = 1;
 const F16: i32 = 2;
 const BF16: i32 = 3;
-const Q4_0: i32 = 4;
-const Q4_1: i32 = 5;
-const Q8_0: i32 = 6;
-const Q4_K: i32 = 7;
-const Q6_K: i32 = 8;
+export const Q4_0: i32 = 4;
+export const Q4_1: i32 = 5;
+export const Q8_0: i32 = 6;
+export const Q4_K: i32 = 7;
+export const Q6_K: i32 = 8;
 const AFFINE: i32 = 9;
 const AFFINE_SYMMETRIC: i32 = 10;
 
 /** Where, after the addresses, the codebook lies once more: byte 0 of all its 16 values, then their bytes 1, 2 and 3. */
-const PLANES: usize = 64;
+export const PLANES: usize = 64;
 
 /** Addresses of the stored parts, as the caller wrote them. */
 @unmanaged
@@ -73,7 +73,7 @@ export function decode(format: i32, parts: Parts, first: u32, count: i32, out: u
 /** scale of one block of a codebook format. */
 // @ts-ignore: decorator
 @inline
-function blockScale(parts: Parts, nested: bool, block: u32): f32 {
+export function blockScale(parts: Parts, nested: bool, block: u32): f32 {
   if (!nested) return load<f32>(parts.absmax + ((<usize>block) << 2));
   const mapped = load<f32>(parts.nestedMap + ((<usize>load<u8>(parts.absmax + block)) << 2));
   return mapped * load<f32>(parts.nestedAbsmax + ((<usize>(block >> 8)) << 2)) + load<f32>(parts.nestedOffset);
@@ -260,14 +260,14 @@ function decodeQ4_K(at: usize, count: i32, out: usize): void {
 
 // @ts-ignore: decorator
 @inline
-function sixBitScale(at: usize, j: i32): u32 {
+export function sixBitScale(at: usize, j: i32): u32 {
   if (j < 4) return load<u8>(at + j) & 63;
   return (load<u8>(at + j + 4) & 15) | ((load<u8>(at + j - 4) >> 6) << 4);
 }
 
 // @ts-ignore: decorator
 @inline
-function sixBitMin(at: usize, j: i32): u32 {
+export function sixBitMin(at: usize, j: i32): u32 {
   if (j < 4) return load<u8>(at + j + 4) & 63;
   return (load<u8>(at + j + 4) >> 4) | ((load<u8>(at + j) >> 6) << 4);
 }

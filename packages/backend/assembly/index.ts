@@ -6,6 +6,7 @@ export * from './gemm';
 export * from './gemv';
 export * from './micro-kernels';
 export * from './noise';
+export * from './packed-dot';
 export * from './packed-gemm';
 export * from './reduce';
 export * from './rms-norm';

@@ -84,6 +84,10 @@ function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: Packed
   const at = device.address(y);
   const format = formats.indexOf(shape.format);
   const work = count * columns * depth;
+  if (count === 1 && !transposed && device.kernels['hasOneRow']!(format, width, shape.blockSize) === 1) {
+    multiplyOneRow(device, device.address(x), parts, shape, at);
+    return y;
+  }
   if (count <= 4) {
     const table = writeTable(device, parts, shape);
     const kernel = transposed ? 'multiplyFewRowsTransposed' : 'multiplyFewRows';
@@ -111,6 +115,20 @@ function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: Packed
     );
   });
   return y;
+}
+
+/** One row of x, what generation multiplies: codes are scaled after they are summed. */
+function multiplyOneRow(device: WasmDevice, x: number, parts: Parts, shape: PackedShape, y: number): void {
+  const { in: width, out: columns } = shape;
+  const blocks = width / 32;
+  const sums = device.shared(tableBytes + blocks * 16) + tableBytes;
+  device.run('blockSums', [x, sums], { tasks: blocks, work: width });
+  const table = writeTable(device, parts, shape);
+  const taskColumns = 32;
+  device.run('multiplyOneRow', [x, sums, formats.indexOf(shape.format), table, width, y, columns, taskColumns], {
+    tasks: Math.ceil(columns / taskColumns),
+    work: columns * width * 4,
+  });
 }
 
 function rows(device: WasmDevice, ids: TensorInfo, parts: Parts, shape: PackedShape): TensorInfo {
