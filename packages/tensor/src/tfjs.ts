@@ -52,6 +52,7 @@ export {
   reciprocal,
   relu,
   reshape,
+  round,
   rsqrt,
   scalar,
   scatterND,

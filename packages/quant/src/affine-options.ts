@@ -1,0 +1,60 @@
+import { ConfigError, type AffineBits } from '@niwaki/tensor';
+import { affineGroupSize, checkAffine, type AffineGrid } from '@niwaki/weights';
+import type { Site } from '@niwaki/nn';
+
+export interface IntegerOptions {
+  /** Bits of one code: 2, 3, 4 or 8; default 4. */
+  readonly bits?: AffineBits;
+  /** Entries of a row that share a scale: a multiple of 8 that divides the row, or 'row' for all of it; default 64. */
+  readonly groupSize?: number | 'row';
+  /**
+   * false (default): a zero a group, the range from the least value to the greatest. true: no zeros, scale =
+   * max |w| / (2^(bits-1) - 1). 'gptq' and 'torchao': no zeros, scale = 2 max |w| / (2^bits - 1), as those two write it.
+   */
+  readonly symmetric?: boolean | 'gptq' | 'torchao';
+}
+
+const grids = new Map<unknown, AffineGrid>([
+  [false, 'asymmetric'],
+  [true, 'absmax'],
+  ['gptq', 'gptq'],
+  ['torchao', 'torchao'],
+]);
+
+/** What all integer methods take, checked, with defaults filled in. */
+export function integerOptions(
+  kind: string,
+  { bits = 4, groupSize = 64, symmetric = false }: IntegerOptions,
+): {
+  readonly bits: AffineBits;
+  readonly groupSize: number | 'row';
+  readonly symmetric: boolean | 'gptq' | 'torchao';
+  readonly grid: AffineGrid;
+} {
+  const grid = grids.get(symmetric);
+  if (grid === undefined) {
+    throw new ConfigError(`${kind}: symmetric must be true, false, 'gptq' or 'torchao', got ${JSON.stringify(symmetric)}`, { symmetric });
+  }
+  checkAffine({ bits, grid });
+  if (groupSize !== 'row' && !(Number.isInteger(groupSize) && groupSize > 0)) {
+    throw new ConfigError(`${kind}: groupSize must be a whole number from 1, or 'row', got ${String(groupSize)}`, { groupSize });
+  }
+  return { bits, groupSize, symmetric, grid };
+}
+
+/** Whether a site's matrix can be stored in groups of this size. Allocates nothing. */
+export function checkIntegerSite({ path, weight }: Site, groupSize: number | 'row'): void {
+  if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to quantize`, { path });
+  affineGroupSize(groupSize, weight.shape[1], path);
+}
+
+/** The same for methods that read what the matrix is applied to. */
+export function checkCalibratedSite(kind: string, site: Site, groupSize: number | 'row'): void {
+  if (site.point === 'embedding') {
+    throw new ConfigError(`${kind}: '${site.path}' looks rows up and has no input to calibrate with`, {
+      path: site.path,
+      help: 'Leave embeddings out of `at`, or quantize them with rtn().',
+    });
+  }
+  checkIntegerSite(site, groupSize);
+}

@@ -1,0 +1,140 @@
+import { ConfigError, packBits, type Tensor2D } from '@niwaki/tensor';
+import { createBreath, defineMethod, inputGram, type Method, type Window } from '@niwaki/engine';
+import {
+  affine,
+  affineGroupSize,
+  affineStep,
+  expectFinite,
+  isSymmetric,
+  type AffineGrid,
+  type AffineParts,
+  type AffineStep,
+  type Weight,
+} from '@niwaki/weights';
+import type { Site } from '@niwaki/nn';
+import { checkCalibratedSite, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { compensatedRounding } from './compensated-rounding.ts';
+import { inverseFactor } from './inverse-factor.ts';
+
+export interface GptqOptions extends IntegerOptions {
+  /** Added to the diagonal of the input's second moments, as a part of its mean; default 0.01. */
+  readonly damping?: number;
+  /**
+   * Round the columns of the largest inputs first; default false. Better with few bits, and the weight then reorders the
+   * columns of its input at every product.
+   */
+  readonly actOrder?: boolean;
+  /** Take the inputs of each linear map with the maps before it in the block already rounded; default true. Slower: four passes a block for one. */
+  readonly sequential?: boolean;
+}
+
+/**
+ * GPTQ (Frantar et al. 2023, 2210.17323): rounds a matrix column by column and makes the columns that follow carry the
+ * error, so that the outputs on the calibration data move least. What is stored is what `rtn` stores.
+ * Memory: in² doubles twice, and 13 bytes an entry of the matrix, on the host; 4 · in² bytes on the device. Work: in³/3 +
+ * out · in²/2 multiply-adds a matrix, on the host in double precision.
+ * @throws ConfigError for options out of range or without calibration batches; NumericError for a matrix that is not finite
+ * @example await quantize(model, gptq({ bits: 3 }), { calibrate: { batches } })
+ */
+export function gptq(options: GptqOptions = {}): Method {
+  const { grid, ...named } = integerOptions('gptq', options);
+  const { damping = 0.01, actOrder = false, sequential = true } = options;
+  if (!(damping > 0 && damping < 1)) throw new ConfigError(`gptq: damping must be between 0 and 1, got ${damping}`, { damping });
+  const { bits, groupSize } = named;
+
+  const visit = async (window: Window): Promise<void> => {
+    const breath = createBreath();
+    const rounds = sequential ? window.groups.map((group) => [group]) : [window.groups];
+    for (const groups of rounds) {
+      const statistics = await window.collect(groups.flat(), { gram: inputGram() });
+      for (const group of groups) {
+        const prepared = await prepareInput(statistics.get(group[0]!)!.gram, { damping, actOrder, breath });
+        for (const site of group) {
+          const size = affineGroupSize(groupSize, site.weight!.shape[1], site.path);
+          window.replace(site, { weight: await rounded(site, prepared, { bits, groupSize: size, grid, breath }) });
+        }
+      }
+    }
+  };
+
+  return defineMethod({
+    kind: 'gptq',
+    options: { ...named, damping, actOrder, sequential },
+    traits: { gives: ['dense-tile', 'encode', 'float-scale', 'frozen-base'], ...(actOrder ? { claims: ['channel-order'] } : {}) },
+    makes: 'weight',
+    walk: { advance: 'current' },
+    validate: (site) => checkCalibratedSite('gptq', site, groupSize),
+    visit,
+    make: async ({ path }) => {
+      throw new ConfigError(`gptq rounds a block at a time and cannot make '${path}' alone`, { path });
+    },
+  });
+}
+
+/** What all sites of one input share. */
+interface PreparedInput {
+  /** Factor of the inverse second moments, columns in the order of rounding. */
+  readonly factor: Float64Array;
+  /** Columns that no input reaches. */
+  readonly dead: readonly number[];
+  readonly order?: Int32Array;
+}
+
+async function prepareInput(
+  gram: Tensor2D,
+  { damping, actOrder, breath }: { readonly damping: number; readonly actOrder: boolean; readonly breath: () => Promise<void> },
+): Promise<PreparedInput> {
+  const n = gram.shape[0];
+  const h = Float64Array.from(await gram.data());
+  const dead: number[] = [];
+  let mean = 0;
+  for (let i = 0; i < n; i++) {
+    if (h[i * n + i] === 0) {
+      dead.push(i);
+      h[i * n + i] = 1;
+    }
+    mean += h[i * n + i]! / n;
+  }
+  const order = actOrder ? Int32Array.from({ length: n }, (_, i) => i).sort((a, b) => h[b * n + b]! - h[a * n + a]! || a - b) : undefined;
+  const arranged = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) {
+    const from = (order?.[i] ?? i) * n;
+    for (let j = 0; j < n; j++) arranged[i * n + j] = h[from + (order?.[j] ?? j)]!;
+    arranged[i * n + i]! += damping * mean;
+  }
+  const factor = await inverseFactor(arranged, n, breath);
+  return { factor, dead, ...(order && { order }) };
+}
+
+interface RoundOptions {
+  readonly bits: 2 | 3 | 4 | 8;
+  readonly groupSize: number;
+  readonly grid: AffineGrid;
+  readonly breath: () => Promise<void>;
+}
+
+async function rounded(site: Site, { factor, dead, order }: PreparedInput, options: RoundOptions): Promise<Weight> {
+  const { bits, groupSize, grid } = options;
+  const { path } = site;
+  const shape = site.weight!.shape;
+  const [out, n] = shape;
+  const dense = site.weight!.dense();
+  const stored = (await dense.data()) as Float32Array;
+  dense.dispose();
+  expectFinite(stored, `${path}.weight`, n);
+  const w = new Float64Array(out * n);
+  for (let row = 0; row < out; row++) for (let k = 0; k < n; k++) w[row * n + k] = stored[row * n + (order?.[k] ?? k)]!;
+  // A step of the whole row is that of the matrix as it was, before columns without input go (as in the reference).
+  const whole: AffineStep[] | undefined =
+    groupSize === n ? Array.from({ length: out }, (_, row) => affineStep(w, [row * n, row * n + n], { bits, grid })) : undefined;
+  const gone = new Set(dead);
+  for (let k = 0; k < n; k++) if (gone.has(order?.[k] ?? k)) for (let row = 0; row < out; row++) w[row * n + k] = 0;
+  const { codes, steps } = await compensatedRounding(w, factor, { shape, ...options, ...(whole && { steps: whole }) });
+  const parts: AffineParts = {
+    codes: packBits(codes, { bits }),
+    scales: Float32Array.from(steps, ({ scale }) => scale),
+    ...(isSymmetric(grid) ? {} : { zeros: Uint8Array.from(steps, ({ zero }) => zero) }),
+    ...(order && { order }),
+  };
+  return affine(path, shape, parts, { bits, groupSize, grid });
+}

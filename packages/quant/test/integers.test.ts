@@ -1,0 +1,279 @@
+import { describe, expect, it } from 'vitest';
+import { AbortError, ConfigError, memory, NumericError, tensor1d, tensor2d, type Tensor2D } from '@niwaki/tensor';
+import { forward, initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
+import { disposeBatch, type Method } from '@niwaki/engine';
+import { weightBytes } from '@niwaki/weights';
+import { awq, gptq, quantize, rtn } from '../src/index.ts';
+import { searchScales } from '../src/awq.ts';
+import { compensatedRounding } from '../src/compensated-rounding.ts';
+import { inverseFactor } from '../src/inverse-factor.ts';
+
+const config = {
+  model_type: 'llama',
+  vocab_size: 40,
+  hidden_size: 32,
+  intermediate_size: 64,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  max_position_embeddings: 32,
+  rms_norm_eps: 1e-5,
+  hidden_act: 'silu',
+  rope_theta: 10000,
+  tie_word_embeddings: false,
+  initializer_range: 0.2,
+};
+const build = (): Promise<Model> => initializeModel(config, { seed: 1, trainable: false });
+// Ids in cycles of two lengths: some inputs are large far more often than others.
+const sequences = Array.from({ length: 4 }, (_, b) => Array.from({ length: 24 }, (_, t) => (t * (b + 1) + (t % 3) * b) % 40));
+const batchesOf = (): TokenBatch[] => sequences.map((row) => tokenBatch([row], { vocabularySize: 40 }));
+
+async function logitsOf(model: Model): Promise<Float32Array> {
+  const batch = tokenBatch(sequences, { vocabularySize: 40 });
+  const logits = forward(model, batch);
+  const values = (await logits.data()) as Float32Array;
+  logits.dispose();
+  disposeBatch(batch);
+  return values;
+}
+
+const distance = (a: Float32Array, b: Float32Array): number =>
+  Math.sqrt(a.reduce((sum, value, i) => sum + (value - b[i]!) ** 2, 0) / b.reduce((sum, value) => sum + value ** 2, 0));
+
+/** Relative distance of the logits after quantizing, of a fresh model each. */
+async function errorOf(method: Method): Promise<number> {
+  const model = await build();
+  const before = await logitsOf(model);
+  const batches = batchesOf();
+  await quantize(model, method, method.kind === 'rtn' ? {} : { calibrate: { batches } });
+  const error = distance(await logitsOf(model), before);
+  batches.forEach(disposeBatch);
+  model.dispose();
+  return error;
+}
+
+const noBreath = async (): Promise<void> => {};
+const fixedSteps = (count: number): { scale: number; zero: number }[] => Array.from({ length: count }, () => ({ scale: 1, zero: 128 }));
+
+describe('rounding that compensates', () => {
+  const solve = async (h: number[][], w: number[]): Promise<{ values: number[]; loss: number }> => {
+    const n = w.length;
+    const u = await inverseFactor(Float64Array.from(h.flat()), n, noBreath);
+    const { codes, loss } = await compensatedRounding(Float64Array.from(w), u, {
+      shape: [1, n],
+      bits: 8,
+      groupSize: n,
+      grid: 'absmax',
+      steps: fixedSteps(1),
+      breath: noBreath,
+    });
+    return { values: Array.from(codes, (code) => code - 128), loss };
+  };
+
+  it('factors the inverse of the second moments', async () => {
+    const u = await inverseFactor(Float64Array.of(2, 1, 1, 2), 2, noBreath);
+    for (const [i, value] of [0.816497, -0.408248, 0, 0.707107].entries()) expect(u[i]).toBeCloseTo(value, 6);
+  });
+
+  it('accepts less error than the nearest codes, two and three columns by hand', async () => {
+    // (w - q)·H·(w - q)ᵀ / 2 for [1, 1] is .48, for [1, -1, 2] .7625.
+    const two = await solve(
+      [
+        [2, 1],
+        [1, 2],
+      ],
+      [0.6, 0.6],
+    );
+    expect(two.values).toEqual([1, 0]);
+    expect(two.loss).toBeCloseTo(0.28, 9);
+    const three = await solve(
+      [
+        [4, 2, 0],
+        [2, 3, 1],
+        [0, 1, 2],
+      ],
+      [0.6, -1.3, 2.45],
+    );
+    expect(three.values).toEqual([1, -2, 3]);
+    expect(three.loss).toBeCloseTo(0.4125, 9);
+  });
+
+  it('gives the same whether a block of columns holds all of them or not', async () => {
+    const n = 160;
+    const x = Array.from({ length: 400 }, (_, r) =>
+      Array.from({ length: n }, (_, c) => Math.sin(r * 0.7 + c * c * 0.31) + 0.3 * Math.cos(r * c)),
+    );
+    const h = new Float64Array(n * n);
+    for (let i = 0; i < n; i++)
+      for (let j = 0; j < n; j++) h[i * n + j] = x.reduce((sum, row) => sum + row[i]! * row[j]!, 0) / 400 + (i === j ? 0.02 : 0);
+    const w = Float64Array.from({ length: 2 * n }, (_, i) => Math.sin(i * 1.3));
+    const u = await inverseFactor(h.slice(), n, noBreath);
+    const options = { shape: [2, n] as const, bits: 3 as const, grid: 'asymmetric' as const, breath: noBreath };
+    const { codes, steps, loss } = await compensatedRounding(w.slice(), u, { ...options, groupSize: 32 });
+    // What was accepted is what the codes say it is: the identity holds across blocks and groups.
+    let expected = 0;
+    for (let row = 0; row < 2; row++) {
+      const d = Array.from({ length: n }, (_, i) => {
+        const { scale, zero } = steps[row * 5 + Math.floor(i / 32)]!;
+        return w[row * n + i]! - scale * (codes[row * n + i]! - zero);
+      });
+      for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) expected += (d[i]! * h[i * n + j]! * d[j]!) / 2;
+    }
+    expect(Math.abs(loss / expected - 1)).toBeLessThan(1e-6);
+  });
+
+  it('refuses moments that are not positive definite', async () => {
+    await expect(inverseFactor(Float64Array.of(1, 2, 2, 1), 2, noBreath)).rejects.toThrow(NumericError);
+  });
+});
+
+describe('the search for scales', () => {
+  it('finds the ratio of the worked example', async () => {
+    const x = tensor2d([
+      [8, 0.5, -1, 0.25],
+      [-6, 1, 0.5, -0.5],
+      [10, -0.5, 1, 1],
+    ]);
+    const w = tensor2d([
+      [0.31, -0.9, 0.44, 0.75],
+      [-0.62, 0.15, 0.8, -0.27],
+    ]);
+    const rows = (await x.array()) as number[][];
+    const gram = tensor2d([0, 1, 2, 3].map((i) => [0, 1, 2, 3].map((j) => rows.reduce((sum, row) => sum + row[i]! * row[j]!, 0) / 3)));
+    const absMean = tensor1d([8, 2 / 3, 2.5 / 3, 1.75 / 3]);
+    const { ratio, losses, scales } = await searchScales([w as Tensor2D], { gram, absMean, bits: 2, groupSize: 4 });
+    expect(losses[0]).toBeCloseTo(2.419446, 4);
+    expect(ratio).toBe(0.3);
+    expect(losses[6]).toBeCloseTo(0.187865, 4);
+    for (const [i, value] of [1.481071, 0.702784, 0.751441, 0.675187].entries()) expect(scales[i]).toBeCloseTo(value, 5);
+    for (const t of [x, w, gram, absMean]) t.dispose();
+  });
+});
+
+describe('integer methods', () => {
+  it('take the memory they say', async () => {
+    const model = await build();
+    const path = 'model.layers.0.mlp.up_proj';
+    const bytes: number[] = [];
+    for (const method of [rtn({ bits: 3, groupSize: 32, symmetric: true }), rtn({ bits: 8, groupSize: 'row' })]) {
+      await quantize(model, method, { at: path });
+      bytes.push(weightBytes(model.sites(path)[0]!.weight!));
+    }
+    // Codes, scales, and a byte a zero.
+    expect(bytes).toEqual([(64 * 32 * 3) / 8 + 64 * 4, 64 * 32 + 64 * 4 + 64]);
+    model.dispose();
+  });
+
+  it('lose less of the outputs where they look at the data', async () => {
+    const options = { bits: 4, groupSize: 32 } as const;
+    const nearest = await errorOf(rtn(options));
+    const compensated = await errorOf(gptq(options));
+    const ordered = await errorOf(gptq({ ...options, actOrder: true }));
+    const aware = await errorOf(awq(options));
+    expect(nearest).toBeGreaterThan(0.01);
+    expect(compensated).toBeLessThan(0.9 * nearest);
+    expect(ordered).toBeLessThan(0.9 * nearest);
+    expect(aware).toBeLessThan(nearest);
+  });
+
+  it.each([
+    ['gptq', gptq({ bits: 8, groupSize: 16, actOrder: true })],
+    ['awq', awq({ bits: 8, groupSize: 16 })],
+  ] as const)('keep columns where they belong (%s)', async (_, method) => {
+    const model = await build();
+    const path = 'model.layers.1.mlp.down_proj';
+    const values = async (): Promise<Float32Array> => {
+      const dense = model.sites(path)[0]!.weight!.dense();
+      const host = (await dense.data()) as Float32Array;
+      dense.dispose();
+      return host;
+    };
+    const before = await values();
+    const batches = batchesOf();
+    await quantize(model, method, { at: path, calibrate: { batches } });
+    expect(Object.keys(model.sites(path)[0]!.weight!.parts).at(-1)).toBe(method.kind === 'gptq' ? 'order' : 'input_scales');
+    expect(distance(await values(), before)).toBeLessThan(0.02);
+    batches.forEach(disposeBatch);
+    model.dispose();
+  });
+
+  it.each([
+    ['gptq', gptq({ bits: 2, groupSize: 16, actOrder: true })],
+    ['gptq at once', gptq({ bits: 4, groupSize: 'row', symmetric: 'gptq', sequential: false })],
+    ['awq', awq({ bits: 4, groupSize: 8 })],
+    ['awq without cuts', awq({ bits: 8, groupSize: 'row', clip: false })],
+  ] as const)('replace every linear map and leave no other tensor (%s)', async (_, method) => {
+    const start = memory().numTensors;
+    const model = await build();
+    const batches = batchesOf();
+    const { sites, bytes } = await quantize(model, method, { calibrate: { batches } });
+    expect(sites).toHaveLength(14);
+    expect(bytes).toBe(model.sites([...sites]).reduce((sum, { weight }) => sum + weightBytes(weight!), 0));
+    expect(model.sites('all-linear').every(({ weight }) => weight!.kind === 'affine')).toBe(true);
+    expect((await logitsOf(model)).every(Number.isFinite)).toBe(true);
+    batches.forEach(disposeBatch);
+    model.dispose();
+    expect(memory().numTensors).toBe(start);
+  });
+
+  it.each([
+    ['gptq', gptq({ groupSize: 32 })],
+    ['awq', awq({ groupSize: 32 })],
+    ['rtn', rtn({ groupSize: 32 })],
+  ] as const)('name the matrix that is not finite and leave the model as it was (%s)', async (kind, method) => {
+    const model = await build();
+    const parameter = model.sites('layers.1.mlp.up_proj')[0]!.weight!.matrix!;
+    const values = (await parameter.read().data()).slice();
+    values[5] = Infinity;
+    parameter.write(tensor2d(values as Float32Array, [64, 32]));
+    const batches = batchesOf();
+    const before = memory().numTensors;
+    const work = quantize(model, method, kind === 'rtn' ? {} : { calibrate: { batches } });
+    await expect(work).rejects.toThrow(NumericError);
+    await expect(work).rejects.toThrow("'model.layers.1.mlp.up_proj.weight' holds Infinity at [0,5]");
+    expect(model.sites('all-linear').every(({ weight }) => weight!.kind === 'dense')).toBe(true);
+    expect(memory().numTensors).toBe(before);
+    batches.forEach(disposeBatch);
+    model.dispose();
+  });
+
+  it('stop when they are told to, and take back what they did', async () => {
+    const model = await build();
+    const batches = batchesOf();
+    const stop = new AbortController();
+    const work = quantize(model, gptq({ groupSize: 32 }), {
+      calibrate: { batches, onBlock: () => stop.abort() },
+      signal: stop.signal,
+    });
+    await expect(work).rejects.toThrow(AbortError);
+    expect(model.sites('all-linear').every(({ weight }) => weight!.kind === 'dense')).toBe(true);
+    batches.forEach(disposeBatch);
+    model.dispose();
+  });
+
+  it('refuse what lies outside their options, with the field, the value and the range', async () => {
+    expect(() => rtn({ bits: 5 as never })).toThrow(/bits must be one of 2, 3, 4, 8, got 5/);
+    expect(() => rtn({ groupSize: 0 })).toThrow(/groupSize must be a whole number from 1, or 'row', got 0/);
+    expect(() => rtn({ symmetric: 'yes' as never })).toThrow(/symmetric must be true, false, 'gptq' or 'torchao', got "yes"/);
+    expect(() => gptq({ damping: 0 })).toThrow(/damping must be between 0 and 1, got 0/);
+    expect(() => gptq({ damping: NaN })).toThrow(ConfigError);
+    expect(() => awq({ clip: 1 as never })).toThrow(/clip must be true or false, got 1/);
+    const model = await build();
+    const batches = batchesOf();
+    await expect(quantize(model, rtn({ groupSize: 64 }))).rejects.toThrow(/rows of 32.*got 64/);
+    await expect(quantize(model, gptq({ groupSize: 32 }))).rejects.toThrow(/needs calibration batches/);
+    await expect(quantize(model, awq({ groupSize: 32 }), { at: 'embed_tokens', calibrate: { batches } })).rejects.toThrow(/looks rows up/);
+    batches.forEach(disposeBatch);
+    model.dispose();
+  });
+
+  it('are their own recipes', () => {
+    expect(JSON.stringify(rtn({ bits: 8, groupSize: 'row', symmetric: true }))).toBe(
+      '{"kind":"rtn","options":{"bits":8,"groupSize":"row","symmetric":true}}',
+    );
+    expect(JSON.stringify(gptq({ bits: 3 }))).toBe(
+      '{"kind":"gptq","options":{"bits":3,"groupSize":64,"symmetric":false,"damping":0.01,"actOrder":false,"sequential":true}}',
+    );
+    expect(JSON.stringify(awq())).toBe('{"kind":"awq","options":{"bits":4,"groupSize":64,"clip":true}}');
+  });
+});
