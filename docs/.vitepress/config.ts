@@ -37,6 +37,8 @@ export default defineConfig({
             { text: 'NF4 and FP4', link: '/methods/nf4' },
             { text: 'LoRA, rsLoRA, DoRA', link: '/methods/lora' },
             { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
+            { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },
+            { text: 'GaLore', link: '/methods/galore' },
           ],
         },
       ],

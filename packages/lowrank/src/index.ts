@@ -14,3 +14,6 @@ export { forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeA
 export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
 export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';
 export { combineAdapters, type Combined, type CombineOptions } from './combine.ts';
+export { galore, projectGradients, type GaloreOptions, type ProjectionOptions } from './galore.ts';
+export { inSubspace, type Subspace, type SubspaceOptions } from './subspace.ts';
+export { spectralSubspace, type Side } from './spectral-subspace.ts';

@@ -1,4 +1,5 @@
 import { ConfigError, type Commit } from '@niwaki/tensor';
+import { prefixed, substate } from './part-of.ts';
 import type { State, Transform } from './transform.ts';
 
 /** A composition; its parts are kept, so that a chain in a chain is one flat list. */
@@ -78,19 +79,6 @@ function checkMeasures(parts: readonly Transform[]): boolean {
       ? `one transform of a chain may measure all gradients, got ${names}`
       : `'${names}' measures the gradients as they arrive and must come first`,
     { measuring: measuring.map(({ name }) => name), help: 'Clip once, as the first part of the chain.' },
-  );
-}
-
-function prefixed<T>(record: Readonly<Record<string, T>>, key: string): Record<string, T> {
-  return Object.fromEntries(Object.entries(record).map(([name, value]) => [`${key}.${name}`, value]));
-}
-
-function substate(state: State, key: string): State {
-  const own = `${key}.`;
-  return Object.fromEntries(
-    Object.entries(state)
-      .filter(([name]) => name.startsWith(own))
-      .map(([name, value]) => [name.slice(own.length), value]),
   );
 }
 

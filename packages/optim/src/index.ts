@@ -1,8 +1,9 @@
 export * from './transform.ts';
 export * from './chain.ts';
+export * from './part-of.ts';
 export * from './scale-by-adam.ts';
 export * from './scale-by-momentum.ts';
-export { scaleByLearningRate } from './scale-by-learning-rate.ts';
+export { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
 export * from './decay.ts';
 export * from './clip.ts';
 export * from './groups.ts';

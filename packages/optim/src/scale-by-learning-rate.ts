@@ -15,6 +15,7 @@ export function scaleByLearningRate({ rateScale = 1 }: { rateScale?: PerParamete
   };
 }
 
+/** @throws ConfigError where an optimizer's learning rate is no finite number of at least 0 */
 export function checkRate(name: string, learningRate: number): void {
   if (learningRate >= 0 && learningRate < Infinity) return;
   throw new ConfigError(`${name}: learningRate must be a finite number, at least 0, got ${learningRate}`, { learningRate });

@@ -1,0 +1,125 @@
+import {
+  add,
+  ConfigError,
+  mul,
+  reshape,
+  sign,
+  sub,
+  tidy,
+  type Gradient,
+  type Noise,
+  type Parameter,
+  type Tensor,
+  type Tensor2D,
+} from '@niwaki/tensor';
+import { countedFrom, partOf, prefixed, substate, type State, type Transform } from '@niwaki/optim';
+
+/** A part of a matrix's gradient that is cheaper to keep moments for, and the way back. `up` after `down` is an orthogonal projection. */
+export interface Subspace {
+  /** Shape of what `down` gives. */
+  readonly shape: readonly [number, number];
+  /** What says where the subspace lies, before it was ever chosen: zeros of the right shapes. */
+  initial(): Record<string, Tensor>;
+  /** Chooses it, by the gradient of the step or by chance. New tensors, the caller's. */
+  choose(gradient: Tensor2D, address: Noise): Promise<Record<string, Tensor>>;
+  down(gradient: Tensor2D, at: State): Tensor2D;
+  up(small: Tensor2D, at: State): Tensor2D;
+  /** What the subspace leaves out of a gradient; default gradient - up(down(gradient)). */
+  rest?(gradient: Tensor2D, at: State): Tensor2D;
+}
+
+export interface SubspaceOptions {
+  /** The subspace for a matrix [rows, columns], flattened to two sides; undefined: the whole parameter goes to the transform inside. */
+  readonly of: (parameter: Parameter, shape: readonly [number, number]) => Subspace | undefined;
+  /** Updates from one choice of the subspace to the next. */
+  readonly every: number;
+  /** Multiplies what comes back. */
+  readonly scale: number;
+  /** Whether a new choice starts the state inside, and its bias correction, anew. */
+  readonly reset: boolean;
+  /** What is done with the rest of the gradient: its sign, itself, nothing; times a number. */
+  readonly rest?: { readonly rule: 'sign' | 'sgd'; readonly scale: number };
+}
+
+/**
+ * Runs a transform on the part of each gradient that lies in a subspace, and brings its update back: what GaLore, FRUGAL
+ * and their like share. The subspace is chosen on the host, between the pieces of a step, from the step's whole gradient,
+ * and stays for `every` applied updates. State: the transform's for the small shape, and the subspace's own tensors.
+ */
+export function inSubspace(name: string, inner: Transform, { of, every, scale, reset, rest }: SubspaceOptions): Transform {
+  if (!(Number.isInteger(every) && every >= 1)) {
+    throw new ConfigError(`${name}: every must be a whole number of updates, at least 1, got ${every}`, { every });
+  }
+  if (!(scale >= 0 && scale < Infinity)) throw new ConfigError(`${name}: scale must be at least 0 and finite, got ${scale}`, { scale });
+  if (inner.prepare !== undefined || inner.measure !== undefined) {
+    throw new ConfigError(
+      `${name}: '${inner.name}' ${inner.prepare ? 'has host work of its own' : 'measures whole gradients'}, which has no place inside`,
+      {
+        inner: inner.name,
+        help: 'Clip before, as the first part of a chain.',
+      },
+    );
+  }
+  const subspaces = new WeakMap<Parameter, Subspace | 'whole'>();
+  const subspaceOf = (parameter: Parameter): Subspace | undefined => {
+    const known = subspaces.get(parameter) ?? of(parameter, sidesOf(parameter)) ?? 'whole';
+    subspaces.set(parameter, known);
+    return known === 'whole' ? undefined : known;
+  };
+  const fresh = (parameter: Parameter, subspace: Subspace): State => prefixed(inner.init(partOf(parameter, subspace.shape)), 'inner');
+
+  return {
+    name,
+    init: (parameter) => {
+      const subspace = subspaceOf(parameter);
+      if (subspace === undefined) return inner.init(parameter);
+      return { ...prefixed(subspace.initial(), 'at'), ...fresh(parameter, subspace), age: 0 };
+    },
+    due: ({ age }) => typeof age === 'number' && age % every === 0,
+    prepare: async (gradient, state, { parameter, draw }) => {
+      const subspace = subspaceOf(parameter)!;
+      const matrix = matrixOf(gradient, parameter);
+      try {
+        const at = prefixed(await subspace.choose(matrix, draw.at(`${parameter.path}#subspace`)), 'at');
+        return { ...state, ...at, ...(reset ? tidy(() => fresh(parameter, subspace) as Record<string, Tensor | number>) : {}) };
+      } finally {
+        matrix.dispose();
+      }
+    },
+    update: (gradient, state, context) => {
+      const { parameter } = context;
+      const { age } = state;
+      const subspace = subspaceOf(parameter);
+      if (subspace === undefined || typeof age !== 'number') return inner.update(gradient, state, context);
+      const at = substate(state, 'at');
+      const matrix = matrixOf(gradient, parameter);
+      const own = { ...countedFrom(context, (reset ? age % every : age) + 1), parameter: partOf(parameter, subspace.shape) };
+      const made = inner.update({ kind: 'dense', value: subspace.down(matrix, at) }, substate(state, 'inner'), own);
+      let update: Tensor = mul(subspace.up(valueOf(made.update) as Tensor2D, at), scale);
+      if (rest !== undefined && rest.scale > 0) {
+        const left = subspace.rest?.(matrix, at) ?? sub(matrix, subspace.up(subspace.down(matrix, at), at));
+        update = add(update, mul(rest.rule === 'sign' ? sign(left) : left, rest.scale * scale));
+      }
+      return {
+        update: { kind: 'dense', value: reshape(update, [...parameter.shape]) },
+        state: { ...prefixed(at, 'at'), ...prefixed(made.state, 'inner'), age: age + 1 },
+        ...(made.how && { how: made.how }),
+      };
+    },
+  };
+}
+
+/** A parameter's two sides: what comes after the first is one, as in the kernel of a convolution. */
+function sidesOf({ shape }: Parameter): readonly [number, number] {
+  const [rows = 1, ...others] = shape;
+  return [rows, others.reduce((product, side) => product * side, 1)];
+}
+
+function matrixOf(gradient: Gradient, parameter: Parameter): Tensor2D {
+  return reshape(valueOf(gradient), [...sidesOf(parameter)]) as Tensor2D;
+}
+
+function valueOf(gradient: Gradient): Tensor {
+  if (gradient.kind === 'dense') return gradient.value;
+  throw new ConfigError(`internal: a subspace was given a gradient of the kind '${gradient.kind}'`, { kind: gradient.kind });
+}
