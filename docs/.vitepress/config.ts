@@ -35,6 +35,9 @@ export default defineConfig({
           items: [
             { text: 'Overview', link: '/methods/' },
             { text: 'NF4 and FP4', link: '/methods/nf4' },
+            { text: 'Integers', link: '/methods/integers' },
+            { text: 'GPTQ', link: '/methods/gptq' },
+            { text: 'AWQ', link: '/methods/awq' },
             { text: 'LoRA, rsLoRA, DoRA', link: '/methods/lora' },
             { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
             { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },

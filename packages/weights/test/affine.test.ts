@@ -30,7 +30,7 @@ async function codesOf(row: number[], options: Options): Promise<number[]> {
   });
 }
 
-const close = (given: readonly number[], expected: readonly number[]): void => {
+const expectClose = (given: readonly number[], expected: readonly number[]): void => {
   expect(given).toHaveLength(expected.length);
   for (const [i, value] of given.entries()) expect(value).toBeCloseTo(expected[i]!, 6);
 };
@@ -41,8 +41,8 @@ describe('affine codes', () => {
     const row = [-1, -0.2, 0.1, 0.5];
     expect(await codesOf(row, options)).toEqual([0, 8, 11, 15]);
     const weight = await encoded([row], options);
-    close(await dense(weight), row);
-    close([...(await weight.parts['scales']!.read().data())], [0.1]);
+    expectClose(await dense(weight), row);
+    expectClose([...(await weight.parts['scales']!.read().data())], [0.1]);
     disposeWeight(weight);
   });
 
@@ -61,10 +61,10 @@ describe('affine codes', () => {
       return values;
     };
     // Step 7.5 / 7.
-    close(await decoded('absmax'), [-7.5, 7.5, 7.5 / 7, 0]);
+    expectClose(await decoded('absmax'), [-7.5, 7.5, 7.5 / 7, 0]);
     // Step 1: -7.5 and 7.5 round to -8 and 8, and 8 is cut to 7.
-    close(await decoded('gptq'), [-8, 7, 1, 0]);
-    close(await decoded('torchao'), [-8, 7, 1, 0]);
+    expectClose(await decoded('gptq'), [-8, 7, 1, 0]);
+    expectClose(await decoded('torchao'), [-8, 7, 1, 0]);
   });
 
   it('cut a group without negative values as GPTQ does, and not as torchao does', async () => {
@@ -76,20 +76,20 @@ describe('affine codes', () => {
   it('need not hold 0 in the way of AWQ', async () => {
     const weight = await encoded([[1, 2, 3, 4]], { bits: 2, groupSize: 4, grid: 'awq' });
     // Step 1, zero clamped to 0: codes 1, 2, 3, 3.
-    close(await dense(weight), [1, 2, 3, 3]);
+    expectClose(await dense(weight), [1, 2, 3, 3]);
     disposeWeight(weight);
   });
 
   it.each(['asymmetric', 'awq', 'absmax', 'gptq', 'torchao'] as const)('keep a group of zeros zero (%s)', async (grid) => {
     const weight = await encoded([[0, 0, 0, 0]], { bits: 3, groupSize: 4, grid });
-    close(await dense(weight), [0, 0, 0, 0]);
+    expectClose(await dense(weight), [0, 0, 0, 0]);
     disposeWeight(weight);
   });
 
   it('of three bits take three bits', async () => {
     const weight = await encoded([Array.from({ length: 32 }, (_, i) => i % 8)], { bits: 3, groupSize: 32, grid: 'asymmetric' });
     expect((await weight.parts['qweight']!.raw()).bytes).toHaveLength(12);
-    close(
+    expectClose(
       await dense(weight),
       Array.from({ length: 32 }, (_, i) => i % 8),
     );

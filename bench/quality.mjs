@@ -1,0 +1,71 @@
+/**
+ * What quantization costs a real model: perplexity on text that it was not trained on, by method and bits.
+ *   node bench/quality.mjs [folder] [--tokens 8192] [--bits 4,3,2] [--group 64] [--json]
+ * Calibration sees other text than evaluation. Run `pnpm build` before.
+ */
+import { parseArgs } from 'node:util';
+import { awq, disposeBatch, evaluateText, gptq, init, load, nf4, quantize, rtn, tokenBatch } from '../packages/niwaki/dist/index.js';
+import { keptOut, training } from '../examples/pretrain/corpus.mjs';
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    tokens: { type: 'string', default: '8192' },
+    bits: { type: 'string', default: '4,3,2' },
+    group: { type: 'string', default: '64' },
+    json: { type: 'boolean', default: false },
+  },
+});
+const source = positionals[0] ?? new URL('../packages/niwaki/models/niwaki-tiny', import.meta.url).pathname;
+const maxTokens = Number(values.tokens);
+const groupSize = Number(values.group);
+const context = 256;
+
+await init({ device: 'wasm' });
+
+/** The model anew, changed by `method`, and its score. */
+async function measure(name, method) {
+  const { model, tokenizer } = await load(source);
+  const started = performance.now();
+  let bitsAnEntry = 32;
+  if (method !== undefined) {
+    const batches = calibrated.has(method.kind) ? calibration(model, tokenizer) : [];
+    const { bytes, sites } = await quantize(model, method, batches.length > 0 ? { calibrate: { batches } } : {});
+    batches.forEach(disposeBatch);
+    const entries = model.sites([...sites]).reduce((sum, { weight }) => sum + weight.shape[0] * weight.shape[1], 0);
+    bitsAnEntry = (8 * bytes) / entries;
+  }
+  const seconds = (performance.now() - started) / 1000;
+  // Whole speeches from several times, as many as it takes.
+  const text = keptOut.filter((_, i) => i % 4 === 1).join('\n\n');
+  const { perplexity, nll } = await evaluateText(model, tokenizer, text, { maxTokens, context, batchSize: 4 });
+  model.dispose();
+  const row = { name, bitsAnEntry: Number(bitsAnEntry.toFixed(3)), nll, perplexity, seconds: Number(seconds.toFixed(1)) };
+  if (!values.json)
+    console.log(
+      `${name.padEnd(28)} ${row.bitsAnEntry.toFixed(2).padStart(6)} bits  ${perplexity.toFixed(3).padStart(12)}  ${row.seconds} s`,
+    );
+  return row;
+}
+
+const calibrated = new Set(['gptq', 'awq']);
+
+/** 32 windows of 256 tokens, each from a speech of its own. */
+function calibration({ info }, tokenizer) {
+  return Array.from({ length: 32 }, (_, i) => {
+    const speech = training[Math.floor((i * training.length) / 32)];
+    const ids = [...tokenizer.encode(speech.slice(0, 12 * context))].slice(0, context);
+    return tokenBatch([ids], { vocabularySize: info.vocabularySize });
+  });
+}
+
+const rows = [await measure('f32'), await measure('nf4', nf4())];
+for (const bits of values.bits.split(',').map(Number)) {
+  const options = { bits, groupSize };
+  rows.push(await measure(`rtn ${bits} bits, symmetric`, rtn({ ...options, symmetric: true })));
+  rows.push(await measure(`rtn ${bits} bits`, rtn(options)));
+  rows.push(await measure(`gptq ${bits} bits`, gptq(options)));
+  rows.push(await measure(`gptq ${bits} bits, act-order`, gptq({ ...options, actOrder: true })));
+  rows.push(await measure(`awq ${bits} bits`, awq(options)));
+}
+if (values.json) console.log(JSON.stringify(rows, undefined, 2));
