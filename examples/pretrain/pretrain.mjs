@@ -12,7 +12,6 @@ import {
   languageData,
   load,
   loadTokenizer,
-  nodeFolder,
   packSamples,
   saveModel,
   tokenizeDocuments,
@@ -23,7 +22,7 @@ import { keptOut, training } from './corpus.mjs';
 const home = new URL('../../packages/niwaki/models/niwaki-tiny', import.meta.url).pathname;
 const { values } = parseArgs({
   options: {
-    steps: { type: 'string', default: '4900' }, // 5 M tokens, about two passes
+    steps: { type: 'string', default: '5500' }, // 5.6 M tokens, a little over two passes
     'batch-size': { type: 'string', default: '4' },
     'learning-rate': { type: 'string', default: '3e-3' },
     threads: { type: 'string', default: '2' },
@@ -102,7 +101,7 @@ if (!options['evaluate-only']) {
     seed: options.seed,
     estimator: fullTapeBackprop(),
     evaluate: { every: 1000, run: async () => ({ bitsPerByte: await score(model, keptOut.slice(0, 4)) }) },
-    checkpoint: { folder: await nodeFolder(options.checkpoints), every: 200 },
+    checkpoint: { folder: options.checkpoints, every: 250, resume: true },
   });
   for await (const event of run) {
     if (event.kind === 'evaluation')
