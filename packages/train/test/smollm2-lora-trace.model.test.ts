@@ -33,10 +33,10 @@ describe.skipIf(missing)('LoRA on SmolLM2-135M-Instruct', () => {
       reference.grad_norms.map(() => 1),
     );
     const logits = distance(await logSumExps(model, reference.batches[0]!), reference.final_batch0_logsumexp.flat());
-    const { widest, rms, moved } = await compare(set);
+    const { widest, most, rms, moved } = await compare(set);
     tell(
       `LoRA over ${as}, 8 steps of 2 x 64, ${cpuSeconds.toFixed(2)} CPU s each: losses within ${sci(loss)}, norms within ${sci(norm)} of theirs, ` +
-        `logits within ${sci(logits)}, adapter within ${sci(widest)}, rms ${sci(rms)} where it moved by ${sci(moved)}`,
+        `logits within ${sci(logits)}; of the adapter nine tenths within ${sci(most)}, all within ${sci(widest)}, rms ${sci(rms)} of ${sci(moved)} moved`,
     );
     // The reference sums in f32 too, in another order: 1e-5, 1.3e-4 of the norm and 1e-3 were measured.
     expect(loss).toBeLessThan(1e-3);
@@ -44,6 +44,8 @@ describe.skipIf(missing)('LoRA on SmolLM2-135M-Instruct', () => {
     expect(logits).toBeLessThan(5e-3);
     // Adam moves an entry by the whole rate whatever its gradient's size, so where that is rounding noise the sign is too:
     // a few entries end a step or two apart (1.4e-3), all together a quarter of a percent of the way.
+    // Without weight decay nine tenths would be within 2.5e-6 instead of 6e-7.
+    expect(most).toBeLessThan(1.5e-6);
     expect(widest).toBeLessThan(4 * reference.lr);
     expect(rms / moved).toBeLessThan(0.01);
     model.dispose();
@@ -61,28 +63,40 @@ async function run(model: Model, { batches, lr, weight_decay, betas, eps }: Trac
   return steps;
 }
 
-/** What is saved, against the files of the reference: how far entries are apart, and how far they went in eight steps. */
-async function compare(set: AdapterSet): Promise<{ widest: number; rms: number; moved: number }> {
+interface Gaps {
+  readonly widest: number;
+  /** Nine tenths of the entries are closer. */
+  readonly most: number;
+  readonly rms: number;
+  /** Root mean square of what the reference changed in all steps. */
+  readonly moved: number;
+}
+
+/** What is saved, against the reference's file, entry by entry. */
+async function compare(set: AdapterSet): Promise<Gaps> {
   const sink = memoryFolderSink();
   await saveAdapter(set, sink);
   const own = await valuesOf(memorySource(sink.files.get('adapter_model.safetensors')!));
   const start = await valuesOf(await fileSource(`${adapterAt('init')}/adapter_model.safetensors`));
   const end = await valuesOf(await fileSource(`${adapterAt('final')}/adapter_model.safetensors`));
   expect([...own.keys()].sort()).toEqual([...end.keys()].sort());
-  let [widest, apart, moved, count] = [0, 0, 0, 0];
+  const gaps: number[] = [];
+  let moved = 0;
   for (const [name, expected] of end) {
-    const given = own.get(name)!;
-    const from = start.get(name)!;
+    const [given, from] = [own.get(name)!, start.get(name)!];
     expect(given).toHaveLength(expected.length);
     for (let i = 0; i < expected.length; i++) {
-      const gap = given[i]! - expected[i]!;
-      widest = Math.max(widest, Math.abs(gap));
-      apart += gap ** 2;
+      gaps.push(Math.abs(given[i]! - expected[i]!));
       moved += (expected[i]! - from[i]!) ** 2;
     }
-    count += expected.length;
   }
-  return { widest, rms: Math.sqrt(apart / count), moved: Math.sqrt(moved / count) };
+  const sorted = Float64Array.from(gaps).sort();
+  return {
+    widest: sorted.at(-1)!,
+    most: sorted[Math.floor(0.9 * sorted.length)]!,
+    rms: Math.sqrt(sorted.reduce((sum, gap) => sum + gap ** 2, 0) / sorted.length),
+    moved: Math.sqrt(moved / sorted.length),
+  };
 }
 
 async function valuesOf(source: ByteSource): Promise<Map<string, Float32Array>> {
