@@ -42,6 +42,7 @@ export default defineConfig({
             { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
             { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },
             { text: 'GaLore', link: '/methods/galore' },
+            { text: 'FRUGAL', link: '/methods/frugal' },
           ],
         },
       ],

@@ -91,7 +91,7 @@ export function projectGradients(
     scale,
     reset: false,
     of: (parameter, shape) => {
-      if (!takes(at === undefined ? { roles: ['matrix'] } : { at }, parameter)) return undefined;
+      if (!takes(at === undefined ? { roles: ['matrix'] } : { at }, parameter)) return 'whole';
       if (parameter.shape.length < 2) {
         throw new ConfigError(`galore: '${parameter.path}' [${parameter.shape}] is no matrix and cannot be projected`, {
           path: parameter.path,
@@ -99,7 +99,7 @@ export function projectGradients(
           help: 'Leave it out of `at`: what is not projected gets plain Adam.',
         });
       }
-      if (rank >= Math.min(...shape)) return undefined;
+      if (rank >= Math.min(...shape)) return 'whole';
       return spectralSubspace(shape, { rank, side: sideOf(projection, shape) });
     },
   });

@@ -15,5 +15,7 @@ export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
 export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';
 export { combineAdapters, type Combined, type CombineOptions } from './combine.ts';
 export { galore, projectGradients, type GaloreOptions, type ProjectionOptions } from './galore.ts';
+export { frugal, splitGradients, type FrugalOptions, type SplitOptions } from './frugal.ts';
+export { coordinateSubspace, type Coordinates } from './coordinate-subspace.ts';
 export { inSubspace, type Subspace, type SubspaceOptions } from './subspace.ts';
 export { spectralSubspace, type Side } from './spectral-subspace.ts';

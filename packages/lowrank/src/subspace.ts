@@ -6,6 +6,7 @@ import {
   sign,
   sub,
   tidy,
+  zerosLike,
   type Gradient,
   type Noise,
   type Parameter,
@@ -29,8 +30,8 @@ export interface Subspace {
 }
 
 export interface SubspaceOptions {
-  /** The subspace for a matrix [rows, columns], flattened to two sides; undefined: the whole parameter goes to the transform inside. */
-  readonly of: (parameter: Parameter, shape: readonly [number, number]) => Subspace | undefined;
+  /** The subspace for a matrix [rows, columns], flattened to two sides; 'whole': the transform inside gets all of it; 'none': all of it is rest. */
+  readonly of: (parameter: Parameter, shape: readonly [number, number]) => Subspace | 'whole' | 'none';
   /** Updates from one choice of the subspace to the next. */
   readonly every: number;
   /** Multiplies what comes back. */
@@ -60,11 +61,15 @@ export function inSubspace(name: string, inner: Transform, { of, every, scale, r
       },
     );
   }
-  const subspaces = new WeakMap<Parameter, Subspace | 'whole'>();
-  const subspaceOf = (parameter: Parameter): Subspace | undefined => {
-    const known = subspaces.get(parameter) ?? of(parameter, sidesOf(parameter)) ?? 'whole';
+  const subspaces = new WeakMap<Parameter, Subspace | 'whole' | 'none'>();
+  const subspaceOf = (parameter: Parameter): Subspace | 'whole' | 'none' => {
+    const known = subspaces.get(parameter) ?? of(parameter, sidesOf(parameter));
     subspaces.set(parameter, known);
-    return known === 'whole' ? undefined : known;
+    return known;
+  };
+  const restOf = (left: Tensor): Tensor => {
+    if (rest === undefined) return zerosLike(left);
+    return mul(rest.rule === 'sign' ? sign(left) : left, rest.scale * scale);
   };
   const fresh = (parameter: Parameter, subspace: Subspace): State => prefixed(inner.init(partOf(parameter, subspace.shape)), 'inner');
 
@@ -72,12 +77,13 @@ export function inSubspace(name: string, inner: Transform, { of, every, scale, r
     name,
     init: (parameter) => {
       const subspace = subspaceOf(parameter);
-      if (subspace === undefined) return inner.init(parameter);
+      if (subspace === 'whole') return inner.init(parameter);
+      if (subspace === 'none') return {};
       return { ...prefixed(subspace.initial(), 'at'), ...fresh(parameter, subspace), age: 0 };
     },
     due: ({ age }) => typeof age === 'number' && age % every === 0,
     prepare: async (gradient, state, { parameter, draw }) => {
-      const subspace = subspaceOf(parameter)!;
+      const subspace = subspaceOf(parameter) as Subspace;
       const matrix = matrixOf(gradient, parameter);
       try {
         const at = prefixed(await subspace.choose(matrix, draw.at(`${parameter.path}#subspace`)), 'at');
@@ -90,7 +96,8 @@ export function inSubspace(name: string, inner: Transform, { of, every, scale, r
       const { parameter } = context;
       const { age } = state;
       const subspace = subspaceOf(parameter);
-      if (subspace === undefined || typeof age !== 'number') return inner.update(gradient, state, context);
+      if (subspace === 'none') return { update: { kind: 'dense', value: restOf(valueOf(gradient)) }, state };
+      if (subspace === 'whole' || typeof age !== 'number') return inner.update(gradient, state, context);
       const at = substate(state, 'at');
       const matrix = matrixOf(gradient, parameter);
       const own = { ...countedFrom(context, (reset ? age % every : age) + 1), parameter: partOf(parameter, subspace.shape) };
@@ -98,7 +105,7 @@ export function inSubspace(name: string, inner: Transform, { of, every, scale, r
       let update: Tensor = mul(subspace.up(valueOf(made.update) as Tensor2D, at), scale);
       if (rest !== undefined && rest.scale > 0) {
         const left = subspace.rest?.(matrix, at) ?? sub(matrix, subspace.up(subspace.down(matrix, at), at));
-        update = add(update, mul(rest.rule === 'sign' ? sign(left) : left, rest.scale * scale));
+        update = add(update, restOf(left));
       }
       return {
         update: { kind: 'dense', value: reshape(update, [...parameter.shape]) },

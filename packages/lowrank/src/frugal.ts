@@ -1,0 +1,139 @@
+import { abs, ConfigError, greater, max, mul, sub, where, zerosLike, type Parameter, type Tensor2D } from '@niwaki/tensor';
+import {
+  addDecayedWeights,
+  chain,
+  checkRate,
+  groups,
+  scaleByAdam,
+  scaleByLearningRate,
+  stateStoredAs,
+  takes,
+  type AdamOptions,
+  type Group,
+  type StateStorage,
+  type Transform,
+} from '@niwaki/optim';
+import { coordinateSubspace, type Coordinates } from './coordinate-subspace.ts';
+import { spectralSubspace } from './spectral-subspace.ts';
+import { inSubspace, type Subspace } from './subspace.ts';
+
+export interface SplitOptions {
+  /** Part of each matrix that has state, in [0, 1]; default 0.25. 0: none has. */
+  readonly density?: number;
+  /** Applied updates from one choice of that part to the next; default 200. */
+  readonly every?: number;
+  /** What has state: 'columns' (default), 'rows' or single 'entries' drawn by chance, the gradient's 'singular' vectors, or 'random' ones. */
+  readonly split?: Coordinates | 'singular' | 'random';
+  /** What the rest of a gradient does: its 'sign' (default), itself ('sgd'), or 'none'. */
+  readonly rest?: 'sign' | 'sgd' | 'none';
+  /** Times the rest; default 1. 0.1 for fine-tuning. */
+  readonly restScale?: number;
+  /** Times the whole update of such a matrix; default 1. */
+  readonly scale?: number;
+  /** Default true: a new choice starts the moments and their bias correction anew. */
+  readonly reset?: boolean;
+  /** Paths of the matrices that are split; default all of the role 'matrix': no embedding, no head. */
+  readonly at?: string | readonly string[];
+}
+
+export interface FrugalOptions extends SplitOptions, AdamOptions {
+  /** Used where no schedule is given. */
+  readonly learningRate: number;
+  /** Decoupled, default 0. */
+  readonly weightDecay?: number;
+  readonly groups?: readonly Group[];
+  /** How the moments are stored; default '32bit'. */
+  readonly state?: StateStorage;
+  /** Another optimizer's direction in place of Adam's, e.g. scaleByLion(). */
+  readonly direction?: Transform;
+}
+
+/**
+ * FRUGAL (Zmushko et al. 2024, 2411.07837): Adam for a part of each matrix, signSGD for the rest, so that no direction of a
+ * gradient is thrown away. The part changes every 200 updates. With columns nothing is decomposed and nothing multiplied.
+ * State: 8 · density bytes an entry of the matrices, or 2.03 · density in 8 bits.
+ * @example frugal({ learningRate: 1e-3, density: 0.25 })
+ */
+export function frugal(options: FrugalOptions): Transform {
+  const { learningRate, weightDecay = 0, groups: list = [], state = '32bit', direction, ...rest } = options;
+  const { density, every, split, rest: rule, restScale, scale, reset, at, ...adam } = rest;
+  checkRate('frugal', learningRate);
+  const settings = groups(list, { weightDecay });
+  const given = Object.entries({ density, every, split, rest: rule, restScale, scale, reset, at }).filter(
+    ([, value]) => value !== undefined,
+  );
+  const transform = chain(
+    splitGradients(stateStoredAs(state, direction ?? scaleByAdam(adam)), Object.fromEntries(given)),
+    addDecayedWeights(settings.weightDecay, settings),
+    scaleByLearningRate(settings),
+  );
+  return { ...transform, name: 'frugal', learningRate };
+}
+
+const splits: ReadonlySet<string> = new Set(['columns', 'rows', 'entries', 'singular', 'random']);
+const rules: ReadonlySet<string> = new Set(['sign', 'sgd', 'none']);
+
+/** FRUGAL's split around any transform that makes a direction of a gradient. */
+export function splitGradients(inner: Transform, options: SplitOptions = {}): Transform {
+  const { density = 0.25, every = 200, split = 'columns', rest = 'sign', restScale = 1, scale = 1, reset = true, at } = options;
+  if (!(density >= 0 && density <= 1)) throw new ConfigError(`frugal: density must be in [0, 1], got ${density}`, { density });
+  if (!(restScale >= 0 && restScale < Infinity))
+    throw new ConfigError(`frugal: restScale must be at least 0, got ${restScale}`, { restScale });
+  oneOf('split', split, splits);
+  oneOf('rest', rest, rules);
+  return inSubspace('frugal', inner, {
+    every,
+    scale,
+    reset,
+    ...(rest !== 'none' && { rest: { rule: rest, scale: restScale } }),
+    of: (parameter, shape) => {
+      if (!takes(at === undefined ? { roles: ['matrix'] } : { at }, parameter)) return 'whole';
+      checkSplittable(parameter, split);
+      return subspaceOf(shape, { density, split });
+    },
+  });
+}
+
+function subspaceOf(
+  shape: readonly [number, number],
+  { density, split }: { density: number; split: NonNullable<SplitOptions['split']> },
+): Subspace | 'none' {
+  const [rows, columns] = shape;
+  if (split === 'columns' || split === 'rows' || split === 'entries') {
+    const total = { columns, rows, entries: rows * columns }[split];
+    const count = Math.floor(total * density);
+    return count === 0 ? 'none' : coordinateSubspace(shape, { over: split, count });
+  }
+  const rank = roundHalfEven(density * Math.min(rows, columns));
+  if (rank === 0) return 'none';
+  const side = rows >= columns ? 'right' : 'left';
+  const spectral = spectralSubspace(shape, { rank, side, from: split === 'singular' ? 'gradient' : 'chance' });
+  return {
+    ...spectral,
+    // What should cancel leaves rounding, of which signs would make whole steps.
+    rest: (gradient, at) => {
+      const left = sub(gradient, spectral.up(spectral.down(gradient, at), at));
+      return where(greater(abs(left), mul(max(abs(gradient)), 1e-6)), left, zerosLike(left)) as Tensor2D;
+    },
+  };
+}
+
+/** 2.5 is 2: as Python rounds the ranks of saved configurations. */
+function roundHalfEven(value: number): number {
+  const floor = Math.floor(value);
+  return value - floor === 0.5 ? floor + (floor % 2) : Math.round(value);
+}
+
+function checkSplittable({ path, role, shape }: Parameter, split: string): void {
+  if (shape.length >= 2 && (role === 'matrix' || role === 'values')) return;
+  throw new ConfigError(`frugal: '${path}' (${role}, [${shape}]) cannot be split by ${split}`, {
+    path,
+    role,
+    help: 'Leave it out of `at`: embeddings, norms and heads get the optimizer inside.',
+  });
+}
+
+function oneOf(name: string, value: string, allowed: ReadonlySet<string>): void {
+  if (!allowed.has(value))
+    throw new ConfigError(`frugal: ${name} must be one of ${[...allowed].join(', ')}, got '${value}'`, { [name]: value });
+}
