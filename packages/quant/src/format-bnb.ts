@@ -48,9 +48,6 @@ export const bnb4bit: Format<Weight> = {
   },
 };
 
-/** Formats of stored weights that this package reads and writes. */
-export const formats: readonly Format<Weight>[] = [bnb4bit];
-
 const books = ['nf4', 'fp4'];
 const stateName = (path: string, book: string): string => `${path}.weight.quant_state.bitsandbytes__${book}`;
 const stateNames = (names: ReadonlySet<string>, path: string): string[] => books.filter((book) => names.has(stateName(path, book)));

@@ -8,3 +8,6 @@ export { gptq, type GptqOptions } from './gptq.ts';
 export { awq, type AwqOptions } from './awq.ts';
 export * from './quantize.ts';
 export * from './format-bnb.ts';
+export * from './format-gptq.ts';
+export * from './format-awq.ts';
+export * from './formats.ts';

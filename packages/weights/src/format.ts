@@ -18,6 +18,11 @@ export interface TensorSource {
   read(name: string, range?: Range): Promise<RawTensor>;
 }
 
+export interface FormatReadOptions {
+  /** Told what the file says about itself that its contents contradict. */
+  readonly warn?: (message: string) => void;
+}
+
 /**
  * Maps tensors of a container to a value (a Weight, an adapter) and back. Formats are values: a method package exports
  * its own, the caller hands them to the loader, so that a container knows no method.
@@ -27,7 +32,7 @@ export interface Format<T> {
   /** Whether the tensors of `path` are in this format: decided by the names present, not by the config alone. */
   claims(names: ReadonlySet<string>, path: string, config: Json): boolean;
   /** @param path of the module: `model.layers.0.self_attn.q_proj` */
-  read(path: string, source: TensorSource, config: Json): Promise<T>;
+  read(path: string, source: TensorSource, config: Json, options?: FormatReadOptions): Promise<T>;
   /** The tensors to store under `path`, by full name; undefined where the value is not in this format. */
   write(value: T, path: string): Promise<ReadonlyMap<string, RawTensor>> | undefined;
   /** What a config file says about the values written (`quantization_config`). */

@@ -50,7 +50,7 @@ export async function readModel({ name: source, config, tensors, warn }: ReadMod
   const weight = async (path: string, role: Role): Promise<Weight | undefined> => {
     const module = path.replace(/\.weight$/, '');
     const format = formats.find((candidate) => candidate.claims(named.known(), module, config));
-    if (format !== undefined) return format.read(module, counted, config);
+    if (format !== undefined) return format.read(module, counted, config, { warn });
     return named.has(path) ? plainWeight(path, role, await counted.read(path), { dtype, config }) : undefined;
   };
   const vector = async (path: string, role: Role): Promise<Parameter | undefined> =>
