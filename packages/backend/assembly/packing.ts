@@ -49,10 +49,13 @@ function packTile(a: usize, lda: i32, transposed: i32, height: i32, k: i32, out:
   const row = (<usize>lda) << 2;
   const step = (<usize>height) << 2;
   if (transposed) {
+    // A row of the tile is 1 to 6 neighbors: four, and then two, and then one of them.
+    const two: usize = height & 4 ? 16 : 0;
+    const one: usize = two + (height & 2 ? 8 : 0);
     for (let i = 0; i < k; i++) {
-      let m = 0;
-      for (; m + 4 <= height; m += 4) v128.store(out + (m << 2), v128.load(a + (m << 2)));
-      for (; m < height; m++) store<f32>(out + (m << 2), load<f32>(a + (m << 2)));
+      if (height & 4) v128.store(out, v128.load(a));
+      if (height & 2) store<u64>(out + two, load<u64>(a + two));
+      if (height & 1) store<f32>(out + one, load<f32>(a + one));
       out += step;
       a += row;
     }

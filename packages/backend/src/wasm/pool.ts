@@ -88,6 +88,25 @@ export const singleThread = (kernels: WasmExports): Pool => ({
   close: () => {},
 });
 
+/**
+ * When other processes take the cores, a thread may lose its core in the middle of a task and the caller waits for it,
+ * longer than the task itself would have taken. After such a wait some calls run alone, twice as many each time it happens
+ * again. Results do not depend on who computes them.
+ */
+function backoff(): { alone(): boolean; report(times: { workedMs: number; waitedMs: number }): void } {
+  const [least, most] = [8, 512];
+  let rest = 0;
+  let next = least;
+  return {
+    alone: () => rest > 0 && rest-- > 0,
+    report: ({ workedMs, waitedMs }) => {
+      const late = waitedMs > 1 && waitedMs > workedMs;
+      if (late) rest = next;
+      next = late ? Math.min(most, 2 * next) : Math.max(least, next / 2);
+    },
+  };
+}
+
 export async function startPool({ module, memory, kernels, threads }: PoolOptions): Promise<Pool> {
   const control = new SharedArrayBuffer(controlBytes);
   const words = new Int32Array(control, 0, 16);
@@ -112,10 +131,17 @@ export async function startPool({ module, memory, kernels, threads }: PoolOption
   }
 
   let sequence = 0;
+  const busy = backoff();
   return {
     threads,
     run: (kernel, args, { count, scratchBytes, scratch }) => {
       const own = scratch(scratchBytes * threads);
+      const run = kernels[kernel]!;
+      if (busy.alone()) {
+        run(...args, 0, count, own);
+        return;
+      }
+      const start = performance.now();
       words[KERNEL] = ids.get(kernel)!;
       words[ARGUMENTS] = args.length;
       values.set(args);
@@ -127,11 +153,12 @@ export async function startPool({ module, memory, kernels, threads }: PoolOption
       sequence = (sequence + 1) & 0x7fff_ffff;
       Atomics.store(words, SEQUENCE, sequence);
       if (Atomics.load(words, ASLEEP) > 0) Atomics.notify(words, SEQUENCE);
-      const run = kernels[kernel]!;
       for (let task: number; (task = Atomics.add(words, NEXT, 1)) < count;) run(...args, task, task + 1, own);
       sequence = (sequence + 1) & 0x7fff_ffff;
       Atomics.store(words, SEQUENCE, sequence);
+      const done = performance.now();
       while (Atomics.load(words, ACTIVE) !== 0);
+      busy.report({ workedMs: done - start, waitedMs: performance.now() - done });
       if (Atomics.exchange(words, FAILED, 0) !== 0)
         throw new DeviceError(`internal: wasm kernel ${kernel} trapped on another thread`, { kernel });
     },

@@ -1,5 +1,6 @@
 import { getKernel, util, type KernelConfig, type TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
+import { taskRowsOf } from './entrywise.ts';
 import { sizeOf } from './kernel.ts';
 
 /**
@@ -61,7 +62,7 @@ export function sumAxis(
 ): void {
   const work = outer * axis * inner * 2;
   if (inner === 1) {
-    const taskRows = Math.max(1, Math.floor(16_384 / axis));
+    const taskRows = taskRowsOf(axis);
     device.run('sumRow', [from, to, outer, axis, divisor, taskRows], { tasks: Math.ceil(outer / taskRows), work });
     return;
   }
