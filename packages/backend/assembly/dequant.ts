@@ -354,6 +354,30 @@ function decodeAffine(parts: Parts, symmetric: bool, first: u32, count: i32, out
         out += 32;
       }
     }
+    if (bits < 4) {
+      for (; e < stop && (e & 7) !== 0; e++) {
+        store<f32>(out, s * <f32>(streamCode(data, bits, e) - zero));
+        out += 4;
+      }
+      // Eight codes begin on a byte. A product with a power of two moves each code of a lane to the top, where a shift brings it down.
+      const scale = f32x4.splat(s);
+      const zeros = i32x4.splat(zero);
+      const three = bits === 3;
+      const first = three ? i32x4(0x20000000, 0x4000000, 0x800000, 0x100000) : i32x4(0x40000000, 0x10000000, 0x4000000, 0x1000000);
+      const second = three ? i32x4(0x20000, 0x4000, 0x800, 0x100) : i32x4(0x400000, 0x100000, 0x40000, 0x10000);
+      const down = 32 - bits;
+      for (; e + 8 <= stop; e += 8) {
+        const at = data + (e >> 3) * bits;
+        let word: u32 = load<u16>(at);
+        if (three) word |= (<u32>load<u8>(at, 2)) << 16;
+        const lanes = i32x4.splat(word);
+        const low = i32x4.sub(i32x4.shr_u(i32x4.mul(lanes, first), down), zeros);
+        const high = i32x4.sub(i32x4.shr_u(i32x4.mul(lanes, second), down), zeros);
+        v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(low)));
+        v128.store(out, f32x4.mul(scale, f32x4.convert_i32x4_s(high)), 16);
+        out += 32;
+      }
+    }
     for (; e < stop; e++) {
       store<f32>(out, s * <f32>(streamCode(data, bits, e) - zero));
       out += 4;
