@@ -1,5 +1,5 @@
 /** How many times faster `ours` is than `theirs`: both run turn by turn, each judged by its best turn, so that a busy neighbor slows both or neither. */
-export async function against(ours, theirs, { turns = 12 } = {}) {
+export async function against(ours, theirs, { turns = 30 } = {}) {
   const best = { ours: Infinity, theirs: Infinity };
   for (let turn = -2; turn < turns; turn++) {
     for (const [side, run] of Object.entries({ ours, theirs })) {

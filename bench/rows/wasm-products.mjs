@@ -2,6 +2,7 @@
 import '@tensorflow/tfjs-backend-wasm';
 import { dispose, engine, keep, matMul, randomNormal, setBackend, tidy, zeros } from '@tensorflow/tfjs-core';
 import { init } from '../../packages/backend/dist/index.js';
+import { plain, relaxed } from '../../packages/backend/dist/generated/binaries.js';
 import { against } from '../against.mjs';
 
 const [height, depth, columns] = [256, 1024, 1024];
@@ -63,9 +64,36 @@ const packed = (name, format, transposed) => ({
   },
 });
 
+/** Multiply-adds on registers alone, by the same build of the kernels: no product can be faster. */
+async function peakOf(description) {
+  const binary = Buffer.from(description.includes('relaxed') ? relaxed : plain, 'base64');
+  const memory = new WebAssembly.Memory({ initial: 1 });
+  const { instance } = await WebAssembly.instantiate(binary, { env: { memory, abort() {} } });
+  const flopsPerRound = 96;
+  const count = Math.round((2 * height * depth * columns) / flopsPerRound);
+  return { use: async () => {}, once: () => instance.exports.peak(count, 1.5) };
+}
+
+/** Under 1: the share of the machine's own limit, which is what remains comparable between machines. */
+const ofPeak = {
+  name: "wasm f32 A·B, of the core's 128-bit peak",
+  floor: 0.85,
+  unit: 'the peak',
+  device: 'wasm',
+  threads: 1,
+  measure: async () => {
+    const { description } = await init({ device: 'wasm', threads: 1 });
+    const left = await side(ours(1), operands(false, false), product(false, false));
+    const result = await against(left, await peakOf(description));
+    left.end();
+    return result;
+  },
+};
+
 const slow = { turns: 2 };
 
 export const rows = [
+  ofPeak,
   f32('A·B', 1, 1.6, [false, false]),
   f32('A·B', 2, 2.8, [false, false]),
   f32('A·Bᵀ', 1, 20, [false, true], slow),

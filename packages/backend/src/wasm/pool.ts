@@ -100,7 +100,8 @@ function backoff(): { alone(): boolean; report(times: { workedMs: number; waited
   return {
     alone: () => rest > 0 && rest-- > 0,
     report: ({ workedMs, waitedMs }) => {
-      const late = waitedMs > 1 && waitedMs > workedMs;
+      // Twice, since the last of a few large tasks is waited for on a quiet machine too.
+      const late = waitedMs > 1 && waitedMs > 2 * workedMs;
       if (late) rest = next;
       next = late ? Math.min(most, 2 * next) : Math.max(least, next / 2);
     },
