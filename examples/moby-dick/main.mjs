@@ -70,7 +70,7 @@ const run = train(model, {
 });
 for await (const { kind, step, loss, tokensPerSecond, etaSeconds, memory } of run) {
   if (kind !== 'step' || (step % 10 !== 0 && step !== 1)) continue;
-  const bytes = `base ${megabytes(memory.base)}, adapter ${megabytes(memory.adapter)}, optimizer ${megabytes(memory.optimizer)}`;
+  const bytes = `base ${megabytes(memory.base)}, adapter ${megabytes(memory.adapter)}, optimizer ${megabytes(memory.optimizer)}, step ${megabytes(memory.activations)}`;
   say(
     `step ${String(step).padStart(3)}/${steps}  loss ${loss.toFixed(3)}  ${Math.round(tokensPerSecond)} tokens/s  ${Math.ceil(etaSeconds)} s left  ${bytes}`,
   );
