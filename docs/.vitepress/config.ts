@@ -43,6 +43,7 @@ export default defineConfig({
             { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },
             { text: 'GaLore', link: '/methods/galore' },
             { text: 'FRUGAL', link: '/methods/frugal' },
+            { text: 'LISA', link: '/methods/lisa' },
           ],
         },
       ],

@@ -10,4 +10,5 @@ export * from './language.ts';
 export * from './estimator.ts';
 export * from './backprop.ts';
 export { type GradientPlan, type GradientPlanEntry } from './gradient-plan.ts';
+export * from './participant.ts';
 export * from './step.ts';

@@ -16,6 +16,13 @@ import { dense } from './gradient.ts';
 /** The optimizer's state, one record a parameter, and the way an update reaches a parameter. It owns the tensors. */
 export interface OptimizerStates {
   get(parameter: Parameter): State;
+  /**
+   * Those that train from now on: the state of the others is freed, that of new ones made.
+   * @param updates applied updates so far, from which a new state counts its own
+   */
+  select(chosen: ReadonlySet<Parameter>, updates: number): void;
+  /** Updates of the run before this parameter's state was made. */
+  since(parameter: Parameter): number;
   /** The gradient in a kind that the optimizer takes. New tensors where it had to be written out. */
   accepted(gradient: Gradient, parameter: Parameter): Gradient;
   /** Host work, when due; what it replaces is disposed. */
@@ -30,11 +37,14 @@ export interface OptimizerStates {
   dispose(): void;
 }
 
+/** Beside a state that began after the run did: where it counts from. */
+const sinceKey = '#since';
+
+/** No state is made before the first `select`. */
 export function createOptimizerStates(optimizer: Transform, parameters: readonly Parameter[]): OptimizerStates {
   const states = new Map<Parameter, State>();
   const numbers = new Map<Parameter, Record<string, number>>();
-  for (const parameter of parameters)
-    states.set(parameter, keepState(tidy(() => optimizer.init(parameter) as Record<string, Tensor | number>)));
+  const began = new Map<Parameter, number>();
 
   const replace = (parameter: Parameter, next: State): void => {
     const old = states.get(parameter)!;
@@ -45,6 +55,20 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
 
   return {
     get: (parameter) => states.get(parameter)!,
+    select: (chosen, updates) => {
+      for (const [parameter, state] of states) {
+        if (chosen.has(parameter)) continue;
+        dispose(tensorsIn(state));
+        states.delete(parameter);
+        began.delete(parameter);
+      }
+      for (const parameter of parameters) {
+        if (!chosen.has(parameter) || states.has(parameter)) continue;
+        states.set(parameter, keepState(tidy(() => optimizer.init(parameter) as Record<string, Tensor | number>)));
+        began.set(parameter, updates);
+      }
+    },
+    since: (parameter) => began.get(parameter) ?? 0,
     accepted: (gradient, parameter) =>
       gradient.kind === 'dense' || optimizer.accepts?.includes(gradient.kind)
         ? gradient
@@ -77,22 +101,36 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
           if (Object.keys(fresh).length > 0) states.set(parameter, { ...states.get(parameter)!, ...fresh });
       numbers.clear();
     },
-    byPath: () => new Map([...states].map(([parameter, state]) => [parameter.path, state])),
+    byPath: () =>
+      new Map(
+        [...states].map(([parameter, state]) => {
+          const since = began.get(parameter) ?? 0;
+          return [parameter.path, since === 0 ? state : { ...state, [sinceKey]: since }];
+        }),
+      ),
     restore: (given) => {
-      const missing = parameters.filter(({ path }) => !given.has(path)).map(({ path }) => path);
-      if (missing.length > 0 || given.size !== parameters.length) {
-        const known = new Set(parameters.map(({ path }) => path));
-        const extra = [...given.keys()].filter((path) => !known.has(path));
+      const held = [...states.keys()];
+      // A state without entries leaves nothing in a file.
+      const missing = held.filter((parameter) => !given.has(parameter.path) && Object.keys(states.get(parameter)!).length > 0);
+      const known = new Map(parameters.map((parameter) => [parameter.path, parameter]));
+      const extra = [...given.keys()].filter((path) => !known.has(path));
+      if (missing.length > 0 || extra.length > 0) {
         throw new NotFoundError(
-          `the optimizer state does not fit: ${missing.length} of ${parameters.length} parameters have none, ${extra.length} are unknown`,
+          `the optimizer state does not fit: ${missing.length} of ${held.length} parameters have none, ${extra.length} are unknown`,
           {
-            missing,
+            missing: missing.map(({ path }) => path),
             extra,
             help: 'Resume with the model, adapter and optimizer that the checkpoint was made with.',
           },
         );
       }
-      for (const parameter of parameters) replace(parameter, given.get(parameter.path)!);
+      for (const parameter of held) checkNames(parameter, given.get(parameter.path) ?? {}, states.get(parameter)!);
+      for (const [path, { [sinceKey]: since = 0, ...state }] of given) {
+        const parameter = known.get(path)!;
+        if (states.has(parameter)) replace(parameter, state);
+        else states.set(parameter, keepState(state));
+        began.set(parameter, since as number);
+      }
     },
     bytes: () => [...states.values()].flatMap(tensorsIn).reduce((sum, { size }) => sum + size * 4, 0),
     dispose: () => {
@@ -100,6 +138,21 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
       states.clear();
     },
   };
+}
+
+function checkNames({ path }: Parameter, given: State, expected: State): void {
+  const [has, wants] = [given, expected].map((state) =>
+    Object.keys(state)
+      .filter((name) => name !== sinceKey)
+      .sort(),
+  );
+  if (has!.join() === wants!.join()) return;
+  throw new StateError(`the optimizer state of '${path}' has the entries ${has!.join(', ')}; this optimizer has ${wants!.join(', ')}`, {
+    path,
+    given: has,
+    expected: wants,
+    help: 'Resume with the optimizer, and the storage of its state, that the checkpoint was made with.',
+  });
 }
 
 const tensorsIn = (state: State): Tensor[] => Object.values(state).filter((value): value is Tensor => typeof value !== 'number');

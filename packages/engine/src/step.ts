@@ -7,6 +7,7 @@ import type { Estimator } from './estimator.ts';
 import { planGradients, type GradientPlan } from './gradient-plan.ts';
 import type { Objective } from './objective.ts';
 import { createOptimizerStates } from './optimizer-state.ts';
+import { chosenBy, type Participant } from './participant.ts';
 import { routeOf } from './route.ts';
 import { runAtomic, runEager } from './window.ts';
 
@@ -24,6 +25,8 @@ export interface StepOptions {
    * 'eager': each stage's update right after its backward; one stage of gradient memory; no global norm, no accumulation.
    */
   readonly commit?: 'step' | 'eager';
+  /** What else takes part in each step, e.g. a choice of what trains in it. */
+  readonly participants?: readonly Participant[];
 }
 
 export interface StepInput {
@@ -53,6 +56,7 @@ export interface StepResult {
 }
 
 export interface Step {
+  /** Of what trains now; of everything before the first step, where participants choose. */
   readonly plan: GradientPlan;
   run(input: StepInput): Promise<StepResult>;
   /** Applied updates so far. */
@@ -72,28 +76,45 @@ export interface Step {
  */
 export function createStep(options: StepOptions): Step {
   const { model, objective, optimizer, estimator = blockwiseBackprop(), view = plainView, commit = 'step' } = options;
+  const { participants = [] } = options;
   const wrt = new Set(options.wrt ?? [...model.parameters().values()].filter(({ trainable }) => trainable));
   check(options, wrt);
-  const plan = planGradients(routeOf(model, wrt), { commit, measured: optimizer.measure !== undefined });
+  const planOf = (trained: ReadonlySet<Parameter>): GradientPlan =>
+    planGradients(routeOf(model, trained), { commit, measured: optimizer.measure !== undefined });
   const states = createOptimizerStates(optimizer, [...wrt]);
+  const choosing = participants.some(({ begin }) => begin !== undefined);
+  let chosen: ReadonlySet<Parameter> = wrt;
+  let plan = planOf(wrt);
   let updates = 0;
+  // Where participants choose, state for all of it may never be there at once.
+  if (!choosing) states.select(wrt, 0);
+  const choose = (next: ReadonlySet<Parameter>): void => {
+    states.select(next, updates);
+    if (next.size === chosen.size && [...next].every((parameter) => chosen.has(parameter))) return;
+    chosen = next;
+    plan = planOf(next);
+  };
   let phase: 'idle' | 'running' | 'disposed' = 'idle';
   const mustBeIdle = (what: string): void => {
     if (phase !== 'idle') throw new StateError(`${what} while the step is ${phase}`, { phase, help: 'Await one step before the next.' });
   };
 
   return {
-    plan,
+    get plan() {
+      return plan;
+    },
     run: async (input) => {
       mustBeIdle('run()');
       const weights = input.batches.map((batch) => objective.weight(batch));
       const tokens = weights.reduce((sum, weight) => sum + weight, 0);
       checkWindow(weights, commit);
       phase = 'running';
+      const moment = { model, attempt: input.attempt, draw: input.draw, parameters: [...wrt] };
       try {
+        if (choosing) choose(chosenBy(participants, moment));
         const result = await (commit === 'eager' ? runEager : runAtomic)({
           ...input,
-          estimate: (turn, store) => estimator.estimate({ ...turn, model, objective, wrt, view }, { push: store.add }),
+          estimate: (turn, store) => estimator.estimate({ ...turn, model, objective, wrt: chosen, view }, { push: store.add }),
           optimizer,
           states,
           weights,
@@ -102,6 +123,7 @@ export function createStep(options: StepOptions): Step {
         });
         states.settle(result.counted);
         if (result.counted) updates++;
+        for (const { end } of participants) await end?.({ ...moment, applied: result.applied });
         return { loss: result.loss, gradNorm: Math.sqrt(result.squaredNorm), applied: result.applied, tokens };
       } finally {
         phase = 'idle';

@@ -15,7 +15,7 @@ import {
   type Scalar,
   type Tensor,
 } from '@niwaki/tensor';
-import type { Transform, UpdateContext } from '@niwaki/optim';
+import { countedFrom, type Transform, type UpdateContext } from '@niwaki/optim';
 import { createBreath } from './breath.ts';
 import type { Turn } from './estimator.ts';
 import { createGradientStore, squaredNorm, tensorsOf, total, type GradientStore } from './gradient.ts';
@@ -170,7 +170,7 @@ interface Shared {
 
 /** What an update is told, one parameter at a time; `once` shares tensors among them. */
 function contexts(
-  { attempt, rate, progress, draw }: WindowOptions,
+  { attempt, rate, progress, draw, states, updates: before }: WindowOptions,
   { updates, total, live }: Shared,
 ): (parameter: Parameter) => UpdateContext {
   const made = new Map<string, Scalar>();
@@ -182,7 +182,11 @@ function contexts(
     live.push(fresh);
     return fresh;
   };
-  return (parameter) => ({ parameter, attempt, updates, rate, progress, draw, once, ...(total === undefined ? {} : { total }) });
+  return (parameter) => {
+    const context = { parameter, attempt, updates, rate, progress, draw, once, ...(total === undefined ? {} : { total }) };
+    const since = states.since(parameter);
+    return since === 0 ? context : countedFrom(context, before + 1 - since);
+  };
 }
 
 function measureAll(store: GradientStore, { optimizer, states }: WindowOptions): Scalar | undefined {

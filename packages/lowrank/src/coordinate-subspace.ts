@@ -1,5 +1,5 @@
 import {
-  fillNoise,
+  distinctNumbers,
   gather,
   mul,
   reshape,
@@ -8,7 +8,6 @@ import {
   tensor1d,
   transpose,
   zeros,
-  type Noise,
   type Tensor1D,
   type Tensor2D,
 } from '@niwaki/tensor';
@@ -36,7 +35,7 @@ export function coordinateSubspace(
   return {
     shape: over === 'columns' ? [rows, count] : [count, width],
     initial: () => ({ index: zeros([count], 'int32') }),
-    choose: async (_, address) => ({ index: tensor1d(distinct(total, count, address), 'int32') }),
+    choose: async (_, address) => ({ index: tensor1d(distinctNumbers(total, count, address), 'int32') }),
     down: (gradient, at) => {
       if (over === 'columns') return gather(gradient, indexOf(at), 1) as Tensor2D;
       return gather(lines(gradient), indexOf(at)) as Tensor2D;
@@ -49,19 +48,4 @@ export function coordinateSubspace(
       return mul(gradient, reshape(kept, over === 'rows' ? [rows, 1] : [rows, columns]));
     },
   };
-}
-
-/** `count` of `total` numbers in ascending order, each as likely as the others: those with the smallest noise. */
-function distinct(total: number, count: number, { seed, ...address }: Noise): Int32Array {
-  const keys = new Float32Array(total);
-  fillNoise(keys, {
-    ...address,
-    seedLow: Number(seed & 0xffffffffn),
-    seedHigh: Number((seed >> 32n) & 0xffffffffn),
-    distribution: 'uniform',
-    length: total,
-    keep: 1,
-  });
-  const order = Int32Array.from(keys, (_, i) => i).sort((a, b) => keys[a]! - keys[b]! || a - b);
-  return order.slice(0, count).sort();
 }

@@ -5,6 +5,7 @@ export * from './op.ts';
 export * from './tape.ts';
 export * from './noise.ts';
 export * from './philox.ts';
+export * from './distinct-numbers.ts';
 export * from './nearest.ts';
 export * from './paths.ts';
 export * from './python-pattern.ts';
