@@ -1,7 +1,16 @@
 import { AbortError, ConfigError, createDraw, NumericError, throwIfAborted, type Json } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { chain, clipByGlobalNorm, type Schedule, type Transform } from '@niwaki/optim';
-import { causalLM, createStep, disposeBatch, type Estimator, type Objective, type StepOptions, type StepResult } from '@niwaki/engine';
+import {
+  causalLM,
+  createStep,
+  disposeBatch,
+  type Estimator,
+  type Objective,
+  type Participant,
+  type StepOptions,
+  type StepResult,
+} from '@niwaki/engine';
 import type { RunIdentity } from '../checkpoint/checkpoint.ts';
 import type { TrainData } from '../data/train-data.ts';
 import type { TrainEvent } from './events.ts';
@@ -37,6 +46,8 @@ export interface TrainOptions {
   readonly signal?: AbortSignal;
   readonly commit?: StepOptions['commit'];
   readonly estimator?: Estimator;
+  /** What else takes part in each step, e.g. lisa(). */
+  readonly participants?: readonly Participant[];
   /** Refused steps (the loss was not finite) in a row that end the run; default 5. */
   readonly maxRefused?: number;
   /** Kept in the checkpoint for whoever finds it. */
@@ -54,12 +65,12 @@ export interface TrainOptions {
  */
 export async function* train(model: Model, options: TrainOptions): AsyncGenerator<TrainEvent, void, undefined> {
   const { batchSize, accumulate, clip, seed, maxRefused, ...length } = checkOptions(options);
-  const { data, objective = causalLM(), signal, evaluate, estimator, commit } = options;
+  const { data, objective = causalLM(), signal, evaluate, estimator, commit, participants = [] } = options;
   const plan = data.plan({ batchSize, accumulate, seed });
   const steps = length.steps ?? length.epochs * plan.stepsPerEpoch;
   const optimizer = clip > 0 ? chain(clipByGlobalNorm(clip), options.optimizer) : options.optimizer;
   const rate = rateOf(options, steps);
-  const step = createStep({ model, objective, optimizer, ...(estimator && { estimator }), ...(commit && { commit }) });
+  const step = createStep({ model, objective, optimizer, participants, ...(estimator && { estimator }), ...(commit && { commit }) });
   try {
     const keeper = options.checkpoint && createKeeper(options.checkpoint, model, step);
     const run: RunIdentity = {
@@ -69,7 +80,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
       accumulate,
       data: data.hash,
       model: modelHash(model),
-      optimizer: optimizer.name,
+      optimizer: [optimizer, ...participants].map(({ name }) => name).join(' + '),
       schedule: options.schedule === undefined ? `constant ${optimizer.learningRate}` : JSON.stringify(options.schedule),
       objective: objective.name,
       estimator: estimator?.name ?? 'backprop',
