@@ -89,6 +89,10 @@ describe('the loop', () => {
     const adapter = [...model.parameters().values()].filter((p) => p.trainable).reduce((sum, p) => sum + p.bytes(), 0);
     // The tiny model has 5,712 parameters of 4 bytes.
     expect(held).toMatchObject({ base: 4 * 5712, adapter, trained: 0 });
+    // Measured: what was alive at most is what rests plus what the step needed, the held gradients at least.
+    expect(held.peak).toBe(held.base + held.adapter + held.optimizer + held.activations);
+    expect(held.activations).toBeGreaterThan(held.gradients);
+    expect(held.peak).toBeGreaterThan(held.total);
     expect(held.optimizer).toBeGreaterThanOrEqual(2 * adapter);
     expect(held.total).toBeGreaterThanOrEqual(held.base + held.adapter + held.optimizer);
     model.dispose();

@@ -147,5 +147,5 @@ function show(event: RecipeEvent, { terminal, bar, loading }: { terminal: Termin
 
 function wordsOf({ loss, tokensPerSecond, etaSeconds, memory, applied }: StepEvent): string {
   const refused = applied ? '' : ' (refused)';
-  return `loss ${loss.toFixed(4)}${refused} · ${inCount(tokensPerSecond)} tokens/s · ${inTime(etaSeconds)} left · ${inBytes(memory.total)}`;
+  return `loss ${loss.toFixed(4)}${refused} · ${inCount(tokensPerSecond)} tokens/s · ${inTime(etaSeconds)} left · ${inBytes(memory.peak)}`;
 }

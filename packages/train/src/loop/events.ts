@@ -9,6 +9,10 @@ export interface MemoryByOwner {
   readonly optimizer: number;
   /** Gradient bytes alive at once inside a step, at most: planned, not present at the boundary. */
   readonly gradients: number;
+  /** What the step held beside the owners above when it held most: activations, gradients, temporaries. Measured. */
+  readonly activations: number;
+  /** All tensors of the device when there were most of them in the step. Measured. */
+  readonly peak: number;
   /** All tensors of the device at the boundary. */
   readonly total: number;
 }

@@ -1,4 +1,4 @@
-import { memory, type Parameter } from '@niwaki/tensor';
+import { openMemoryLedger, type Parameter } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import type { Step } from '@niwaki/engine';
 import type { MemoryByOwner } from './events.ts';
@@ -13,12 +13,33 @@ export function adapterParameters(model: Model): Set<Parameter> {
   return found;
 }
 
-/** Who holds how many bytes now. */
-export function memoryByOwner(model: Model, step: Pick<Step, 'plan' | 'stateBytes'>): MemoryByOwner {
+export interface MemoryMeter {
+  /** Call before a step: its peak is counted from here. */
+  begin(): void;
+  /** Who holds how many bytes now, and how many there were at most since `begin`. */
+  report(): MemoryByOwner;
+  dispose(): void;
+}
+
+/** Counts every tensor of the device while it is open. */
+export function openMemoryMeter(model: Model, step: Pick<Step, 'plan' | 'stateBytes'>): MemoryMeter {
+  const ledger = openMemoryLedger();
+  return {
+    begin: () => ledger.resetPeak(),
+    report: () => {
+      const owners = { ...parameterBytes(model), optimizer: step.stateBytes() };
+      const atRest = Object.values(owners).reduce((sum, bytes) => sum + bytes, 0);
+      const peak = ledger.peak();
+      return { ...owners, gradients: step.plan.peakBytes, activations: Math.max(0, peak - atRest), peak, total: ledger.bytes() };
+    },
+    dispose: () => ledger.dispose(),
+  };
+}
+
+function parameterBytes(model: Model): { base: number; adapter: number; trained: number } {
   const adapters = adapterParameters(model);
   const bytes = { base: 0, adapter: 0, trained: 0 };
-  const parameters = new Set([...model.parameters().values(), ...adapters]);
-  for (const parameter of parameters)
+  for (const parameter of new Set([...model.parameters().values(), ...adapters]))
     bytes[adapters.has(parameter) ? 'adapter' : parameter.trainable ? 'trained' : 'base'] += parameter.bytes();
-  return { ...bytes, optimizer: step.stateBytes(), gradients: step.plan.peakBytes, total: memory().numBytes };
+  return bytes;
 }

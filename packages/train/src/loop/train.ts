@@ -15,7 +15,7 @@ import type { RunIdentity } from '../checkpoint/checkpoint.ts';
 import type { TrainData } from '../data/train-data.ts';
 import type { TrainEvent } from './events.ts';
 import { createKeeper, modelHash, type CheckpointOptions } from './keeper.ts';
-import { memoryByOwner } from './memory.ts';
+import { openMemoryMeter } from './memory.ts';
 import { checkOptions } from './options.ts';
 
 export interface TrainOptions {
@@ -71,6 +71,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
   const optimizer = clip > 0 ? chain(clipByGlobalNorm(clip), options.optimizer) : options.optimizer;
   const rate = rateOf(options, steps);
   const step = createStep({ model, objective, optimizer, participants, ...(estimator && { estimator }), ...(commit && { commit }) });
+  const meter = openMemoryMeter(model, step);
   try {
     const keeper = options.checkpoint && createKeeper(options.checkpoint, model, step);
     const run: RunIdentity = {
@@ -106,6 +107,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
         const epoch = Math.floor(attempt / plan.stepsPerEpoch);
         const learningRate = rate(attempt);
         const started = performance.now();
+        meter.begin();
         const window = await plan.window(epoch, attempt % plan.stepsPerEpoch);
         let result: StepResult;
         try {
@@ -137,7 +139,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
           tokensPerSecond: window.tokens / seconds,
           tokens,
           targets: result.tokens,
-          memory: memoryByOwner(model, step),
+          memory: meter.report(),
           etaSeconds: pace.remaining(),
           applied: result.applied,
         };
@@ -157,6 +159,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
       throw error;
     }
   } finally {
+    meter.dispose();
     step.dispose();
   }
 }
