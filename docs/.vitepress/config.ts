@@ -39,6 +39,7 @@ export default defineConfig({
             { text: 'GPTQ', link: '/methods/gptq' },
             { text: 'AWQ', link: '/methods/awq' },
             { text: 'LoRA, rsLoRA, DoRA', link: '/methods/lora' },
+            { text: '(IA)³', link: '/methods/ia3' },
             { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
             { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },
             { text: 'GaLore', link: '/methods/galore' },

@@ -4,6 +4,7 @@ import {
   adapt,
   deleteAdapter,
   dora,
+  ia3,
   loadAdapter,
   lora,
   mergeAdapter,
@@ -54,5 +55,14 @@ contract('lora with a bias', {
   at: ['q_proj', 'down_proj'],
   trained: ([out, width]) => 2 * (out + width) + out,
   merges: false,
+  mixes: false,
+});
+contract('ia3', { make: () => ia3(), at: ['k_proj', 'v_proj'], trained: ([out]) => out, mixes: false, seeded: false });
+contract('ia3 of inputs', { make: () => ia3(), at: 'down_proj', trained: ([, width]) => width, mixes: false, seeded: false });
+contract('ia3, random start', {
+  make: () => ia3({ init: false }),
+  at: ['q_proj', 'up_proj'],
+  trained: ([out]) => out,
+  startsAtBase: false,
   mixes: false,
 });

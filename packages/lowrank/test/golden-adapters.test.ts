@@ -20,6 +20,8 @@ const names = [
   'lora-layers-to-transform',
   'lora-modules-to-save',
   'lora-trainable-tokens',
+  'ia3',
+  'ia3-bias',
 ];
 
 describe.skipIf(!hasShared)('an adapter that Python wrote', () => {

@@ -1,0 +1,116 @@
+import {
+  ConfigError,
+  createDraw,
+  mul,
+  noise,
+  ones,
+  pythonFullMatch,
+  reshape,
+  tidy,
+  type Draw,
+  type Json,
+  type Parameter,
+  type Tensor,
+  type Tensor2D,
+} from '@niwaki/tensor';
+import { defineMethod, type Method } from '@niwaki/engine';
+import type { Adapter, Site } from '@niwaki/nn';
+import type { AdapterMethod, Binding } from './adapter-method.ts';
+import { adapterParameter, parameterPath } from './lora-adapter.ts';
+import type { TargetOptions } from './lora-options.ts';
+import { endsWithName } from './targets.ts';
+
+export interface Ia3Options extends Pick<TargetOptions, 'excludeModules' | 'modulesToSave'> {
+  /**
+   * Targets whose input is scaled instead of their output: a Python regular expression of the whole path, or names
+   * matched as dotted suffixes. Default `['down_proj']`, the one map of a gated MLP that reads its hidden activations.
+   */
+  readonly feedforwardModules?: string | readonly string[];
+  /** Default true: all factors 1, the base's output. False: factors from N(0, 1). */
+  readonly init?: boolean;
+}
+
+type Ia3Settings = Required<Pick<Ia3Options, 'feedforwardModules' | 'init'>> & TargetOptions;
+
+const slot = 'ia3_l';
+
+/**
+ * A trained factor for each output of a linear map, y = l ⊙ (W·x + b), or for each input of a feed-forward one,
+ * y = W·(l ⊙ x) + b (Liu et al. 2022, (IA)³). Trains out or in numbers a site, 4 bytes each. Merges exactly: the rows or
+ * columns of W are scaled.
+ * @throws ConfigError for an option of a wrong type
+ * @example await adapt(model, ia3(), { at: ['k_proj', 'v_proj', 'down_proj'] });
+ */
+export function ia3(options: Ia3Options = {}): AdapterMethod {
+  const settings = ia3Settings(options);
+  const scalesInput = inputScaler(settings.feedforwardModules);
+  const shared = {
+    kind: 'ia3',
+    options: settings as unknown as { readonly [name: string]: Json },
+    traits: { needs: ['vjp'] as const, gives: ['frozen-base'] as const },
+    makes: 'adapter' as const,
+    validate: checkSite,
+  };
+  const shapeOf = (site: Site): [number, number] => {
+    const [out, width] = site.weight!.shape;
+    return scalesInput(site.path) ? [1, width] : [out, 1];
+  };
+  const at = (site: Site, value: Tensor, { name }: Binding): Adapter =>
+    scaling(site, adapterParameter(site.path, name, slot, value, 'magnitude'), { input: scalesInput(site.path) });
+  const bind = (binding: Binding): Method =>
+    defineMethod({
+      ...shared,
+      make: async (site) => ({ adapter: at(site, factors(shapeOf(site), site.path, settings, binding), binding) }),
+    });
+  const alone: Binding = { name: 'default', draw: createDraw(0, 0), biasOf: () => undefined, warn: () => {} };
+  return {
+    ...bind(alone),
+    peftType: 'IA3',
+    targeting: settings,
+    slots: [slot],
+    stored: (site) => ({ [slot]: shapeOf(site) }),
+    rankAt: () => undefined,
+    bind,
+    restore: (site, tensors, binding) => at(site, tensors.get(slot)!, binding),
+  };
+}
+
+function ia3Settings({ feedforwardModules = ['down_proj'], init = true, ...rest }: Ia3Options): Ia3Settings {
+  if (typeof init !== 'boolean')
+    throw new ConfigError(`ia3: init must be true or false, got ${String(init)}`, { field: 'init', given: init });
+  return { ...rest, feedforwardModules, init };
+}
+
+function inputScaler(modules: string | readonly string[]): (path: string) => boolean {
+  if (typeof modules !== 'string') return (path) => modules.some((name) => endsWithName(path, name));
+  const expression = pythonFullMatch(modules);
+  return (path) => expression.test(path);
+}
+
+function checkSite({ path, point, weight }: Site): void {
+  if ((point === 'linear' || point === 'head') && weight !== undefined) return;
+  throw new ConfigError(`ia3 scales what a linear map reads or gives, '${path}' is a ${point}`, { path, point });
+}
+
+function factors(shape: [number, number], path: string, { init }: Ia3Settings, { name, draw }: { name: string; draw: Draw }): Tensor2D {
+  if (init) return ones(shape);
+  return tidy(() => noise(shape, draw.at(`${parameterPath(path, name, slot)}#init`), 'gaussian')) as Tensor2D;
+}
+
+function scaling({ point }: Site, factor: Parameter, { input }: { input: boolean }): Adapter {
+  return {
+    kind: 'ia3',
+    point,
+    parameters: { [slot]: factor },
+    apply: (x, next, call) => {
+      const row = reshape(call.value(factor), [1, -1]);
+      return input ? next(mul(x, row)) : (mul(next(x), row) as Tensor2D);
+    },
+    merge: async (weight, bias) =>
+      tidy(() => ({
+        matrix: mul(weight.dense(), factor.read()) as Tensor2D,
+        ...(bias !== undefined && !input && { bias: mul(bias.read(), reshape(factor.read(), [-1])) }),
+      })),
+    startsFrom: 'base',
+  };
+}
