@@ -3,6 +3,7 @@ import type { Kernel } from './kernel.ts';
 import { adamKernel } from './kernels/adam.ts';
 import { allFiniteKernel } from './kernels/all-finite.ts';
 import { attentionGradKernel, attentionKernel } from './kernels/attention.ts';
+import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-code.ts';
 import { chooseKernel } from './kernels/choose.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
 import { matMulKernel } from './kernels/mat-mul.ts';
@@ -22,6 +23,8 @@ const kernels: readonly Kernel[] = [
   chooseKernel,
   crossEntropyKernel,
   crossEntropyGradKernel,
+  dequantizeBlocksKernel,
+  quantizeBlocksKernel,
   cumprodKernel,
   cumsumKernel,
   matMulKernel,

@@ -1,6 +1,7 @@
 import { ConfigError, ShapeError } from '../errors.ts';
 import { runOp, type Op } from '../op.ts';
 import { codeBuckets, codeSearch, dynamicMap } from '../packed/dynamic-map.ts';
+import { unpackBytes, whole } from './word-bytes.ts';
 import {
   abs,
   add,
@@ -16,7 +17,6 @@ import {
   mul,
   pad,
   reshape,
-  scalar,
   sign,
   slice,
   sqrt,
@@ -48,7 +48,8 @@ type QuantizeAttributes = Required<BlockCode> & { guard: boolean };
 
 /**
  * Input x, f32 of any shape. Outputs [words int32 [ceil(n/4)], scales f32 [ceil(n/blockSize)]]. The reference passes
- * about 20 times over the entries, without a search: an eighth root finds the row of a table that holds the code.
+ * about 20 times over the entries, without a search: an eighth root finds the row of a table that holds the code. It packs
+ * by int32 arithmetic, which tfjs rounds to f32 on WebGPU: there only the kernel is right, as it is for `dequantizeBlocksOp`.
  */
 export const quantizeBlocksOp: Op<{ x: Tensor }, QuantizeAttributes> = {
   kernelName: 'NiwakiQuantizeBlocks',
@@ -83,7 +84,7 @@ export const dequantizeBlocksOp: Op<{ words: Tensor; scales: Tensor }, Required<
       tidy(() => {
         const rows = Math.ceil(count / blockSize);
         const own = slice(words as Tensor1D, [from / 4], [Math.ceil(count / 4)]);
-        const codes = unpacked(pad(own, [[0, (rows * blockSize) / 4 - own.size]]));
+        const codes = unpackBytes(pad(own, [[0, (rows * blockSize) / 4 - own.size]]));
         const blocks = reshape(gather(map, codes), [rows, blockSize]);
         const scaled = mul(blocks, reshape(slice(scales as Tensor1D, [from / blockSize], [rows]), [rows, 1]));
         return slice(reshape(scaled, [rows * blockSize]), [0], [count]);
@@ -92,9 +93,6 @@ export const dequantizeBlocksOp: Op<{ words: Tensor; scales: Tensor }, Required<
     return [concat(parts)];
   },
 };
-
-/** A number beside an int32 tensor: a plain one would make floats of both. */
-const whole = (value: number): Tensor => scalar(value, 'int32');
 
 /** Stretches of whole blocks. */
 function chunks(length: number, blockSize: number): { from: number; count: number }[] {
@@ -109,22 +107,6 @@ function packed(codes: Tensor): Tensor1D {
   const [a, b, c, d] = [0, 1, 2, 3].map((k) => reshape(slice(quads, [0, k], [count, 1]), [count])) as [Tensor, Tensor, Tensor, Tensor];
   const low = add(a, add(mul(b, 2 ** 8), mul(c, 2 ** 16)));
   return add(cast(low, 'int32'), mul(cast(d, 'int32'), whole(2 ** 24))) as Tensor1D;
-}
-
-/** The codes again, int32. No device has shifts among tfjs's ops: the highest byte is taken off first, what is left is exact in f32. */
-function unpacked(words: Tensor1D): Tensor {
-  // The word rounded to f32 may reach the next multiple of 2^24: then what is left is negative, and one too many was taken.
-  const near = cast(floor(mul(cast(words, 'float32'), 2 ** -24)), 'int32');
-  const rest = sub(words, mul(near, whole(2 ** 24)));
-  const over = cast(less(rest, whole(0)), 'int32');
-  const high = cast(sub(near, over), 'float32');
-  const low = cast(add(rest, mul(over, whole(2 ** 24))), 'float32');
-  const third = floor(mul(low, 2 ** -16));
-  const two = sub(low, mul(third, 2 ** 16));
-  const second = floor(mul(two, 2 ** -8));
-  const first = sub(two, mul(second, 2 ** 8));
-  const fourth = add(high, mul(cast(less(high, 0), 'float32'), 2 ** 8));
-  return reshape(cast(stack([first, second, third, fourth], 1), 'int32'), [words.size * 4]);
 }
 
 /**

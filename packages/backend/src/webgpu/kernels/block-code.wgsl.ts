@@ -1,0 +1,54 @@
+import { codeBuckets } from '@niwaki/tensor';
+import { program, reduction, type Program } from '../program.ts';
+
+type Encode = Program<'x' | 'base' | 'boundary', 'words' | 'scales', 'count' | 'blocks' | 'blockSize'>;
+
+/** One workgroup a block: its largest magnitude, then four codes a word. */
+export const encodeBlocks = ({ signed }: { readonly signed: boolean }): Encode =>
+  program({
+    key: `encode-blocks-${signed ? 'signed' : 'unsigned'}`,
+    inputs: { x: 'f32', base: 'f32', boundary: 'f32' },
+    outputs: { words: 'u32', scales: 'f32' },
+    uniforms: { count: 'u32', blocks: 'u32', blockSize: 'u32' },
+    workgroup: 64,
+    declarations: `${reduction('largest', 'max(a, b)')}
+fn codeOf(value: f32, divisor: f32) -> u32 {
+  let size = abs(value) / divisor;
+  let below = ${signed ? 'value < 0.0' : 'false'};
+  let bucket = min(u32(sqrt(sqrt(sqrt(size))) * ${codeBuckets}.0), ${codeBuckets}u);
+  let row = bucket + select(0u, ${codeBuckets + 1}u, below);
+  let step = select(0.0, 1.0, size > boundary[row]);
+  return u32(base[row] + select(step, -step, below));
+}`,
+    main: `
+  if (groupIndex >= u.blocks) { return; }
+  let start = groupIndex * u.blockSize;
+  let end = min(u.count, start + u.blockSize);
+  var mine = 0.0;
+  for (var i = start + lane; i < end; i += LANES) { mine = max(mine, abs(x[i])); }
+  let scale = largest(mine, lane);
+  if (lane == 0u) { scales[groupIndex] = scale; }
+  let divisor = select(scale, 1.0, scale == 0.0);
+  for (var w = start / 4u + lane; w * 4u < end; w += LANES) {
+    var word = 0u;
+    for (var k = 0u; k < 4u; k++) {
+      let i = w * 4u + k;
+      var value = 0.0;
+      if (i < end) { value = x[i]; }
+      word |= codeOf(value, divisor) << (8u * k);
+    }
+    words[w] = word;
+  }`,
+  });
+
+export const decodeBlocks: Program<'words' | 'scales' | 'map', 'values', 'count' | 'blockSize'> = program({
+  key: 'decode-blocks',
+  inputs: { words: 'u32', scales: 'f32', map: 'f32' },
+  outputs: { values: 'f32' },
+  uniforms: { count: 'u32', blockSize: 'u32' },
+  workgroup: 64,
+  main: `
+  if (index >= u.count) { return; }
+  let code = (words[index / 4u] >> (8u * (index % 4u))) & 255u;
+  values[index] = map[code] * scales[index / u.blockSize];`,
+});
