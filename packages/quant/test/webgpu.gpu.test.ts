@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import {
   decodePacked,
   denseParameter,
+  div,
   matMul,
   memory,
   recordTape,
@@ -12,9 +13,20 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { createCall, denseWeight, disposeWeight, encodeCodebook4, encodeGgufBlocks, ggufBlock, type Weight } from '@niwaki/weights';
+import {
+  createCall,
+  denseWeight,
+  disposeWeight,
+  encodeAffine,
+  encodeCodebook4,
+  encodeGgufBlocks,
+  ggufBlock,
+  type EncodeAffineOptions,
+  type Weight,
+} from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
-import { dynamicMap, fp4, fp4Codebook, nf4, nf4Codebook } from '../src/index.ts';
+import { dynamicMap, fp4, fp4Codebook, nf4, nf4Codebook, rtn } from '../src/index.ts';
+import { searchScales } from '../src/awq.ts';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 
 const missing = await gpuMissing();
@@ -53,6 +65,42 @@ describe.skipIf(missing)('quantized weights on WebGPU', () => {
     await expectReads(weight, widened);
     disposeWeight(dense);
     disposeWeight(weight);
+    expect(memory().numTensors).toBe(before);
+  });
+
+  it.each([
+    ['asymmetric', rtn({ bits: 3, groupSize: 32 })],
+    ['symmetric', rtn({ bits: 2, groupSize: 'row', symmetric: true })],
+  ] as const)('%s integers store the bytes of the host, and multiply as what they mean', async (_, method) => {
+    const dense = base();
+    const weight = (await method.make(site(dense), {})).weight!;
+    const { bits, groupSize, grid } = weight.options as unknown as EncodeAffineOptions;
+    const parts = await encodeAffine('m.weight', shape, rows, { bits, groupSize, grid });
+    expect([...(await weight.parts['qweight']!.raw()).bytes]).toEqual([...parts.codes]);
+    const packed: PackedShape = {
+      format: parts.zeros ? 'affine' : 'affine-symmetric',
+      out: shape[0],
+      in: shape[1],
+      blockSize: groupSize,
+      bits,
+    };
+    const widened = new Float32Array(source.length);
+    decodePacked(packed, parts, 0, widened.length, widened);
+    await expectReads(weight, widened);
+    for (const w of [dense, weight]) disposeWeight(w);
+  });
+
+  it('the search of AWQ chooses as on the host', async () => {
+    const before = memory().numTensors;
+    const x = tensor2d([8, 0.5, -1, 0.25, -6, 1, 0.5, -0.5, 10, -0.5, 1, 1], [3, 4]);
+    const w = tensor2d([0.31, -0.9, 0.44, 0.75, -0.62, 0.15, 0.8, -0.27], [2, 4]);
+    const gram = tidy(() => div(matMul(x, x, true, false), 3)) as Tensor2D;
+    const absMean = tensor1d([8, 2 / 3, 2.5 / 3, 1.75 / 3]);
+    const { ratio, losses } = await searchScales([w], { gram, absMean, bits: 2, groupSize: 4 });
+    expect(ratio).toBe(0.3);
+    expect(losses[0]).toBeCloseTo(2.419446, 3);
+    expect(losses[6]).toBeCloseTo(0.187865, 3);
+    for (const t of [x, w, gram, absMean]) t.dispose();
     expect(memory().numTensors).toBe(before);
   });
 
