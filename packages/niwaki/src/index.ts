@@ -7,6 +7,7 @@ export * from '@niwaki/engine';
 export * from '@niwaki/hub';
 export * from '@niwaki/quant';
 export * from '@niwaki/lowrank';
+export * from '@niwaki/sparse';
 export * from '@niwaki/train';
 // Wired with everything: these take the place of the bare ones.
 export { load } from './load.ts';

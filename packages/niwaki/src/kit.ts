@@ -1,8 +1,8 @@
 import { init } from '@niwaki/backend';
 import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
-import { adapt, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
-import { adamw, schedules, sgd } from '@niwaki/optim';
+import { adapt, frugal, galore, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
+import { adamw, lion, schedules, sgd } from '@niwaki/optim';
 import { fp4, nf4, quantize } from '@niwaki/quant';
 import { NotFoundError } from '@niwaki/tensor';
 import { diskFolder, runRecipe as runWith, type Recipe, type RecipeKit, type RecipeResult, type RunRecipeOptions } from '@niwaki/train';
@@ -31,7 +31,13 @@ export const recipeKit: RecipeKit = {
   loadAdapter,
   saveAdapter,
   saveModel,
-  optimizers: { adamw: (options) => adamw(options as never), sgd: (options) => sgd(options as never) },
+  optimizers: {
+    adamw: (options) => adamw(options as never),
+    sgd: (options) => sgd(options as never),
+    lion: (options) => lion(options as never),
+    galore: (options) => galore(options as never),
+    frugal: (options) => frugal(options as never),
+  },
   schedules: schedules as unknown as RecipeKit['schedules'],
   objectives: { causalLM },
 };
