@@ -3,7 +3,7 @@ import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
 import { adapt, frugal, galore, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
 import { adamw, lion, schedules, sgd } from '@niwaki/optim';
-import { fp4, nf4, quantize } from '@niwaki/quant';
+import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
 import { NotFoundError } from '@niwaki/tensor';
 import { diskFolder, runRecipe as runWith, type Recipe, type RecipeKit, type RecipeResult, type RunRecipeOptions } from '@niwaki/train';
 import { load } from './load.ts';
@@ -22,6 +22,7 @@ export const recipeKit: RecipeKit = {
   quantize: {
     nf4: (model, options, { at, signal }) => quantize(model, nf4(options as never), { at, ...(signal && { signal }) }),
     fp4: (model, options, { at, signal }) => quantize(model, fp4(options as never), { at, ...(signal && { signal }) }),
+    rtn: (model, options, { at, signal }) => quantize(model, rtn(options as never), { at, ...(signal && { signal }) }),
   },
   adapt: {
     lora: (model, options, { at, seed, signal }) => adapt(model, lora(options as never), { at, seed, ...(signal && { signal }) }),
