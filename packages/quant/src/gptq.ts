@@ -1,4 +1,4 @@
-import { ConfigError, packBits, type Tensor2D } from '@niwaki/tensor';
+import { ConfigError, inverseFactor, packBits, type Tensor2D } from '@niwaki/tensor';
 import { createBreath, defineMethod, inputGram, type Method, type Window } from '@niwaki/engine';
 import {
   affine,
@@ -14,7 +14,6 @@ import {
 import type { Site } from '@niwaki/nn';
 import { checkCalibratedSite, integerOptions, type IntegerOptions } from './affine-options.ts';
 import { compensatedRounding } from './compensated-rounding.ts';
-import { inverseFactor } from './inverse-factor.ts';
 
 export interface GptqOptions extends IntegerOptions {
   /** Added to the diagonal of the input's second moments, as a part of its mean; default 0.01. */

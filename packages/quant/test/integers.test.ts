@@ -1,12 +1,11 @@
 import { describe, expect, it } from 'vitest';
-import { AbortError, ConfigError, memory, NumericError, tensor1d, tensor2d, type Tensor2D } from '@niwaki/tensor';
+import { AbortError, ConfigError, inverseFactor, memory, NumericError, tensor1d, tensor2d, type Tensor2D } from '@niwaki/tensor';
 import { forward, initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
 import { disposeBatch, type Method } from '@niwaki/engine';
 import { weightBytes } from '@niwaki/weights';
 import { awq, gptq, quantize, rtn } from '../src/index.ts';
 import { searchScales } from '../src/awq.ts';
 import { compensatedRounding } from '../src/compensated-rounding.ts';
-import { inverseFactor } from '../src/inverse-factor.ts';
 
 const config = {
   model_type: 'llama',

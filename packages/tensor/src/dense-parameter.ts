@@ -1,7 +1,8 @@
 import { ConfigError, ShapeError, StateError } from './errors.ts';
-import { add, keep, maximum, minimum, mul, tidy, type Scalar, type Tensor } from './tfjs.ts';
+import { add, keep, maximum, minimum, mul, reshape, tidy, type Scalar, type Tensor } from './tfjs.ts';
 import type { Commit, Constraint, Gradient, Parameter, RawTensor, Role } from './parameter.ts';
 import { choose } from './ops/choose.ts';
+import { unpackFields } from './ops/unpack-fields.ts';
 import { bytesOf } from './packed/words.ts';
 
 export interface DenseParameterOptions {
@@ -80,10 +81,17 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
 function committed(old: Tensor, update: Gradient, ok: Scalar, how: Commit | undefined, constraint: Constraint | undefined): Tensor {
   const decayed = how?.decay ? mul(old, 1 - how.decay) : old;
   let next = add(decayed, denseUpdate(update, old));
-  if (constraint?.mask && 'bits' in constraint.mask) next = mul(next, constraint.mask.bits);
+  if (constraint?.mask && 'bits' in constraint.mask) next = mul(next, entryMask(constraint.mask.bits, old.shape));
   if (constraint?.floor !== undefined) next = maximum(next, constraint.floor);
   if (constraint?.box) next = minimum(maximum(next, constraint.box[0]), constraint.box[1]);
   return choose(ok, next, old);
+}
+
+/** A mask as f32 of a shape: as it is, or one bit an entry in int32 words. */
+export function entryMask(bits: Tensor, shape: readonly number[]): Tensor {
+  if (bits.dtype !== 'int32') return bits;
+  const count = shape.reduce((product, side) => product * side, 1);
+  return tidy(() => reshape(unpackFields(bits, { bits: 1, count }), [...shape]));
 }
 
 function denseUpdate(update: Gradient, like: Tensor): Tensor {

@@ -66,6 +66,7 @@ export interface RawTensor {
   readonly bytes: Uint8Array;
 }
 
+/** `bits`: 0 or 1 an entry, as f32 of the parameter's shape or as int32 words with one bit an entry, lowest first. */
 export type MaskValue = { readonly below: number } | { readonly keep: number; readonly noise: Noise } | { readonly bits: Tensor };
 
 export type Gradient =

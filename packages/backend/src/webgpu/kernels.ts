@@ -14,6 +14,7 @@ import { ropeKernel } from './kernels/rope.ts';
 import { cumprodKernel, cumsumKernel } from './kernels/scan.ts';
 import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
 import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
+import { unpackFieldsKernel } from './kernels/unpack-fields.ts';
 
 const kernels: readonly Kernel[] = [
   adamKernel,
@@ -36,6 +37,7 @@ const kernels: readonly Kernel[] = [
   ropeKernel,
   swigluKernel,
   swigluGradKernel,
+  unpackFieldsKernel,
   unsortedSegmentSumKernel,
 ];
 

@@ -1,4 +1,4 @@
-import { NumericError } from '@niwaki/tensor';
+import { NumericError } from '../errors.ts';
 
 /**
  * Upper triangular U with UᵀU = H⁻¹, n x n row-major in double precision: H = R·Rᵀ with R upper, and U = R⁻¹. About n³/3
