@@ -71,23 +71,44 @@ export function codeSearch({ signed, guard }: DynamicMapOptions & { readonly gua
 }
 
 function searchOf({ signed, guard }: DynamicMapOptions & { readonly guard: boolean }): CodeSearch {
-  const map = dynamicMap({ signed });
-  const zero = map.indexOf(0);
-  const positive = halfSearch(map.slice(zero), { guard: guard && !signed });
-  if (!signed) return { base: positive.base, boundary: positive.boundary };
-  const negative = halfSearch(
-    Float32Array.from({ length: zero + 1 }, (_, i) => -map[zero - i]!),
-    { guard: true },
-  );
+  const { zero, positive, negative } = codeBoundaries({ signed, guard });
+  const up = halfSearch(positive);
+  if (!signed) return up;
+  const down = halfSearch(negative);
   return {
-    base: Float32Array.from([...positive.base.map((steps) => zero + steps), ...negative.base.map((steps) => zero - steps)]),
-    boundary: Float32Array.from([...positive.boundary, ...negative.boundary]),
+    base: Float32Array.from([...up.base.map((steps) => zero + steps), ...down.base.map((steps) => zero - steps)]),
+    boundary: Float32Array.from([...up.boundary, ...down.boundary]),
   };
 }
 
-function halfSearch(magnitudes: Float32Array, { guard }: { guard: boolean }): CodeSearch {
-  const middles = Array.from({ length: magnitudes.length - 1 }, (_, i) => floorToF32((magnitudes[i]! + magnitudes[i + 1]!) / 2));
+/**
+ * Where codes end, as f32 magnitudes, ascending from 0: a magnitude u of a positive number is as many codes above `zero` as
+ * boundaries are below u; of a negative one as many below it.
+ */
+export function codeBoundaries({ signed, guard }: DynamicMapOptions & { readonly guard: boolean }): {
+  readonly zero: number;
+  readonly positive: Float32Array;
+  readonly negative: Float32Array;
+} {
+  const map = dynamicMap({ signed });
+  const zero = map.indexOf(0);
+  return {
+    zero,
+    positive: middlesOf(map.slice(zero), { guard: guard && !signed }),
+    negative: middlesOf(
+      Float32Array.from({ length: zero + 1 }, (_, i) => -map[zero - i]!),
+      { guard: true },
+    ),
+  };
+}
+
+function middlesOf(magnitudes: Float32Array, { guard }: { guard: boolean }): Float32Array {
+  const middles = Float32Array.from({ length: magnitudes.length - 1 }, (_, i) => floorToF32((magnitudes[i]! + magnitudes[i + 1]!) / 2));
   if (guard) middles[0] = 0;
+  return middles;
+}
+
+function halfSearch(middles: Float32Array): CodeSearch {
   const base = new Float32Array(codeBuckets + 1);
   const boundary = new Float32Array(codeBuckets + 1).fill(2);
   for (let bucket = 0, below = 0; bucket <= codeBuckets; bucket++) {
