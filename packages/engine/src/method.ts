@@ -1,6 +1,6 @@
 import { AbortError, ConfigError, NiwakiError, StateError, throwIfAborted, type Json } from '@niwaki/tensor';
-import type { Weight } from '@niwaki/weights';
-import type { Adapter, Model, Selector, Site } from '@niwaki/nn';
+import { disposeWeight, type Weight } from '@niwaki/weights';
+import type { Adapter, Model, Point, Selector, Site } from '@niwaki/nn';
 import { calibrate, sitesFrom, type Calibrate, type Walk } from './calibration/calibrate.ts';
 import type { Collectors } from './calibration/collector.ts';
 import type { Window } from './calibration/window.ts';
@@ -10,8 +10,9 @@ import type { Traits } from './traits.ts';
 /** What a method decided over all sites before it made the first: global budgets, shared parameters. */
 export type Plan = Readonly<Record<string, unknown>>;
 
-/** What a method made for one site; exactly the member its `makes` names. */
+/** What a method made for one site: the member its `makes` names. An adapter may come with the weight it starts from. */
 export interface Made {
+  /** Beside an adapter: what the site has to hold for the adapter to mean what it should. The caller's to put there. */
   readonly weight?: Weight;
   readonly adapter?: Adapter;
 }
@@ -27,6 +28,8 @@ export interface Method<P extends Plan = Plan> {
   readonly traits: Traits;
   /** 'weight': replaces what the site stores. 'adapter': adds middleware at the site. */
   readonly makes: 'weight' | 'adapter';
+  /** The sites it is for; default those that store a weight. Modules around linear maps must be named here to be found. */
+  readonly points?: readonly Point[];
   /** Throws when the method cannot serve this site. Called for every site before the first is made; must not allocate. */
   validate?(site: Site, model: Model): void;
   /** Sees all sites at once. Absent: an empty plan. */
@@ -86,8 +89,8 @@ export interface Applied<P extends Plan = Plan> {
 /**
  * Runs a one-shot method over a model: the engine of `quantize` and `adapt`.
  *
- * Order: select → validate every site → plan → make. Adapters are only collected, so any failure leaves the model as it
- * was. Weights are replaced one site at a time, so that float and packed copies of the whole model never coexist; up to
+ * Order: select → validate every site → plan → make. Adapters, and weights that come with them, are only collected, so
+ * any failure leaves the model as it was. Weights are replaced one site at a time, so that float and packed copies of the whole model never coexist; up to
  * `undoBytes` of old weights are kept for taking everything back. Sites tied to one stored weight are made once.
  * @throws the method's own error with the site's path; `StateError` when some sites are replaced for good
  */
@@ -109,11 +112,12 @@ export async function applyMethod<P extends Plan>(model: Model, method: Method<P
 /** The sites a method will serve: `at` without `exclude`, in the model's order; tied sites once where weights are made. */
 export function selectSites(
   model: Model,
-  method: Pick<Method, 'kind' | 'makes'>,
+  method: Pick<Method, 'kind' | 'makes' | 'points'>,
   { at, exclude }: Pick<ApplyOptions, 'at' | 'exclude'>,
 ): readonly Site[] {
-  const out = new Set(exclude === undefined ? [] : model.sites(exclude));
-  const sites = model.sites(at).filter((site) => !out.has(site));
+  const { points } = method;
+  const out = new Set(exclude === undefined ? [] : model.sites(exclude, { points }));
+  const sites = model.sites(at, { points }).filter((site) => !out.has(site));
   if (sites.length === 0) {
     throw new ConfigError(`${method.kind}: 'exclude' leaves nothing of 'at'`, { help: 'Narrow `exclude` or widen `at`.' });
   }
@@ -150,7 +154,10 @@ async function makeAdapters<P extends Plan>(
       onProgress?.({ done: made.size, total: sites.length, path: site.path });
     }
   } catch (error) {
-    for (const { adapter } of made.values()) for (const parameter of Object.values(adapter!.parameters)) parameter.dispose();
+    for (const { adapter, weight } of made.values()) {
+      for (const parameter of Object.values(adapter!.parameters)) parameter.dispose();
+      if (weight !== undefined) disposeWeight(weight);
+    }
     throw error;
   }
   return made;

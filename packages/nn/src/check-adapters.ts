@@ -1,5 +1,5 @@
 import { ConfigError, NotFoundError, ShapeError, StateError, type Parameter } from '@niwaki/tensor';
-import type { AdapterSet, Site } from './graph.ts';
+import type { AdapterSet, Point, Site } from './graph.ts';
 import { exactly } from './select-sites.ts';
 import { parametersOfSet, replaceable, type StageSpec } from './stage-parameters.ts';
 
@@ -23,8 +23,7 @@ export function checkSet(set: AdapterSet, { adapters, siteAt, specs, taken }: Se
   }
   for (const [path, adapter] of set.sites) {
     const site = exactly(path, siteAt, `site of adapter '${set.name}'`);
-    // The output head is a linear map that patterns for all linear maps leave out.
-    if (adapter.point === site.point || (adapter.point === 'linear' && site.point === 'head')) continue;
+    if (fits(adapter.point, site.point)) continue;
     throw new ConfigError(`adapter '${set.name}' (${adapter.kind}) is for a ${adapter.point}, '${path}' is a ${site.point}`, {
       path,
       name: set.name,
@@ -45,6 +44,10 @@ export function checkSet(set: AdapterSet, { adapters, siteAt, specs, taken }: Se
   }
   checkParameterPaths(set, taken);
 }
+
+/** The output head is a linear map that patterns for all linear maps leave out. */
+const fits = (adapter: Point, site: Point): boolean =>
+  adapter === site || (adapter === 'linear' && site === 'head') || (adapter === 'sublayer' && (site === 'attention' || site === 'ffn'));
 
 function checkParameterPaths(set: AdapterSet, taken: readonly Parameter[]): void {
   const known = new Map(taken.map((parameter) => [parameter.path, parameter]));

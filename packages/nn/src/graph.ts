@@ -11,6 +11,7 @@ export interface Stage {
   readonly writes: readonly string[];
   /** Streams among `reads` that are tables and bounds: no gradient goes through them. */
   readonly constants?: readonly string[];
+  /** Sites that store a weight. */
   readonly sites: readonly Site[];
   /** Everything the stage reads, adapters attached now included. */
   parameters(): readonly Parameter[];
@@ -19,7 +20,11 @@ export interface Stage {
 
 export type Point = 'linear' | 'conv' | 'embedding' | 'norm' | 'attention' | 'ffn' | 'sublayer' | 'block' | 'head';
 
-/** A place an adapter or another weight can go. `weight` and `bias` change when the model is quantized or merged. */
+/**
+ * A place an adapter or another weight can go. `weight` and `bias` change when the model is quantized or merged. Modules
+ * around linear maps are sites without a weight: 'attention' and 'ffn' (from the normed input to what is added to the
+ * residual stream), 'norm', 'block'. An adapter for a 'sublayer' fits an attention and an ffn.
+ */
 export interface Site {
   /** Module path, as in Hugging Face: `model.layers.0.self_attn.q_proj`. */
   readonly path: string;
@@ -30,6 +35,21 @@ export interface Site {
   readonly inputId: string;
   /** Sites whose matrix is one stored Weight (tied embeddings): a replacement goes to all of them. */
   tiedTo?: string;
+}
+
+/** Rows put in front of every sequence, as if they were tokens: prompt tuning. */
+export interface Prompt {
+  readonly count: number;
+  /** [count, hidden] */
+  rows(call: Call): Tensor2D;
+}
+
+/** Keys and values that every query of a layer sees, in front of those of the tokens and not rotated: prefix tuning. */
+export interface Prefix {
+  readonly count: number;
+  /** [count, kvHeads · headSize] each. */
+  keys(call: Call): Tensor2D;
+  values(call: Call): Tensor2D;
 }
 
 /** Middleware at a site. */
@@ -46,6 +66,10 @@ export interface Adapter {
    * @param base the site's own weight, where adapters merged before this one already changed `weight`
    */
   merge?(weight: Weight, bias?: Parameter, base?: Weight): Promise<MergedSite>;
+  /** At an embedding. Sequences grow by `count` inside the model; what leaves the last block is the caller's rows again. */
+  readonly prompt?: Prompt;
+  /** At an attention. Tokens take the positions after the longest prefix of their set. */
+  readonly prefix?: Prefix;
   readonly startsFrom?: 'base' | 'near' | 'rewritten' | 'elsewhere';
   readonly gradient?: 'exact' | 'surrogate';
 }
@@ -69,6 +93,10 @@ export interface AdapterSet {
 
 export type Selector = string | readonly string[] | ((site: Site) => boolean);
 
+export interface SiteOptions {
+  readonly points?: readonly Point[] | undefined;
+}
+
 export interface ModelInfo {
   readonly family: string;
   /** Hugging Face config (v4 names), as read or derived. */
@@ -90,8 +118,11 @@ export interface ReplaceOptions {
 export interface Model {
   readonly info: ModelInfo;
   stages(): readonly Stage[];
-  /** Sites by path, glob or predicate; nothing matched is an error that lists near misses. */
-  sites(at: Selector): readonly Site[];
+  /**
+   * Sites by path, glob or predicate; nothing matched is an error that lists near misses. Without `points` those that
+   * store a weight; with them those of these points, modules included.
+   */
+  sites(at: Selector, options?: SiteOptions): readonly Site[];
   /** Every parameter by path: the base's and those of attached adapters. Tied names are one. */
   parameters(): ReadonlyMap<string, Parameter>;
   /**

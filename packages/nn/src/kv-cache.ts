@@ -1,4 +1,4 @@
-import { concat, keep, ShapeError, slice, type Tensor4D } from '@niwaki/tensor';
+import { concat, keep, ShapeError, slice, StateError, type Tensor4D } from '@niwaki/tensor';
 import type { Session } from '@niwaki/weights';
 
 /**
@@ -9,8 +9,11 @@ import type { Session } from '@niwaki/weights';
 export interface KeyValueCache {
   /** Tokens cached. */
   readonly length: number;
-  /** Keys and values of a layer with the new ones behind the cached: the cache owns both. [batch, length + new, kvHeads, d] */
-  extend(layer: string, k: Tensor4D, v: Tensor4D): { readonly k: Tensor4D; readonly v: Tensor4D };
+  /**
+   * Keys and values of a layer with the new ones behind the cached: the cache owns both. [batch, lead + length + new, kvHeads, d]
+   * @param lead rows in front that stand for no token, which the first pass brings along
+   */
+  extend(layer: string, k: Tensor4D, v: Tensor4D, lead?: number): { readonly k: Tensor4D; readonly v: Tensor4D };
   /** Makes what the layers were given in this pass part of the past. */
   advance(tokens: number): void;
   /** Forgets everything after the first `length` tokens. */
@@ -20,12 +23,13 @@ export interface KeyValueCache {
 }
 
 export function createKeyValueCache(): KeyValueCache {
-  const layers = new Map<string, { k: Tensor4D; v: Tensor4D }>();
+  const layers = new Map<string, { k: Tensor4D; v: Tensor4D; lead: number }>();
   let length = 0;
-  const joined = (old: Tensor4D | undefined, next: Tensor4D): Tensor4D => {
+  const joined = (old: Tensor4D | undefined, next: Tensor4D, lead: number): Tensor4D => {
     if (old === undefined || length === 0) return keep(next.clone());
-    const [batch, , heads, size] = old.shape;
-    const past = old.shape[1] === length ? old : slice(old, [0, 0, 0, 0], [batch, length, heads, size]);
+    const [batch, rows, heads, size] = old.shape;
+    const kept = lead + length;
+    const past = rows === kept ? old : slice(old, [0, 0, 0, 0], [batch, kept, heads, size]);
     const whole = keep(concat([past, next], 1));
     if (past !== old) past.dispose();
     return whole;
@@ -41,9 +45,20 @@ export function createKeyValueCache(): KeyValueCache {
     get length() {
       return length;
     },
-    extend: (layer, k, v) => {
+    extend: (layer, k, v, lead = 0) => {
       const old = layers.get(layer);
-      const next = { k: joined(old?.k, k), v: joined(old?.v, v) };
+      if (old !== undefined && length > 0 && old.lead !== lead) {
+        throw new StateError(
+          `the cache of '${layer}' begins with ${old.lead} rows of a prompt or prefix, the active adapters bring ${lead}`,
+          {
+            layer,
+            expected: old.lead,
+            given: lead,
+            help: 'Begin with a new cache after switching adapters.',
+          },
+        );
+      }
+      const next = { k: joined(old?.k, k, lead), v: joined(old?.v, v, lead), lead };
       old?.k.dispose();
       old?.v.dispose();
       layers.set(layer, next);

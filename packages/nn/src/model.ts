@@ -4,7 +4,7 @@ import type { AdapterSet, Model, ModelInfo, Site, Stage } from './graph.ts';
 import { replaceWeight } from './replace-weight.ts';
 import type { Attached } from './run-site.ts';
 import { exactly, selectSites } from './select-sites.ts';
-import { parametersOf, parametersOfSet, unique, type StageSpec } from './stage-parameters.ts';
+import { parametersOf, parametersOfSet, placesOf, unique, type StageSpec } from './stage-parameters.ts';
 
 export interface GraphSpec {
   readonly info: ModelInfo;
@@ -28,6 +28,8 @@ export function createGraph(spec: GraphSpec): Model {
   const specs = spec.stages(attached);
   const stages = specs.map((stage): Stage => ({ ...stage, parameters: () => unique(parametersOf(stage, adapters)) }));
   const allSites = specs.flatMap((stage) => stage.sites);
+  const places = specs.flatMap(placesOf);
+  const placeAt = new Map(places.map((site) => [site.path, site]));
   const siteAt = new Map(allSites.map((site) => [site.path, site]));
   const ties = new Map(allSites.flatMap((site) => (site.tiedTo === undefined ? [] : [[site, site.tiedTo] as const])));
   const holds = (site: Site, to: string): boolean => siteAt.get(to)?.weight === site.weight;
@@ -43,7 +45,7 @@ export function createGraph(spec: GraphSpec): Model {
         : spec.info;
     },
     stages: () => stages,
-    sites: (at) => selectSites(allSites, at),
+    sites: (at, { points } = {}) => selectSites(points === undefined ? allSites : places.filter((site) => points.includes(site.point)), at),
     parameters: () => new Map(everything().map((parameter) => [parameter.path, parameter])),
     replace: (path, weight, options = {}) => {
       replaceWeight(siteOf(path), allSites, weight, options);
@@ -55,7 +57,7 @@ export function createGraph(spec: GraphSpec): Model {
     },
     adapters,
     attach: (set) => {
-      checkSet(set, { adapters, siteAt, specs, taken: everything() });
+      checkSet(set, { adapters, siteAt: placeAt, specs, taken: everything() });
       adapters.set(set.name, set);
       if (adapters.size === 1) active = [set.name];
     },

@@ -18,15 +18,47 @@ export function runSite(site: Site, x: Tensor, call: Call, attached: Attached): 
   const chosen = call.view.adapters ?? attached.active;
   if (isRowIndex(chosen)) return runMixed(site, x, call, attached, chosen);
   const sets = setsOf(chosen, attached);
-  let next = (input: Tensor): Tensor2D => runBase(site, input, call, sets);
+  return around(site, call, sets, (input) => runBase(site, input, call, sets))(x);
+}
+
+/**
+ * A module around linear maps (a site without a weight), with the active adapters of its path around it.
+ * @throws ConfigError where a batch has an adapter for each row and one of the sets is at this module
+ */
+export function runModule<X extends Tensor>(site: Site, x: X, module: (x: X) => Tensor2D, call: Call, attached: Attached): Tensor2D {
+  if (attached.adapters.size === 0) return module(x);
+  const chosen = call.view.adapters ?? attached.active;
+  if (!isRowIndex(chosen)) return around(site, call, setsOf(chosen, attached), (input) => module(input as X))(x);
+  for (const set of attached.adapters.values()) if (set.sites.has(site.path)) throw cannotMix(set, site);
+  return module(x);
+}
+
+/** The sets that a call reads; none where each row has its own. */
+export function activeSets(call: Call, attached: Attached): readonly AdapterSet[] {
+  if (attached.adapters.size === 0) return [];
+  const chosen = call.view.adapters ?? attached.active;
+  return isRowIndex(chosen) ? [] : setsOf(chosen, attached);
+}
+
+function around(site: Site, call: Call, sets: readonly AdapterSet[], base: (x: Tensor) => Tensor2D): (x: Tensor) => Tensor2D {
+  let next = base;
   for (const set of sets) {
     const adapter = set.sites.get(site.path);
     if (adapter === undefined) continue;
     const inner = next;
     next = (input) => adapter.apply(input, inner, call, site);
   }
-  return next(x);
+  return next;
 }
+
+const cannotMix = ({ name, sites }: AdapterSet, { path }: Site): ConfigError => {
+  const { kind } = sites.get(path)!;
+  return new ConfigError(`adapter '${name}' (${kind}) at '${path}' adds nothing to the base output: it cannot be mixed by row`, {
+    path,
+    kind,
+    help: 'Mix additive adapters only, or run one adapter for the whole batch.',
+  });
+};
 
 /** A parameter that belongs to no site (a norm), or what an active set puts in its place; `tracked` as in `call.tracks`. */
 export function readOwn(parameter: Parameter, call: Call, attached: Attached): { readonly value: Tensor; readonly tracked: boolean } {
@@ -94,16 +126,7 @@ function runMixed(site: Site, x: Tensor, call: Call, { adapters }: Attached, ind
     const adapter = set.sites.get(site.path);
     if (adapter === undefined) continue;
     const delta = adapter.delta?.();
-    if (delta === undefined) {
-      throw new ConfigError(
-        `adapter '${set.name}' (${adapter.kind}) at '${site.path}' adds nothing to the base output: it cannot be mixed by row`,
-        {
-          path: site.path,
-          kind: adapter.kind,
-          help: 'Mix additive adapters only, or run one adapter for the whole batch.',
-        },
-      );
-    }
+    if (delta === undefined) throw cannotMix(set, site);
     if (rows % batch !== 0) {
       throw new ShapeError(`'${site.path}' runs on ${rows} rows, which ${batch} adapter indices do not divide`, {
         path: site.path,

@@ -9,6 +9,8 @@ export interface StageSpec {
   readonly writes: readonly string[];
   readonly constants?: readonly string[];
   readonly sites: readonly Site[];
+  /** Sites without a weight: modules around those of `sites`. */
+  readonly modules?: readonly Site[];
   /** Parameters that belong to no site: norms. */
   readonly own: readonly Parameter[];
   run(carry: Carry, call: Call): Carry;
@@ -16,6 +18,9 @@ export interface StageSpec {
 
 /** In order, each once. */
 export const unique = <T>(list: readonly T[]): T[] => [...new Set(list)];
+
+/** Every place for an adapter, modules before what they hold. */
+export const placesOf = ({ modules = [], sites }: StageSpec): readonly Site[] => [...modules, ...sites];
 
 /** What is stored at a site. */
 export const ofSite = (site: Site): Parameter[] => [
@@ -37,7 +42,7 @@ export const replaceable = (stage: StageSpec): Map<string, readonly number[]> =>
 export function parametersOf(stage: StageSpec, adapters: ReadonlyMap<string, AdapterSet>): Parameter[] {
   const names = adapters.size === 0 ? undefined : replaceable(stage);
   const extra = [...adapters.values()].flatMap((set) => [
-    ...stage.sites.flatMap((site) => Object.values(set.sites.get(site.path)?.parameters ?? {})),
+    ...placesOf(stage).flatMap((site) => Object.values(set.sites.get(site.path)?.parameters ?? {})),
     ...[...set.replaced].filter(([path]) => names?.has(path)).map(([, parameter]) => parameter),
   ]);
   return [...stage.own, ...stage.sites.flatMap(ofSite), ...extra];

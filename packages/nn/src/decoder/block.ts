@@ -1,12 +1,12 @@
-import { add, attention, reshape, rope, swiglu, type Parameter, type Tensor2D, type Tensor3D, type Tensor4D } from '@niwaki/tensor';
+import { add, attention, reshape, rope, slice, swiglu, type Parameter, type Tensor2D, type Tensor3D, type Tensor4D } from '@niwaki/tensor';
 import type { Call } from '@niwaki/weights';
-import { tokenIdsOf } from '../batch.ts';
 import type { Carry, Site } from '../graph.ts';
 import { cacheOf } from '../kv-cache.ts';
-import { runSite, type Attached } from '../run-site.ts';
+import { prefixRows, promptRows, shifted, withPrefixes } from '../lead.ts';
+import { runModule, runSite, type Attached } from '../run-site.ts';
 import type { StageSpec } from '../stage-parameters.ts';
 import type { DecoderConfig } from './config.ts';
-import { rmsNormOf, siteOf } from './parts.ts';
+import { moduleOf, normSite, rmsNormOf, siteOf } from './parts.ts';
 import type { BlockWeights } from './weights.ts';
 
 /** One layer: h + attention(norm h), then + mlp(norm of that). */
@@ -15,22 +15,45 @@ export function blockStage(config: DecoderConfig, weights: BlockWeights, layer: 
   const attend = selfAttention(config, weights, { path: `${path}.self_attn`, attached, layer });
   const mlp = gatedMlp(weights, { path: `${path}.mlp`, attached });
   const norm = rmsNormOf(config, attached);
+  const whole = moduleOf(path, 'block');
+  const norms = { input: normSite(weights.inputNorm), mlp: normSite(weights.mlpNorm) };
+  const normed = (site: Site, x: Tensor2D, weight: Parameter, call: Call): Tensor2D =>
+    runModule(site, x, (input) => norm(input, weight, call), call, attached);
+  const last = layer === config.layers - 1;
   return {
     path,
     reads: ['h', ...attend.streams],
     writes: ['h'],
     constants: attend.streams,
     sites: [...attend.sites, ...mlp.sites],
+    modules: [whole, norms.input, attend.module, norms.mlp, mlp.module],
     own: [weights.inputNorm, weights.mlpNorm, ...[weights.queryNorm, weights.keyNorm].filter((own) => own !== undefined)],
     run: (carry, call) => {
-      const h = carry['h'] as Tensor2D;
-      const attended: Tensor2D = add(h, attend.run(norm(h, weights.inputNorm, call), carry, call));
-      const out = add(attended, mlp.run(norm(attended, weights.mlpNorm, call), call));
+      const layers = (h: Tensor2D): Tensor2D => {
+        const attended: Tensor2D = add(h, attend.run(normed(norms.input, h, weights.inputNorm, call), carry, call));
+        return add(attended, mlp.run(normed(norms.mlp, attended, weights.mlpNorm, call), call));
+      };
+      const out = runModule(whole, carry['h'] as Tensor2D, layers, call, attached);
       call.emit(path, out);
-      return { h: out };
+      return { h: last ? withoutPrompts(out, carry, call, attached) : out };
     },
   };
 }
+
+const embedding = moduleOf('model.embed_tokens', 'embedding');
+
+/** The rows of tokens alone, as everything after the blocks counts them. */
+function withoutPrompts(h: Tensor2D, carry: Carry, call: Call, attached: Attached): Tensor2D {
+  const prompt = isContinued(call) ? 0 : promptRows(embedding, call, attached);
+  if (prompt === 0) return h;
+  const [batch, time] = (carry['to'] as Tensor2D).shape;
+  const width = h.shape[1];
+  const tokens = slice(reshape(h, [batch, time, width]), [0, prompt, 0], [batch, time - prompt, width]);
+  return reshape(tokens, [batch * (time - prompt), width]);
+}
+
+/** Whether a pass goes on where another ended: prompts and prefixes are in the cache already. */
+const isContinued = ({ session }: Call): boolean => (cacheOf(session)?.length ?? 0) > 0;
 
 interface Part {
   readonly path: string;
@@ -38,6 +61,7 @@ interface Part {
 }
 
 interface SelfAttention {
+  readonly module: Site;
   readonly sites: readonly Site[];
   /** The tables and bounds it reads. */
   readonly streams: readonly string[];
@@ -53,40 +77,55 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
   const o = siteOf(`${path}.o_proj`, 'linear', `${path}.o_proj`, weights.o);
   const from = config.windows[layer] === undefined ? 'from' : 'windowFrom';
   const norm = rmsNormOf(config, attached);
+  const module = moduleOf(path, 'attention');
+  const run = (x: Tensor2D, carry: Carry, call: Call): Tensor2D => {
+    const [batch, time] = (carry['to'] as Tensor2D).shape;
+    const [cos, sin] = [carry['cos'] as Tensor2D, carry['sin'] as Tensor2D];
+    const rotated = (site: Site, count: number, headNorm: Parameter | undefined): Tensor4D => {
+      const y = runSite(site, x, call, attached);
+      // The norm comes before the rotation, over each head alone.
+      const normalized = headNorm === undefined ? y : norm(reshape(y, [batch * time * count, d]), headNorm, call);
+      return reshape(rope(reshape(normalized, [batch * time, count, d]) as Tensor3D, cos, sin), [batch, time, count, d]);
+    };
+    const queries = rotated(q, heads, weights.queryNorm);
+    const fresh = {
+      k: rotated(k, kvHeads, weights.keyNorm),
+      v: reshape(runSite(v, x, call, attached), [batch, time, kvHeads, d]) as Tensor4D,
+    };
+    const prefix = prefixRows(module, call, attached);
+    const lead = prefix + promptRows(embedding, call, attached);
+    const led = prefix === 0 || isContinued(call) ? fresh : withPrefixes(module, fresh, call, attached);
+    const keys = cacheOf(call.session)?.extend(path, led.k, led.v, lead) ?? led;
+    // Where nothing says otherwise a query sees all keys from the first on, those in front included.
+    const cut = from !== 'from' || call.batch['keysFrom'] !== undefined;
+    const bounds = {
+      from: cut ? shifted(carry[from] as Tensor2D, prefix) : (carry[from] as Tensor2D),
+      to: shifted(carry['to'] as Tensor2D, prefix),
+    };
+    const y = attention(queries, keys.k, keys.v, bounds, { scale: d ** -0.5, always: cut ? lead : 0 });
+    return runSite(o, reshape(y, [batch * time, heads * d]), call, attached);
+  };
   return {
+    module,
     sites: [q, k, v, o],
     streams: ['cos', 'sin', from, 'to'],
-    run: (x, carry, call) => {
-      const [batch, time] = tokenIdsOf(call.batch).shape;
-      const [cos, sin] = [carry['cos'] as Tensor2D, carry['sin'] as Tensor2D];
-      const rotated = (site: Site, count: number, headNorm: Parameter | undefined): Tensor4D => {
-        const y = runSite(site, x, call, attached);
-        // The norm comes before the rotation, over each head alone.
-        const normalized = headNorm === undefined ? y : norm(reshape(y, [batch * time * count, d]), headNorm, call);
-        return reshape(rope(reshape(normalized, [batch * time, count, d]) as Tensor3D, cos, sin), [batch, time, count, d]);
-      };
-      const queries = rotated(q, heads, weights.queryNorm);
-      const fresh = {
-        k: rotated(k, kvHeads, weights.keyNorm),
-        v: reshape(runSite(v, x, call, attached), [batch, time, kvHeads, d]) as Tensor4D,
-      };
-      const keys = cacheOf(call.session)?.extend(path, fresh.k, fresh.v) ?? fresh;
-      const bounds = { from: carry[from] as Tensor2D, to: carry['to'] as Tensor2D };
-      const y = attention(queries, keys.k, keys.v, bounds, { scale: d ** -0.5 });
-      return runSite(o, reshape(y, [batch * time, heads * d]), call, attached);
-    },
+    run: (x, carry, call) => runModule(module, x, (input) => run(input, carry, call), call, attached),
   };
 }
 
 function gatedMlp(
   weights: BlockWeights,
   { path, attached }: Part,
-): { readonly sites: readonly Site[]; run(x: Tensor2D, call: Call): Tensor2D } {
+): { readonly module: Site; readonly sites: readonly Site[]; run(x: Tensor2D, call: Call): Tensor2D } {
   const gate = siteOf(`${path}.gate_proj`, 'linear', `${path}.gate_proj`, weights.gate);
   const up = siteOf(`${path}.up_proj`, 'linear', `${path}.gate_proj`, weights.up);
   const down = siteOf(`${path}.down_proj`, 'linear', `${path}.down_proj`, weights.down);
+  const module = moduleOf(path, 'ffn');
+  const run = (x: Tensor2D, call: Call): Tensor2D =>
+    runSite(down, swiglu(runSite(gate, x, call, attached), runSite(up, x, call, attached)), call, attached);
   return {
+    module,
     sites: [gate, up, down],
-    run: (x, call) => runSite(down, swiglu(runSite(gate, x, call, attached), runSite(up, x, call, attached)), call, attached),
+    run: (x, call) => runModule(module, x, (input) => run(input, call), call, attached),
   };
 }

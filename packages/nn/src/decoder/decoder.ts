@@ -1,13 +1,14 @@
-import { reshape, type Tensor2D } from '@niwaki/tensor';
-import { batchBounds, tokenIdsOf } from '../batch.ts';
+import { reshape, zerosLike, type Tensor2D } from '@niwaki/tensor';
+import { batchBounds, tokenIdsOf, type KeyBounds } from '../batch.ts';
 import type { Carry, Model, ModelInfo, Site } from '../graph.ts';
 import { cacheOf } from '../kv-cache.ts';
+import { ledBounds, ledPositions, prefixPositions, promptRows, withPrompts } from '../lead.ts';
 import { createGraph } from '../model.ts';
-import { runSite, type Attached } from '../run-site.ts';
+import { runModule, runSite, type Attached } from '../run-site.ts';
 import type { StageSpec } from '../stage-parameters.ts';
 import { blockStage } from './block.ts';
 import type { DecoderConfig } from './config.ts';
-import { rmsNormOf, siteOf } from './parts.ts';
+import { normSite, rmsNormOf, siteOf } from './parts.ts';
 import { ropeTables } from './rope-tables.ts';
 import type { DecoderWeights } from './weights.ts';
 
@@ -44,14 +45,23 @@ function embedStage(config: DecoderConfig, { embedding }: DecoderWeights, attach
       const ids = tokenIdsOf(call.batch);
       const [batch, time] = ids.shape;
       const past = cacheOf(call.session)?.length ?? 0;
-      const h = runSite(site, reshape(ids, [batch * time]), call, attached);
-      call.emit(path, h);
+      const tokens = runSite(site, reshape(ids, [batch * time]), call, attached);
+      call.emit(path, tokens);
+      const shift = promptRows(site, call, attached);
+      const fresh = past === 0 ? shift : 0;
+      const start = prefixPositions(call, attached) + shift - fresh;
+      const bounds = (limit?: number): KeyBounds => ledBounds(batchBounds(call.batch, { past, window: limit }), { shift, fresh });
+      const given = ledPositions(call.batch['positions'], { batch, time, prompt: fresh, start });
+      const { from, to } = bounds();
+      // Where no bound is given all keys are seen from the first on: the prompts' too.
+      const all = shift > 0 && call.batch['keysFrom'] === undefined;
       const streams: Carry = {
-        h,
-        ...ropeTables(config.rope, { batch, time, past, given: call.batch['positions'] }),
-        ...batchBounds(call.batch, { past }),
+        h: fresh === 0 ? tokens : withPrompts(site, tokens, { batch, time }, call, attached),
+        ...ropeTables(config.rope, { batch, time: fresh + time, past: start + past, given }),
+        from: all ? zerosLike(from) : from,
+        to,
       };
-      return window === undefined ? streams : { ...streams, windowFrom: batchBounds(call.batch, { past, window }).from };
+      return window === undefined ? streams : { ...streams, windowFrom: bounds(window).from };
     },
   };
 }
@@ -62,14 +72,16 @@ function headStage(config: DecoderConfig, { head, norm, embedding }: DecoderWeig
     ...(head === embedding ? { tiedTo: 'model.embed_tokens' } : {}),
   };
   const normalize = rmsNormOf(config, attached);
+  const module = normSite(norm);
   return {
     path: 'lm_head',
     reads: ['h'],
     writes: ['logits'],
     sites: [site],
+    modules: [module],
     own: [norm],
     run: (carry, call) => {
-      const last = normalize(carry['h'] as Tensor2D, norm, call);
+      const last = runModule(module, carry['h'] as Tensor2D, (x) => normalize(x, norm, call), call, attached);
       call.emit('model.norm', last);
       return { logits: runSite(site, last, call, attached) };
     },

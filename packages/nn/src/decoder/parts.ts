@@ -10,6 +10,12 @@ export function siteOf(path: string, point: Point, inputId: string, { weight, bi
   return { path, point, inputId, weight, ...(bias === undefined ? {} : { bias }) };
 }
 
+/** A module around sites, for adapters of its output. */
+export const moduleOf = (path: string, point: Point): Site => ({ path, point, inputId: path });
+
+/** The site of a norm, by its weight. */
+export const normSite = ({ path }: Parameter): Site => moduleOf(path.slice(0, path.lastIndexOf('.')), 'norm');
+
 export type Norm = (x: Tensor2D, weight: Parameter, call: Call) => Tensor2D;
 
 /** The family's norm, reading its weight through call and adapters. */

@@ -8,6 +8,7 @@ import {
   less,
   log,
   logicalAnd,
+  logicalOr,
   matMul,
   max,
   maximum,
@@ -34,27 +35,50 @@ import { runOp, withGradient, type Op } from '../op.ts';
  */
 export const attentionOp: Op<AttentionInputs, { scale: number }> = {
   kernelName: 'NiwakiAttention',
-  reference: ({ q, k, v, from, to }, { scale }) => {
-    const { probabilities, logSumExp } = scoresOf(q, k, from, to, scale);
-    return [ungroup(matMul(probabilities, byHead(v)), q.shape), logSumExp];
-  },
+  reference: (inputs, { scale }) => forwardOf(inputs, scale, 0),
+};
+
+interface LedAttrs {
+  readonly scale: number;
+  readonly always: number;
+}
+
+/**
+ * The same where every query that sees anything also sees the keys before `always` that are before its `to`: rows put in
+ * front of padded or packed sequences, whose own keys start elsewhere. Composed on every device: scores are made whole.
+ */
+export const ledAttentionOp: Op<AttentionInputs, LedAttrs> = {
+  kernelName: 'NiwakiLedAttention',
+  reference: ({ q, k, v, from, to }, { scale, always }) => forwardOf({ q, k, v, from, to }, scale, always),
+};
+
+export const ledAttentionGradOp: Op<AttentionGradInputs, LedAttrs> = {
+  kernelName: 'NiwakiLedAttentionGrad',
+  reference: (inputs, { scale, always }) => gradientOf(inputs, scale, always),
 };
 
 /** Inputs of the forward op and its outputs, and dy. Outputs [dq, dk, dv]. Probabilities are computed again. */
-export const attentionGradOp: Op<AttentionInputs & { dy: Tensor; y: Tensor; logSumExp: Tensor }, { scale: number }> = {
+export const attentionGradOp: Op<AttentionGradInputs, { scale: number }> = {
   kernelName: 'NiwakiAttentionGrad',
-  reference: ({ dy, q, k, v, y, from, to }, { scale }) => {
-    const { probabilities } = scoresOf(q, k, from, to, scale);
-    const gradient = group(dy, k.shape[2]!);
-    const dv = matMul(probabilities, gradient, true, false);
-    const dp = matMul(gradient, byHead(v), false, true);
-    const rowDot = sum(mul(gradient, group(y, k.shape[2]!)), -1, true);
-    const ds = mul(mul(probabilities, sub(dp, rowDot)), scale);
-    const dq = ungroup(matMul(ds, byHead(k)), q.shape);
-    const dk = matMul(ds, group(q, k.shape[2]!), true, false);
-    return [dq, transpose(dk, [0, 2, 1, 3]), transpose(dv, [0, 2, 1, 3])];
-  },
+  reference: (inputs, { scale }) => gradientOf(inputs, scale, 0),
 };
+
+function forwardOf({ q, k, v, from, to }: AttentionInputs, scale: number, always: number): Tensor[] {
+  const { probabilities, logSumExp } = scoresOf({ q, k, from, to }, scale, always);
+  return [ungroup(matMul(probabilities, byHead(v)), q.shape), logSumExp];
+}
+
+function gradientOf({ dy, q, k, v, y, from, to }: AttentionGradInputs, scale: number, always: number): Tensor[] {
+  const { probabilities } = scoresOf({ q, k, from, to }, scale, always);
+  const gradient = group(dy, k.shape[2]!);
+  const dv = matMul(probabilities, gradient, true, false);
+  const dp = matMul(gradient, byHead(v), false, true);
+  const rowDot = sum(mul(gradient, group(y, k.shape[2]!)), -1, true);
+  const ds = mul(mul(probabilities, sub(dp, rowDot)), scale);
+  const dq = ungroup(matMul(ds, byHead(k)), q.shape);
+  const dk = matMul(ds, group(q, k.shape[2]!), true, false);
+  return [dq, transpose(dk, [0, 2, 1, 3]), transpose(dv, [0, 2, 1, 3])];
+}
 
 export interface AttentionInputs {
   q: Tensor;
@@ -63,6 +87,12 @@ export interface AttentionInputs {
   from: Tensor;
   to: Tensor;
   [name: string]: Tensor;
+}
+
+export interface AttentionGradInputs extends AttentionInputs {
+  dy: Tensor;
+  y: Tensor;
+  logSumExp: Tensor;
 }
 
 // The query heads of one kv head are folded into rows, so that nothing repeats K and V: [batch, kvHeads, groups·T, d].
@@ -78,12 +108,19 @@ function ungroup(grouped: Tensor, shape: readonly number[]): Tensor {
 
 const byHead = (k: Tensor): Tensor => transpose(k, [0, 2, 1, 3]);
 
-function scoresOf(q: Tensor, k: Tensor, from: Tensor, to: Tensor, scale: number): { probabilities: Tensor; logSumExp: Tensor } {
+function scoresOf(
+  { q, k, from, to }: Pick<AttentionInputs, 'from' | 'to'> & { q: Tensor; k: Tensor },
+  scale: number,
+  always: number,
+): { probabilities: Tensor; logSumExp: Tensor } {
   const [batch, time, heads] = q.shape as [number, number, number];
   const [, keys, kvHeads] = k.shape as [number, number, number];
   const scores = mul(matMul(group(q, kvHeads), byHead(k), false, true), scale);
   const j = reshape(range(0, keys, 1, 'int32'), [1, 1, keys]);
-  const seen = logicalAnd(greaterEqual(j, expandDims(from, 2)), less(j, expandDims(to, 2)));
+  const own = greaterEqual(j, expandDims(from, 2));
+  // A query that sees nothing of its own (padding) sees nothing at all.
+  const after = always === 0 ? own : logicalOr(own, logicalAnd(less(j, always), expandDims(less(from, to), 2)));
+  const seen = logicalAnd(after, less(j, expandDims(to, 2)));
   const allowed = cast(tile(expandDims(seen, 1), [1, kvHeads, heads / kvHeads, 1]), 'bool');
   // A finite constant, not -Infinity: a row that sees nothing must stay finite, and WGSL may assume that infinities do not exist.
   const masked = where(allowed, scores, mul(add(zerosLike(scores), 1), -1e30));
@@ -100,25 +137,30 @@ function scoresOf(q: Tensor, k: Tensor, from: Tensor, to: Tensor, scale: number)
 /**
  * Scaled dot-product attention with grouped query heads. Saves q, k, v, y, the bounds and one log-sum-exp a row, never the scores.
  * @param bounds int32 [batch, T] each: query i sees the keys from[i] <= j < to[i]
+ * @param options `always`: keys at the front that queries see before their `from` too; see `ledAttentionOp`
  */
 export function attention(
   q: Tensor4D,
   k: Tensor4D,
   v: Tensor4D,
   bounds: { from: Tensor2D; to: Tensor2D },
-  { scale }: { scale: number },
+  { scale, always = 0 }: { scale: number; always?: number },
 ): Tensor4D {
   const { from, to } = bounds;
+  const forward = (inputs: AttentionInputs): Tensor[] =>
+    always === 0 ? runOp(attentionOp, inputs, { scale }) : runOp(ledAttentionOp, inputs, { scale, always });
+  const backward = (inputs: AttentionGradInputs): Tensor[] =>
+    always === 0 ? runOp(attentionGradOp, inputs, { scale }) : runOp(ledAttentionGradOp, inputs, { scale, always });
   return withGradient(
     [q, k, v],
     (save) => {
-      const [y, logSumExp] = runOp(attentionOp, { q, k, v, from, to }, { scale });
+      const [y, logSumExp] = forward({ q, k, v, from, to });
       save([q, k, v, y!, logSumExp!, from, to]);
       return y!;
     },
     (dy, saved) => {
       const [sq, sk, sv, y, logSumExp, sFrom, sTo] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
-      return runOp(attentionGradOp, { dy, q: sq, k: sk, v: sv, y, logSumExp, from: sFrom, to: sTo }, { scale });
+      return backward({ dy, q: sq, k: sk, v: sv, y, logSumExp, from: sFrom, to: sTo });
     },
   ) as Tensor4D;
 }
