@@ -4,6 +4,7 @@ export * from './cross-entropy';
 export * from './finite';
 export * from './gemm';
 export * from './gemv';
+export * from './lora';
 export * from './micro-kernels';
 export * from './noise';
 export * from './packed-dot';

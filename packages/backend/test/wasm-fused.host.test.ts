@@ -4,6 +4,8 @@ import {
   attentionOp,
   crossEntropyGradOp,
   crossEntropyOp,
+  loraGradOp,
+  loraOp,
   rmsNormGradOp,
   rmsNormOp,
   ropeOp,
@@ -18,6 +20,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-builds.ts';
 
 const random = numbers(7);
+const lowRank = numbers(11);
 
 /** Reductions run in another order and exp is a polynomial: a few units in the last place of the largest entry. */
 const tolerance = 3e-6;
@@ -62,6 +65,24 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
       );
       const inputs = { gradient, momentum, variance, correction1: tensor([0.19]), correction2: tensor([0.002]) };
       expect(error(adamOp, inputs, { beta1: 0.9, beta2: 0.999, eps: 1e-8 })).toBeLessThan(tolerance);
+    });
+
+    it(`adds low-rank products of ${width} columns to ${rows} rows, and their gradients`, () => {
+      for (const [out, rank] of [
+        [1, 1],
+        [7, 3],
+        [300, 8],
+        [260, 13],
+      ] as const) {
+        const factors = (): { x: Tensor; a: Tensor; b: Tensor } => ({
+          x: lowRank([rows, width]),
+          a: lowRank([rank, width]),
+          b: lowRank([out, rank]),
+        });
+        expect(error(loraOp, { ...factors(), base: lowRank([rows, out]) }, { scale: 0.7 })).toBeLessThan(4 * tolerance);
+        const inner = lowRank([rows, rank]);
+        expect(error(loraGradOp, { ...factors(), dy: lowRank([rows, out]), inner }, { scale: 0.7 })).toBeLessThan(4 * tolerance);
+      }
     });
 
     it(`scores ${rows} rows over a vocabulary of ${width + 1} and their gradients`, () => {

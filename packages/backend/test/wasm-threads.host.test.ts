@@ -4,6 +4,8 @@ import {
   attentionOp,
   crossEntropyGradOp,
   crossEntropyOp,
+  loraGradOp,
+  loraOp,
   packedMatMulOp,
   rmsNormGradOp,
   rmsNormOp,
@@ -62,6 +64,8 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
   };
   const shape = { format: 'codebook4', out: rows, in: width, blockSize: 64 } as const;
   const half = tensor([0.5]);
+  const lowRank = { x: random([rows, 901]), a: random([13, 901]), b: random([width, 13]) };
+  const inner = random([rows, 13]);
   return {
     'a product': [matMul(x, random([width, 500]))],
     'a batch of products': [matMul(random([7, 90, 80]), random([7, 80, 70]))],
@@ -78,6 +82,10 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
       { gradient: dy, momentum: x, variance: square(x), correction1: half, correction2: half },
       { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
     ),
+    'low-rank products': [
+      ...run(loraOp, { base: dy, ...lowRank }, { scale: 2 }),
+      ...run(loraGradOp, { dy, inner, ...lowRank }, { scale: 2 }),
+    ],
     'packed products': [false, true].flatMap((transposed) =>
       run(packedMatMulOp, { ...packed, x: random([70, transposed ? rows : width]) }, { ...shape, transposed }),
     ),

@@ -7,6 +7,7 @@ import { chooseKernels } from './choose.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { gatherKernels } from './gather.ts';
+import { loraKernels } from './lora.ts';
 import { matMulKernels } from './mat-mul.ts';
 import { noiseKernels } from './noise.ts';
 import { oneHotKernels } from './one-hot.ts';
@@ -32,6 +33,7 @@ const families = [
   attentionKernels,
   crossEntropyKernels,
   adamKernels,
+  loraKernels,
   signKernels,
   blockCodeKernels,
 ];

@@ -1,0 +1,299 @@
+/**
+ * The tail of a low-rank adapter, base + s·(x·Aᵀ)·Bᵀ, and its gradients. One side of every product is the rank, too small
+ * to pay for packing the tall operand: only the short one is packed, and the tall one is read where it lies.
+ */
+import { least, madd } from './lanes';
+import { packPanels } from './packing';
+
+/** Rows that go through both products while they are in the cache; a task is a multiple of it. */
+const ROWS: i32 = 64;
+/** Columns that are packed at a time. */
+const STRIP: i32 = 256;
+/** Bytes of 4 rows of 8 columns, for the columns beyond the last whole panel. */
+const EDGE: usize = 128;
+
+/** Four rows and eight columns of from + a·panel, over depth k; `from` 0: nothing is added to. Rows are `ld` bytes apart. */
+function rows4(k: i32, a: usize, lda: usize, panel: usize, from: usize, ldFrom: usize, to: usize, ldTo: usize): void {
+  const a1 = a + lda;
+  const a2 = a1 + lda;
+  const a3 = a2 + lda;
+  let c0 = f32x4.splat(0);
+  let c1 = c0;
+  let c2 = c0;
+  let c3 = c0;
+  let c4 = c0;
+  let c5 = c0;
+  let c6 = c0;
+  let c7 = c0;
+  if (from) {
+    c0 = v128.load(from);
+    c1 = v128.load(from, 16);
+    c2 = v128.load(from + ldFrom);
+    c3 = v128.load(from + ldFrom, 16);
+    c4 = v128.load(from + 2 * ldFrom);
+    c5 = v128.load(from + 2 * ldFrom, 16);
+    c6 = v128.load(from + 3 * ldFrom);
+    c7 = v128.load(from + 3 * ldFrom, 16);
+  }
+  const bytes = (<usize>k) << 2;
+  for (let i: usize = 0; i < bytes; i += 4) {
+    const b0 = v128.load(panel);
+    const b1 = v128.load(panel, 16);
+    panel += 32;
+    let v = v128.load32_splat(a + i);
+    c0 = madd(v, b0, c0);
+    c1 = madd(v, b1, c1);
+    v = v128.load32_splat(a1 + i);
+    c2 = madd(v, b0, c2);
+    c3 = madd(v, b1, c3);
+    v = v128.load32_splat(a2 + i);
+    c4 = madd(v, b0, c4);
+    c5 = madd(v, b1, c5);
+    v = v128.load32_splat(a3 + i);
+    c6 = madd(v, b0, c6);
+    c7 = madd(v, b1, c7);
+  }
+  v128.store(to, c0);
+  v128.store(to, c1, 16);
+  v128.store(to + ldTo, c2);
+  v128.store(to + ldTo, c3, 16);
+  v128.store(to + 2 * ldTo, c4);
+  v128.store(to + 2 * ldTo, c5, 16);
+  v128.store(to + 3 * ldTo, c6);
+  v128.store(to + 3 * ldTo, c7, 16);
+}
+
+/** One row of the same, in the same order. */
+function rows1(k: i32, a: usize, panel: usize, from: usize, to: usize): void {
+  let c0 = from ? v128.load(from) : f32x4.splat(0);
+  let c1 = from ? v128.load(from, 16) : f32x4.splat(0);
+  const bytes = (<usize>k) << 2;
+  for (let i: usize = 0; i < bytes; i += 4) {
+    const v = v128.load32_splat(a + i);
+    c0 = madd(v, v128.load(panel), c0);
+    c1 = madd(v, v128.load(panel, 16), c1);
+    panel += 32;
+  }
+  v128.store(to, c0);
+  v128.store(to, c1, 16);
+}
+
+/** to [rows, columns] = from + a [rows, k] · panels; rows are lda, ldTo entries apart, those of `from` as those of `to`. */
+function multiplyPanels(rows: i32, columns: i32, k: i32, a: usize, lda: i32, panels: usize, from: usize, to: usize, ldTo: i32, edge: usize): void {
+  const rowA = (<usize>lda) << 2;
+  const rowTo = (<usize>ldTo) << 2;
+  for (let n = 0; n < columns; n += 8) {
+    const panel = panels + ((<usize>(n * k)) << 2);
+    const width = (<usize>least(8, columns - n)) << 2;
+    const column = (<usize>n) << 2;
+    for (let m = 0; m < rows;) {
+      const height = rows - m >= 4 ? 4 : 1;
+      const source = a + m * rowA;
+      const target = to + m * rowTo + column;
+      const before = from ? from + m * rowTo + column : 0;
+      if (width === 32) {
+        if (height === 4) rows4(k, source, rowA, panel, before, rowTo, target, rowTo);
+        else rows1(k, source, panel, before, target);
+      } else {
+        for (let r = 0; before && r < height; r++) memory.copy(edge + (r << 5), before + r * rowTo, width);
+        const known = before ? edge : 0;
+        if (height === 4) rows4(k, source, rowA, panel, known, 32, edge, 32);
+        else rows1(k, source, panel, known, edge);
+        for (let r = 0; r < height; r++) memory.copy(target + r * rowTo, edge + (r << 5), width);
+      }
+      m += height;
+    }
+  }
+}
+
+function scaled(from: usize, to: usize, size: i32, scale: f32): void {
+  for (let i = 0; i < size; i++) store<f32>(to + ((<usize>i) << 2), load<f32>(from + ((<usize>i) << 2)) * scale);
+}
+
+/** Rows of which a task is a multiple. */
+export function loraRows(): i32 {
+  return ROWS;
+}
+
+/** Bytes of scratch of `lora` and `loraGrad`: the rows' inner product, and panels of a factor. */
+export function loraBytes(rank: i32, width: i32, out: i32): i32 {
+  const padded = (rank + 7) & ~7;
+  const longest = width > out ? width : out;
+  return <i32>EDGE + 4 * (ROWS * rank + padded * longest + STRIP * rank);
+}
+
+/** Task t: rows [64·t, ...) of y = base + scale·inner·bᵀ and inner = x·aᵀ, for x [rows, width], a [rank, width], b [out, rank]. */
+export function lora(
+  base: usize,
+  x: usize,
+  a: usize,
+  b: usize,
+  y: usize,
+  inner: usize,
+  rows: i32,
+  width: i32,
+  out: i32,
+  rank: i32,
+  scale: f32,
+  first: i32,
+  last: i32,
+  scratch: usize,
+): void {
+  const narrow = scratch + EDGE;
+  const panels = narrow + 4 * ROWS * rank;
+  const strip = panels + 4 * ((rank + 7) & ~7) * (width > out ? width : out);
+  packPanels(a, width, 1, rank, width, panels);
+  for (let task = first; task < last; task++) {
+    const m = task * ROWS;
+    const height = least(ROWS, rows - m);
+    const own = inner + ((<usize>(m * rank)) << 2);
+    multiplyPanels(height, rank, width, x + ((<usize>(m * width)) << 2), width, panels, 0, own, rank, scratch);
+    scaled(own, narrow, height * rank, scale);
+    for (let n = 0; n < out; n += STRIP) {
+      const columns = least(STRIP, out - n);
+      packPanels(b + ((<usize>(n * rank)) << 2), rank, 1, columns, rank, strip);
+      const at = (<usize>(m * out + n)) << 2;
+      multiplyPanels(height, columns, rank, narrow, rank, strip, base + at, y + at, out, scratch);
+    }
+  }
+}
+
+/** sums [rank, width] (+)= gᵀ·x for g [rows, rank], x [rows, width]: the rows' share in the gradient of a factor. */
+function addOuter(rows: i32, rank: i32, width: i32, g: usize, x: usize, sums: usize, accumulate: i32): void {
+  const rowG = (<usize>rank) << 2;
+  const rowX = (<usize>width) << 2;
+  for (let n = 0; n < width; n += 8) {
+    const columns = least(8, width - n);
+    const column = (<usize>n) << 2;
+    let j = 0;
+    if (columns === 8) {
+      for (; j + 4 <= rank; j += 4) outer4(rows, g + ((<usize>j) << 2), rowG, x + column, rowX, sums + j * rowX + column, accumulate);
+    }
+    for (; j < rank; j++) {
+      for (let i = 0; i < columns; i++) {
+        const to = sums + j * rowX + column + ((<usize>i) << 2);
+        let sum: f32 = accumulate ? load<f32>(to) : 0;
+        for (let m = 0; m < rows; m++) sum += load<f32>(g + m * rowG + ((<usize>j) << 2)) * load<f32>(x + m * rowX + column + ((<usize>i) << 2));
+        store<f32>(to, sum);
+      }
+    }
+  }
+}
+
+function outer4(rows: i32, g: usize, rowG: usize, x: usize, rowX: usize, to: usize, accumulate: i32): void {
+  let c0 = f32x4.splat(0);
+  let c1 = c0;
+  let c2 = c0;
+  let c3 = c0;
+  let c4 = c0;
+  let c5 = c0;
+  let c6 = c0;
+  let c7 = c0;
+  if (accumulate) {
+    c0 = v128.load(to);
+    c1 = v128.load(to, 16);
+    c2 = v128.load(to + rowX);
+    c3 = v128.load(to + rowX, 16);
+    c4 = v128.load(to + 2 * rowX);
+    c5 = v128.load(to + 2 * rowX, 16);
+    c6 = v128.load(to + 3 * rowX);
+    c7 = v128.load(to + 3 * rowX, 16);
+  }
+  for (let m = 0; m < rows; m++) {
+    const b0 = v128.load(x);
+    const b1 = v128.load(x, 16);
+    x += rowX;
+    let v = v128.load32_splat(g);
+    c0 = madd(v, b0, c0);
+    c1 = madd(v, b1, c1);
+    v = v128.load32_splat(g, 4);
+    c2 = madd(v, b0, c2);
+    c3 = madd(v, b1, c3);
+    v = v128.load32_splat(g, 8);
+    c4 = madd(v, b0, c4);
+    c5 = madd(v, b1, c5);
+    v = v128.load32_splat(g, 12);
+    c6 = madd(v, b0, c6);
+    c7 = madd(v, b1, c7);
+    g += rowG;
+  }
+  v128.store(to, c0);
+  v128.store(to, c1, 16);
+  v128.store(to + rowX, c2);
+  v128.store(to + rowX, c3, 16);
+  v128.store(to + 2 * rowX, c4);
+  v128.store(to + 2 * rowX, c5, 16);
+  v128.store(to + 3 * rowX, c6);
+  v128.store(to + 3 * rowX, c7, 16);
+}
+
+/**
+ * Task t: rows [taskRows·t, ...) of dx = dInner·a with dInner = scale·dy·b, and this task's share in the gradients of the
+ * factors, partial[t] = [dInnerᵀ·x [rank, width], innerᵀ·dy [rank, out]]. Shares are by task and not by thread.
+ */
+export function loraGrad(
+  dy: usize,
+  x: usize,
+  a: usize,
+  b: usize,
+  inner: usize,
+  dx: usize,
+  partial: usize,
+  rows: i32,
+  width: i32,
+  out: i32,
+  rank: i32,
+  scale: f32,
+  taskRows: i32,
+  first: i32,
+  last: i32,
+  scratch: usize,
+): void {
+  const narrow = scratch + EDGE;
+  const panels = narrow + 4 * ROWS * rank;
+  const strip = panels + 4 * ((rank + 7) & ~7) * (width > out ? width : out);
+  packPanels(b, rank, 0, rank, out, panels);
+  for (let task = first; task < last; task++) {
+    const share = partial + ((<usize>(task * rank * (width + out))) << 2);
+    const start = task * taskRows;
+    const end = least(rows, start + taskRows);
+    for (let m = start; m < end; m += ROWS) {
+      const height = least(ROWS, end - m);
+      const slope = dy + ((<usize>(m * out)) << 2);
+      const input = x + ((<usize>(m * width)) << 2);
+      multiplyPanels(height, rank, out, slope, out, panels, 0, narrow, rank, scratch);
+      scaled(narrow, narrow, height * rank, scale);
+      const again = m > start ? 1 : 0;
+      addOuter(height, rank, width, narrow, input, share, again);
+      addOuter(height, rank, out, inner + ((<usize>(m * rank)) << 2), slope, share + ((<usize>(rank * width)) << 2), again);
+      for (let n = 0; n < width; n += STRIP) {
+        const columns = least(STRIP, width - n);
+        packPanels(a + ((<usize>n) << 2), width, 0, columns, rank, strip);
+        multiplyPanels(height, columns, rank, narrow, rank, strip, 0, dx + ((<usize>(m * width + n)) << 2), width, scratch);
+      }
+    }
+  }
+}
+
+/** Task t: 256 columns of the shares' sums, those of da [rank, width] first, then db [out, rank] turned and scaled. */
+export function loraFactors(partial: usize, shares: i32, da: usize, db: usize, width: i32, out: i32, rank: i32, scale: f32, first: i32, last: i32, scratch: usize): void {
+  const stride = (<usize>(rank * (width + out))) << 2;
+  const across = (width + STRIP - 1) / STRIP;
+  for (let task = first; task < last; task++) {
+    const second = task >= across;
+    const side = second ? out : width;
+    const n = (second ? task - across : task) * STRIP;
+    const columns = least(STRIP, side - n);
+    const from = partial + (second ? (<usize>(rank * width)) << 2 : 0) + ((<usize>n) << 2);
+    for (let j = 0; j < rank; j++) {
+      const row = from + ((<usize>(j * side)) << 2);
+      for (let i = 0; i < columns; i++) {
+        const at = row + ((<usize>i) << 2);
+        let sum: f32 = 0;
+        for (let share = 0; share < shares; share++) sum += load<f32>(at + share * stride);
+        if (second) store<f32>(db + ((<usize>((n + i) * rank + j)) << 2), sum * scale);
+        else store<f32>(da + ((<usize>(j * width + n + i)) << 2), sum);
+      }
+    }
+  }
+}
