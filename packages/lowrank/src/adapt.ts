@@ -1,8 +1,11 @@
 import { ConfigError, createDraw, StateError, type Parameter } from '@niwaki/tensor';
 import { applyMethod, type ApplyOptions } from '@niwaki/engine';
+import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Adapter, AdapterSet, Model, Selector, Site } from '@niwaki/nn';
 import { baseOf, type AdapterMethod, type Binding, type FileFields, type PeftSet, type StoredBase } from './adapter-method.ts';
+import { fingerprintField, fingerprintOf } from './fingerprint.ts';
 import { mergedAdapters } from './merge.ts';
+import { putWeights, refuseShared } from './rewritten.ts';
 import { restrictSites, targetSites, type TargetModules } from './targets.ts';
 import { currentRows, tokenTargets, trainableTokens } from './trainable-tokens.ts';
 import { collectWarnings, type Warning } from './warning.ts';
@@ -28,15 +31,18 @@ export async function adapt(model: Model, method: AdapterMethod, options: AdaptO
   const { at, name = 'default', seed = 0, signal, onProgress, onWarning } = options;
   checkName(model, name);
   const { list: warnings, warn } = collectWarnings(onWarning);
-  const { targeting } = method;
+  const { targeting, points } = method;
   const whole = typeof at === 'function' ? [] : [at].flat();
-  const sites = restrictSites(model.sites(at), targeting, new Set(whole), warn);
+  const sites = restrictSites(model.sites(at, { points }), targeting, new Set(whole), warn);
   const tokens = tokenTargets(model, targeting.trainableTokens);
   const tokenSites = tokens.flatMap((target) => target.sites);
   refuseWholeAndRows(tokenSites, targeting);
   refuseBoth(sites, tokenSites);
+  const paths = [...sites, ...tokenSites].map((site) => site.path);
+  refuseShared(model, paths, { rewrites: method.rewrites !== undefined, merged: mergedAdapters(model) });
 
   const owned: Parameter[] = [];
+  const weights = new Map<string, Weight>();
   const keep = <T extends ReadonlyMap<string, Adapter>>(adapters: T): T => {
     for (const adapter of adapters.values()) owned.push(...Object.values(adapter.parameters));
     return adapters;
@@ -51,6 +57,7 @@ export async function adapt(model: Model, method: AdapterMethod, options: AdaptO
       ...(signal && { signal }),
       ...(onProgress && { onProgress }),
     });
+    for (const [path, { weight }] of made) if (weight !== undefined) weights.set(path, weight);
     const adapters = keep(new Map([...made].map(([path, { adapter }]) => [path, adapter!])));
     const rows = tokens.map((target) => keep(trainableTokens(target, currentRows(target.sites[0]!, target.ids), name)));
     const set: PeftSet = {
@@ -59,15 +66,22 @@ export async function adapt(model: Model, method: AdapterMethod, options: AdaptO
       sites: new Map([...adapters, ...rows.flatMap((map) => [...map])]),
       replaced,
       base: model.info.source,
-      targets: targetsFor(model, at, sites, targeting),
-      fields: fieldsFor(model),
-      alsoStored: storedEmbeddings(model, sites, tokens.length > 0),
+      targets: targetsFor(model, at, sites, method),
+      fields: {
+        ...fieldsFor(model),
+        ...method.fileFields?.(model),
+        ...(method.rewrites && !method.repeatable && { [fingerprintField]: await fingerprintOf(weights) }),
+      },
+      // What is shared by all sites is no change of an embedding's own rows.
+      alsoStored: storedEmbeddings(model, method.shared === undefined ? sites : [], tokens.length > 0),
       warnings,
     };
     attachActive(model, set);
+    putWeights(model, weights);
     return set;
   } catch (error) {
     for (const parameter of owned) parameter.dispose();
+    for (const weight of weights.values()) disposeWeight(weight);
     throw error;
   }
 }
@@ -102,13 +116,18 @@ export function attachActive(model: Model, set: AdapterSet): void {
 }
 
 /** The shortest `target_modules` that means these sites and no others: as it was given, by last name, or by whole path. */
-export function targetsFor(model: Model, at: Selector, sites: readonly Site[], options: AdapterMethod['targeting']): TargetModules {
-  const all = model.sites(() => true);
+export function targetsFor(
+  model: Model,
+  at: Selector,
+  sites: readonly Site[],
+  { targeting, points }: Pick<AdapterMethod, 'targeting' | 'points'>,
+): TargetModules {
+  const all = model.sites(() => true, { points });
   const paths = sites.map((site) => site.path);
   const means = (names: readonly string[]): boolean => {
     try {
       return (
-        targetSites(all, names, options, () => {})
+        targetSites(all, names, targeting, () => {})
           .map((site) => site.path)
           .join() === paths.join()
       );

@@ -1,6 +1,7 @@
 import type { Draw, Parameter, Tensor } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import type { Adapter, AdapterSet, Model, Site } from '@niwaki/nn';
+import type { Weight } from '@niwaki/weights';
 import type { TargetOptions } from './lora-options.ts';
 import type { TargetModules } from './targets.ts';
 import type { Warn, Warning } from './warning.ts';
@@ -17,6 +18,11 @@ export interface Binding {
 /** Shapes by slot; 'rank' stands for a side that the tensors decide. */
 export type StoredShapes = Readonly<Record<string, readonly (number | 'rank')[]>>;
 
+export interface Restored {
+  readonly adapter: Adapter;
+  readonly weight?: Weight;
+}
+
 /** A method whose adapters live in PEFT files. */
 export interface AdapterMethod extends Method {
   /** `peft_type` of the files. */
@@ -28,10 +34,29 @@ export interface AdapterMethod extends Method {
   stored(site: Site): StoredShapes;
   /** The rank that the options give a site; undefined for methods without one. */
   rankAt(site: Site): number | undefined;
+  /** Tensors that all its sites share, in files under their own names with no module before them. */
+  readonly shared?: SharedTensors;
+  /** Fields of its files that the model decides. */
+  fileFields?(model: Model): FileFields;
   /** The same method, making the adapters of one set. */
   bind(binding: Binding): Method;
-  /** An adapter from stored tensors by PEFT parameter name; it takes them over. */
-  restore(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding): Adapter;
+  /**
+   * An adapter from stored tensors by PEFT parameter name; it takes them over. With the weight that the site must hold,
+   * where the file was made for a rewritten base.
+   */
+  restore(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding): Promise<Restored>;
+  /** What adapters of this method make of the base, if anything; then no other set may share their sites. */
+  readonly rewrites?: 'residual' | 'quantized';
+  /** Whether the name in a file is enough to rewrite the base again. */
+  readonly repeatable?: boolean;
+}
+
+export interface SharedTensors {
+  /** Such as `prompt_embeddings`. */
+  readonly slots: readonly string[];
+  stored(sites: readonly Site[], model: Model): StoredShapes;
+  /** The adapters of all sites, by path, from stored tensors by slot; they take them over. */
+  restore(sites: readonly Site[], tensors: ReadonlyMap<string, Tensor>, binding: Binding): ReadonlyMap<string, Adapter>;
 }
 
 /** Fields of adapter_config.json that say nothing about the method and are kept for whoever reads the file next. */

@@ -95,7 +95,9 @@ const pairs = [
   ['lora_embedding_A', 'lora_embedding_B'],
 ] as const;
 
-const isPlain = (adapter: Adapter): boolean => adapter.delta !== undefined && factorsOf(adapter) !== undefined;
+// A pair that took a part of the base over is a change of what is left, not of the model.
+const isPlain = (adapter: Adapter): boolean =>
+  adapter.startsFrom === 'base' && adapter.delta !== undefined && factorsOf(adapter) !== undefined;
 
 function factorsOf({ parameters }: Adapter): { readonly a: Parameter; readonly b: Parameter } | undefined {
   for (const [a, b] of pairs) if (parameters[a] !== undefined && parameters[b] !== undefined) return { a: parameters[a], b: parameters[b] };
@@ -166,7 +168,7 @@ function setOf(model: Model, sites: readonly Site[], made: ReadonlyMap<string, L
     sites: made,
     replaced: new Map(),
     base: model.info.source,
-    targets: targetsFor(model, paths, sites, method.targeting),
+    targets: targetsFor(model, paths, sites, method),
     fields: fieldsFor(model),
     warnings: [],
     alsoStored: new Map(),

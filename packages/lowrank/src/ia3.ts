@@ -71,7 +71,7 @@ export function ia3(options: Ia3Options = {}): AdapterMethod {
     stored: (site) => ({ [slot]: shapeOf(site) }),
     rankAt: () => undefined,
     bind,
-    restore: (site, tensors, binding) => at(site, tensors.get(slot)!, binding),
+    restore: async (site, tensors, binding) => ({ adapter: at(site, tensors.get(slot)!, binding) }),
   };
 }
 

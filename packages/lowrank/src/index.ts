@@ -4,6 +4,8 @@ export type { InitContext, Initializer, InitialPair } from './initialization.ts'
 export type { LoraAdapter, ScalableAdapter } from './lora-adapter.ts';
 export { loraScale, type LoraOptions, type LoraSettings, type TargetOptions } from './lora-options.ts';
 export { dora, lora } from './lora.ts';
+export { pissa, type PissaOptions } from './pissa.ts';
+export { olora, type OloraOptions } from './olora.ts';
 export { ia3, type Ia3Options } from './ia3.ts';
 export { defaultTargetsOf, endsWithName, layerOf, targetSites, type TargetModules } from './targets.ts';
 export type { Warning } from './warning.ts';

@@ -1,11 +1,17 @@
 import { matMul, mul, noise, qr, reshape, slice, sub, tidy, transpose, zeros, ShapeError, type Draw, type Tensor2D } from '@niwaki/tensor';
+import type { Json } from '@niwaki/tensor';
+import type { Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
+import { olora } from './olora.ts';
+import { pissa } from './pissa.ts';
 
 export interface InitialPair {
   /** [rank, in] */
   readonly a: Tensor2D;
   /** [out, rank] */
   readonly b: Tensor2D;
+  /** What the site holds from now on, where the start `rewrites` it. */
+  readonly base?: Weight;
 }
 
 export interface InitContext {
@@ -18,15 +24,31 @@ export interface InitContext {
   /** Path of A; noise is addressed as `path#init`. */
   readonly aPath: string;
   readonly bPath: string;
-  readonly weight: Weight | undefined;
+  readonly weight: Weight;
+  readonly site: Site;
+  /** What `plan` gave for the site. */
+  readonly planned?: unknown;
 }
 
 /** How a pair starts. A start is a value, so that each one is a file of its own and `lora({ init })` takes any. */
 export interface Initializer {
   /** As PEFT's `init_lora_weights` says it. */
   readonly name: boolean | string;
+  /** Of the start itself, for recipes. */
+  readonly options?: { readonly [name: string]: Json };
+  /**
+   * Absent: the base stays as it is. 'residual': the base becomes W - s·B·A in f32, from which W comes back. 'quantized':
+   * it becomes codes, from which W does not.
+   */
+  readonly rewrites?: 'residual' | 'quantized';
+  /** The rewritten base follows from W, rank and scale alone, so that whoever loads a file of that name makes it again. */
+  readonly repeatable?: boolean;
+  /** s·(B·A - B₀·A₀) is what training changed, so that a plain LoRA of twice the rank can stand for it on the original base. */
+  readonly portable?: boolean;
   /** Throws when the site cannot have it; before anything is allocated. */
   check?(shape: { readonly out: number; readonly in: number; readonly rank: number }): void;
+  /** Sees all sites before the first pair is made: budgets over the model. By site path. */
+  plan?(contexts: readonly InitContext[]): Promise<ReadonlyMap<string, unknown>>;
   linear(context: InitContext): Promise<InitialPair>;
 }
 
@@ -91,8 +113,17 @@ const known: ReadonlyMap<unknown, Initializer> = new Map<unknown, Initializer>(
   [kaiming, normal, random, orthogonal].map((start) => [start.name, start]),
 );
 
-/** The start an option names. Option values are checked before: an unknown one is a defect of ours. */
-export const initializerOf = (init: boolean | string | Initializer): Initializer => (typeof init === 'object' ? init : known.get(init)!);
+/** The start an option names, as PEFT's `init_lora_weights` does; undefined where there is none of the name. */
+export function findInitializer(init: unknown): Initializer | undefined {
+  if (typeof init === 'object') return (init as Initializer | null) ?? undefined;
+  if (init === 'pissa') return pissa();
+  if (init === 'olora') return olora();
+  const iterations = typeof init === 'string' ? /^pissa_niter_(?<count>[1-9]\d{0,3})$/.exec(init)?.groups!['count'] : undefined;
+  return iterations === undefined ? known.get(init) : pissa({ iterations: Number(iterations) });
+}
+
+/** Option values are checked before: an unknown one is a defect of ours. */
+export const initializerOf = (init: boolean | string | Initializer): Initializer => findInitializer(init)!;
 
 /**
  * Embeddings start the other way round: A = 0 and B ~ N(0, 1), since A is what a lookup reads.

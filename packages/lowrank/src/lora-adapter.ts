@@ -1,4 +1,5 @@
-import { denseParameter, type Parameter, type Role, type Tensor } from '@niwaki/tensor';
+import { denseParameter, type Parameter, type Role, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import type { Weight } from '@niwaki/weights';
 import type { Adapter, Point } from '@niwaki/nn';
 
 /** An adapter whose effect can be turned up and down. */
@@ -12,6 +13,18 @@ export interface LoraAdapter extends ScalableAdapter {
   readonly alpha: number;
   /** strength·alpha/rank, or over sqrt(rank). */
   readonly scale: number;
+  /**
+   * Where the start rewrote the base and training can be told from it: what the pair was then, [rank, in] and [out, rank].
+   * Frozen, of the role 'statistic': no file holds them.
+   */
+  readonly start?: StartPair;
+  /** The original matrix from the rewritten one, f32, new; absent where it is lost. */
+  original?(base: Weight): Tensor2D;
+}
+
+export interface StartPair {
+  readonly a: Parameter;
+  readonly b: Parameter;
 }
 
 export interface LoraSpec {

@@ -12,10 +12,11 @@ import {
   type Tensor1D,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { lowRank, type Call } from '@niwaki/weights';
+import { lowRank, type Call, type Weight } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
+import type { Initializer } from './initialization.ts';
 import { cachedNorm, ratio, rescale, rowNorms } from './direction.ts';
-import { adapterParameter, type LoraAdapter, type LoraSpec } from './lora-adapter.ts';
+import { adapterParameter, type LoraAdapter, type LoraSpec, type StartPair } from './lora-adapter.ts';
 import { loraScale } from './lora-options.ts';
 
 /** Starting or loaded values; the adapter takes the tensors over. */
@@ -28,6 +29,10 @@ export interface LinearValues {
   readonly bias?: Tensor1D | undefined;
   /** [out], DoRA: m; start it with the norms of the rows of W + s·B·A. */
   readonly magnitude?: Tensor1D | undefined;
+  /** Where the start took the place of a part of the base: copies of the first a and b. */
+  readonly start?: { readonly a: Tensor2D; readonly b: Tensor2D } | undefined;
+  /** What the start made of the base, if anything. */
+  readonly rewrites?: Initializer['rewrites'];
 }
 
 /**
@@ -43,6 +48,10 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
   const magnitude = values.magnitude && parameter('lora_magnitude_vector', values.magnitude, 'magnitude');
   const norm = values.magnitude && parameter('lora_norm', values.magnitude.clone(), 'statistic');
   const normOf = norm && cachedNorm(norm, { a, b }, rowNorms);
+  const start: StartPair | undefined = values.start && {
+    a: parameter('lora_A0', values.start.a, 'statistic'),
+    b: parameter('lora_B0', values.start.b, 'statistic'),
+  };
   let strength = 1;
   const scale = (): number => strength * loraScale(alpha, rank, rslora);
 
@@ -92,6 +101,7 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
       ...(bias && { 'lora_B.bias': bias }),
       ...(magnitude && { lora_magnitude_vector: magnitude }),
       ...(norm && { norm }),
+      ...(start && { lora_A0: start.a, lora_B0: start.b }),
     },
     rank,
     alpha,
@@ -120,7 +130,13 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
           ...(turned && { bias: siteBias === undefined ? turned : add(siteBias.read(), turned) }),
         };
       }),
-    startsFrom: 'base',
+    ...(start && { start }),
+    ...(start &&
+      values.rewrites === 'residual' && {
+        original: (base: Weight) =>
+          tidy(() => add(base.dense(), lowRank({ ...start, scale: loraScale(alpha, rank, rslora) }).dense()) as Tensor2D),
+      }),
+    startsFrom: values.rewrites === undefined ? 'base' : 'rewritten',
     ...(magnitude && { gradient: 'surrogate' as const }),
   };
 }

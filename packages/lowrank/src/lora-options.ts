@@ -1,5 +1,5 @@
 import { ConfigError } from '@niwaki/tensor';
-import type { Initializer } from './initialization.ts';
+import { findInitializer, type Initializer } from './initialization.ts';
 
 /** What every adapter method in PEFT form may say about its targets and about what trains beside them. */
 export interface TargetOptions {
@@ -24,8 +24,8 @@ export interface LoraOptions extends TargetOptions {
   readonly alpha?: number;
   /** Probability that an entry of the adapter's input is dropped in training, [0, 1). */
   readonly dropout?: number;
-  /** How A and B start. `true`: A uniform, B zero. `false`: both random, no identity at the start. */
-  readonly init?: boolean | 'gaussian' | 'orthogonal' | Initializer;
+  /** How A and B start. `true`: A uniform, B zero. `false`: both random, no identity at the start. `pissa()`, `olora()` and others rewrite the base. */
+  readonly init?: boolean | 'gaussian' | 'orthogonal' | 'pissa' | `pissa_niter_${number}` | 'olora' | Initializer;
   /** Scale alpha/sqrt(rank) (Kalajdzievski 2023). */
   readonly rslora?: boolean;
   /** A trained magnitude for each output row (Liu et al. 2024). */
@@ -68,8 +68,12 @@ export function loraSettings(options: LoraOptions = {}): LoraSettings {
   checkRank('rank', rank);
   checkAlpha('alpha', alpha);
   if (!(dropout >= 0 && dropout < 1)) throw range('dropout', dropout, 'in [0, 1)');
-  if (!(typeof init === 'boolean' || typeof init === 'object' || init === 'gaussian' || init === 'orthogonal'))
-    throw range('init', init, "true, false, 'gaussian', 'orthogonal' or an initializer");
+  if (findInitializer(init) === undefined)
+    throw range(
+      'init',
+      init,
+      "true, false, 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_16' (or another number), 'olora' or an initializer",
+    );
   if (!['none', 'lora_only', 'all'].includes(bias)) throw range('bias', bias, "'none', 'lora_only' or 'all'");
   for (const [key, value] of Object.entries(rankPattern)) checkRank(`rankPattern['${key}']`, value);
   for (const [key, value] of Object.entries(alphaPattern)) checkAlpha(`alphaPattern['${key}']`, value);

@@ -1,11 +1,12 @@
 import { ConfigError, createDraw, ShapeError, tidy, zeros, type Json, type Tensor, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
-import type { Weight } from '@niwaki/weights';
-import type { Adapter, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding, StoredShapes } from './adapter-method.ts';
+import { disposeWeight } from '@niwaki/weights';
+import type { Model, Site } from '@niwaki/nn';
+import type { AdapterMethod, Binding, Restored, StoredShapes } from './adapter-method.ts';
 import { columnNorms, rowNorms } from './direction.ts';
-import { initialEmbedding, initializerOf, type InitContext } from './initialization.ts';
+import { initialEmbedding, initializerOf, type InitContext, type InitialPair } from './initialization.ts';
 import { parameterPath, type LoraSpec } from './lora-adapter.ts';
+import { checkRewritable } from './rewritten.ts';
 import { loraEmbedding, tableFactors } from './lora-embedding.ts';
 import { loraLinear } from './lora-linear.ts';
 import { loraScale, loraSettings, type LoraOptions, type LoraSettings } from './lora-options.ts';
@@ -19,13 +20,14 @@ import { valueFor, warnUnused } from './patterns.ts';
  */
 export function lora(options: LoraOptions = {}): AdapterMethod {
   const settings = loraSettings(options);
+  const start = initializerOf(settings.init);
   const bind = (binding: Binding): Method => defineMethod({ ...shared, ...making(settings, binding) });
   const shared = {
     kind: 'lora',
     options: asJson(settings),
     traits: { needs: settings.dora ? (['dense-tile'] as const) : (['vjp'] as const), gives: ['frozen-base'] as const },
     makes: 'adapter' as const,
-    validate: (site: Site) => checkSite(site, settings),
+    validate: (site: Site, model: Model) => checkSite(site, settings, model),
   };
   const alone: Binding = { name: 'default', draw: createDraw(0, 0), biasOf: () => undefined, warn: () => {} };
   return {
@@ -36,6 +38,7 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
     stored: (site) => storedShapes(site, settings),
     rankAt: (site) => rankOf(site, settings),
     bind,
+    ...(start.rewrites && { rewrites: start.rewrites, repeatable: start.repeatable ?? false }),
     restore: (site, tensors, binding) => restoreLora(site, tensors, binding, settings),
   };
 }
@@ -44,11 +47,14 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
 export const dora = (options: Omit<LoraOptions, 'dora'> = {}): AdapterMethod => lora({ ...options, dora: true });
 
 const asJson = ({ init, ...settings }: LoraSettings): { readonly [name: string]: Json } =>
-  ({ ...settings, init: typeof init === 'object' ? init.name : init }) as unknown as { readonly [name: string]: Json };
+  ({
+    ...settings,
+    init: typeof init !== 'object' ? init : init.options === undefined ? init.name : { name: init.name, ...init.options },
+  }) as unknown as { readonly [name: string]: Json };
 
 const isEmbedding = (site: Site): boolean => site.point === 'embedding';
 
-function checkSite(site: Site, settings: LoraSettings): void {
+function checkSite(site: Site, settings: LoraSettings, model: Model): void {
   const { path, point, weight } = site;
   if (!['linear', 'head', 'embedding'].includes(point) || weight === undefined) {
     throw new ConfigError(`a low-rank pair goes to linear maps and embeddings, '${path}' is a ${point}`, { path, point });
@@ -70,7 +76,9 @@ function checkSite(site: Site, settings: LoraSettings): void {
       help: `Use a rank of at most ${Math.min(out, width)} here (rankPattern), or train the module whole (modulesToSave).`,
     });
   }
-  if (!isEmbedding(site)) initializerOf(settings.init).check?.({ out, in: width, rank });
+  const start = initializerOf(settings.init);
+  if (start.rewrites !== undefined) checkRewritable(site, start, model);
+  if (!isEmbedding(site)) start.check?.({ out, in: width, rank });
 }
 
 const rankOf = (site: Site, { rank, rankPattern }: LoraSettings): number => valueFor(rankPattern, site.path, rank);
@@ -88,48 +96,69 @@ const specOf = (site: Site, rank: number, settings: LoraSettings, binding: Bindi
 });
 
 function making(settings: LoraSettings, binding: Binding): Pick<Method, 'plan' | 'make'> {
+  const start = initializerOf(settings.init);
   return {
     plan: async (sites) => {
       const paths = sites.map((site) => site.path);
       warnUnused('rankPattern', settings.rankPattern, paths, binding.warn);
       warnUnused('alphaPattern', settings.alphaPattern, paths, binding.warn);
-      return {};
+      const planned = await start.plan?.(sites.map((site) => contextOf(site, rankOf(site, settings), settings, binding)));
+      return planned === undefined ? {} : { starts: planned };
     },
-    make: async (site) => ({ adapter: await startLora(site, site.weight!, settings, binding) }),
+    make: (site, { starts }) => startLora(site, settings, binding, (starts as ReadonlyMap<string, unknown> | undefined)?.get(site.path)),
   };
 }
 
-async function startLora(site: Site, weight: Weight, settings: LoraSettings, binding: Binding): Promise<Adapter> {
-  const spec = specOf(site, rankOf(site, settings), settings, binding);
-  const scale = loraScale(spec.alpha, spec.rank, spec.rslora);
+function contextOf(site: Site, rank: number, settings: LoraSettings, binding: Binding, planned?: unknown): InitContext {
+  const weight = site.weight!;
   const [out, width] = weight.shape;
+  const scale = loraScale(alphaOf(site, settings), rank, settings.rslora);
   const slots = isEmbedding(site) ? ['lora_embedding_A', 'lora_embedding_B'] : ['lora_A.weight', 'lora_B.weight'];
   const [aPath, bPath] = slots.map((slot) => parameterPath(site.path, binding.name, slot)) as [string, string];
-  const context: InitContext = { out, in: width, rank: spec.rank, scale, draw: binding.draw, aPath, bPath, weight };
+  return { out, in: width, rank, scale, draw: binding.draw, aPath, bPath, weight, site, planned };
+}
+
+async function startLora(site: Site, settings: LoraSettings, binding: Binding, planned: unknown): Promise<Restored> {
+  const spec = specOf(site, rankOf(site, settings), settings, binding);
+  const context = contextOf(site, spec.rank, settings, binding, planned);
+  const { weight, scale, out } = context;
   if (isEmbedding(site)) {
     const { a, b } = initialEmbedding(settings.init, context);
     const magnitude = settings.dora ? (tidy(() => columnNorms(weight, tableFactors({ a, b }), scale)) as Tensor1D) : undefined;
-    return loraEmbedding(spec, { a, b, magnitude });
+    return { adapter: loraEmbedding(spec, { a, b, magnitude }) };
   }
-  const { a, b } = await initializerOf(settings.init).linear(context);
-  return loraLinear(spec, {
+  const start = initializerOf(settings.init);
+  const { a, b, base } = await start.linear(context);
+  const adapter = loraLinear(spec, {
     a,
     b,
     bias: settings.loraBias ? (zeros([out]) as Tensor1D) : undefined,
-    magnitude: settings.dora ? rowNorms(weight, { a, b }, scale) : undefined,
+    magnitude: settings.dora ? rowNorms(base ?? weight, { a, b }, scale) : undefined,
+    ...(start.portable && { start: { a: a.clone(), b: b.clone() } }),
+    rewrites: start.rewrites,
   });
+  return base === undefined ? { adapter } : { adapter, weight: base };
 }
 
-function restoreLora(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding, settings: LoraSettings): Adapter {
+async function restoreLora(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding, settings: LoraSettings): Promise<Restored> {
   const get = <T extends Tensor>(slot: string): T => tensors.get(slot) as T;
   const magnitude = tensors.get('lora_magnitude_vector') as Tensor1D | undefined;
   if (isEmbedding(site)) {
     const a = get<Tensor2D>('lora_embedding_A');
-    return loraEmbedding(specOf(site, a.shape[0], settings, binding), { a, b: get('lora_embedding_B'), magnitude });
+    return { adapter: loraEmbedding(specOf(site, a.shape[0], settings, binding), { a, b: get('lora_embedding_B'), magnitude }) };
   }
-  const a = get<Tensor2D>('lora_A.weight');
+  const [a, b] = [get<Tensor2D>('lora_A.weight'), get<Tensor2D>('lora_B.weight')];
   const bias = tensors.get('lora_B.bias') as Tensor1D | undefined;
-  return loraLinear(specOf(site, a.shape[0], settings, binding), { a, b: get('lora_B.weight'), bias, magnitude });
+  const spec = specOf(site, a.shape[0], settings, binding);
+  const start = initializerOf(settings.init);
+  if (start.rewrites === undefined) return { adapter: loraLinear(spec, { a, b, bias, magnitude }) };
+  const { base, ...first } = (await start.linear(contextOf(site, spec.rank, settings, binding))) as Required<InitialPair>;
+  try {
+    return { adapter: loraLinear(spec, { a, b, bias, magnitude, start: first, rewrites: start.rewrites }), weight: base };
+  } catch (error) {
+    disposeWeight(base);
+    throw error;
+  }
 }
 
 function storedShapes(site: Site, { loraBias, dora }: LoraSettings): StoredShapes {

@@ -3,6 +3,7 @@ import type { AdapterSet, Model } from '@niwaki/nn';
 import { ownedBy } from './adapter-method.ts';
 import { isScalable } from './lora-adapter.ts';
 import { mergedAdapters } from './merge.ts';
+import { putBack } from './rewritten.ts';
 
 /** The attached set of a name. @throws NotFoundError; StateError where it is merged */
 export function adapterNamed(model: Model, name: string): AdapterSet {
@@ -34,12 +35,13 @@ const trainableOf = (set: AdapterSet): ReturnType<typeof ownedBy> =>
 
 /**
  * Takes an adapter off and frees its memory. If it was the only active one, the alphabetically first of the others is
- * active next, as in PEFT.
+ * active next, as in PEFT. A set that took a part out of the base (PiSSA, OLoRA) puts it back, f32 rounding apart.
  */
 export function deleteAdapter(model: Model, name: string): void {
   const set = adapterNamed(model, name);
   const wasActive = model.active.includes(name);
   model.detach(name);
+  putBack(model, set);
   disposeSet(set);
   const [next] = [...model.adapters.keys()].sort();
   if (wasActive && model.active.length === 0 && next !== undefined) model.active = [next];

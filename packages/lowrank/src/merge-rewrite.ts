@@ -16,6 +16,7 @@ import {
 } from '@niwaki/tensor';
 import { denseWeight, type Weight } from '@niwaki/weights';
 import type { AdapterSet, Model, Site } from '@niwaki/nn';
+import { isHalf } from './float-weight.ts';
 import { mergedSite, refuseNonFinite, roundedTo, type Before, type MergedValues } from './merge-site.ts';
 
 export interface MergeOptions {
@@ -63,7 +64,9 @@ interface Fresh {
  * Everything is computed before the first site changes, and the change itself cannot fail.
  */
 export async function rewrite(model: Model, sets: readonly AdapterSet[], before: Originals, options: MergeOptions): Promise<Rewritten> {
-  const touched = model.sites(() => true).filter((site) => touches(sets, site));
+  const sites = model.sites(() => true);
+  refuseModules(sets, sites);
+  const touched = sites.filter((site) => touches(sets, site));
   const originals = new Map(before.sites);
   for (const site of touched) if (!originals.has(site)) originals.set(site, { weight: site.weight!, bias: site.bias });
   const of = (site: Site): Before => originals.get(site)!;
@@ -93,6 +96,17 @@ export async function rewrite(model: Model, sets: readonly AdapterSet[], before:
   }
 }
 
+/** @throws ConfigError for adapters of modules, which have no matrix that could stand for them */
+function refuseModules(sets: readonly AdapterSet[], sites: readonly Site[]): void {
+  const known = new Set(sites.map(({ path }) => path));
+  for (const { name, sites: adapters } of sets) {
+    const found = [...adapters].find(([path]) => !known.has(path));
+    if (found === undefined) continue;
+    const [path, { kind }] = found;
+    throw new ConfigError(`adapter '${name}' (${kind}) at '${path}' cannot be merged: no matrix does what it does`, { path, name, kind });
+  }
+}
+
 const touches = (sets: readonly AdapterSet[], { path }: Site): boolean =>
   sets.some((set) => set.sites.has(path) || set.replaced.has(`${path}.weight`) || set.replaced.has(`${path}.bias`));
 
@@ -106,12 +120,6 @@ function refuseLossy(sites: readonly { readonly path: string; readonly weight: W
     help: "Say which: into: 'dense' (f32, more memory) or into: 'requantize' (the same format; the report says what is lost).",
   });
 }
-
-/** Two bytes an entry: one cast at the end is all that is lost, and what everybody expects of such a model. */
-const isHalf = ({ kind, options }: Weight): boolean => {
-  const { format } = (options ?? {}) as { readonly format?: unknown };
-  return kind === 'gguf' && (format === 'F16' || format === 'BF16');
-};
 
 /** Tied sites stay tied when the merged sets do the same to both: trained token rows, which they share. */
 function sameChange(sets: readonly AdapterSet[], model: Model, one: Site, other: Site): boolean {

@@ -2,6 +2,7 @@ import { NotFoundError } from '@niwaki/tensor';
 import type { AdapterSet, Model } from '@niwaki/nn';
 import { ownedBy } from './adapter-method.ts';
 import { rewrite, type MergedSiteReport, type MergeOptions, type Originals } from './merge-rewrite.ts';
+import { putBack } from './rewritten.ts';
 import { collectWarnings, type Warning } from './warning.ts';
 
 export interface MergeReport {
@@ -101,7 +102,11 @@ export async function mergeAndUnload(
 ): Promise<MergeReport> {
   const report = await mergeAdapter(model, names, options);
   forgetOriginals(model);
-  for (const name of model.adapters.keys()) freeSet(model.detach(name));
+  for (const name of model.adapters.keys()) {
+    const set = model.detach(name);
+    putBack(model, set);
+    freeSet(set);
+  }
   return report;
 }
 

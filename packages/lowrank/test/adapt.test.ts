@@ -139,7 +139,7 @@ describe('options out of range', () => {
     [{ dropout: 1 }, 'dropout', '1'],
     [{ dropout: -0.1 }, 'dropout', '-0.1'],
     [{ dropout: Number.NaN }, 'dropout', 'NaN'],
-    [{ init: 'pissa' as 'gaussian' }, 'init', 'pissa'],
+    [{ init: 'pissa_niter_0' as 'gaussian' }, 'init', 'pissa_niter_0'],
     [{ bias: 'some' as 'all' }, 'bias', 'some'],
     [{ rankPattern: { q_proj: 0 } }, "rankPattern['q_proj']", '0'],
     [{ alphaPattern: { q_proj: 0 } }, "alphaPattern['q_proj']", '0'],

@@ -364,7 +364,6 @@ describe('the config of a file', () => {
     ['monteclora_config', { x: 1 }],
     ['target_parameters', ['experts']],
     ['ensure_weight_tying', true],
-    ['init_lora_weights', 'pissa'],
     ['init_lora_weights', 'pissa_niter_4'],
     ['init_lora_weights', 'loftq'],
   ])('with %s = %j changes the maths and is refused by name', async (field, value) => {

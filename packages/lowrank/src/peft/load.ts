@@ -1,14 +1,18 @@
 import { openSafetensors, parseJsonObject, type Folder, type SafetensorsFile } from '@niwaki/hub';
 import { FormatError, NotFoundError, type Json } from '@niwaki/tensor';
+import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import { attachActive, checkName } from '../adapt.ts';
 import { ownedBy, type PeftSet } from '../adapter-method.ts';
+import { fingerprintField, fingerprintOf } from '../fingerprint.ts';
+import { mergedAdapters } from '../merge.ts';
+import { putWeights, refuseShared } from '../rewritten.ts';
 import { collectWarnings, type Warn, type Warning } from '../warning.ts';
 import { BaseModelError } from './errors.ts';
 import { peftFamilies } from './families.ts';
 import type { PeftFamily, ReadConfig } from './family.ts';
 import { folderOf, type AdapterSource } from './folders.ts';
-import { matchContent } from './match.ts';
+import { matchContent, type Content } from './match.ts';
 import { restoreSet } from './restore.ts';
 
 export interface LoadAdapterOptions {
@@ -43,12 +47,21 @@ export async function loadAdapter(model: Model, source: AdapterSource, options: 
   const file = await openTensors(folder);
   try {
     const content = matchContent(file, model, config, { strict, warn });
-    const set = await restoreSet(file, model, config, content, { name, trainable, warn, warnings, signal });
+    await checkFingerprint(config, content);
+    const paths = [...content.sites.map(({ site }) => site), ...content.tokens.flatMap(({ target }) => target.sites)].map(
+      ({ path }) => path,
+    );
+    const { rewrites } = config.method;
+    refuseShared(model, paths, { rewrites: rewrites !== undefined, merged: mergedAdapters(model) });
+    if (rewrites !== undefined) for (const { site } of content.sites) config.method.validate?.(site, model);
+    const { set, weights } = await restoreSet(file, model, config, content, { name, trainable, warn, warnings, signal });
     try {
       if (trainable) attachActive(model, set);
       else model.attach(set);
+      putWeights(model, weights);
     } catch (error) {
       for (const parameter of ownedBy(set)) parameter.dispose();
+      for (const weight of weights.values()) disposeWeight(weight);
       throw error;
     }
     return set;
@@ -89,6 +102,21 @@ function checkBase({ fields }: ReadConfig, model: Model, base: 'warn' | 'require
   const message = `the adapter was made for '${wanted}', the model came from '${model.info.source}'`;
   if (base === 'require') throw new BaseModelError(message, { expected: wanted, given: model.info.source });
   warn('base-name', message, [wanted, model.info.source]);
+}
+
+/** Where the file says which base it was trained on: one that was rewritten and is no public checkpoint. */
+async function checkFingerprint({ fields }: ReadConfig, { sites }: Content): Promise<void> {
+  const expected = fields[fingerprintField];
+  if (typeof expected !== 'string') return;
+  const weights = new Map(sites.map(({ site }): [string, Weight] => [site.path, site.weight!]));
+  const given = await fingerprintOf(weights);
+  if (given === expected) return;
+  throw new BaseModelError('the adapter belongs to a base that was quantized together with it, and the model holds other weights', {
+    field: fingerprintField,
+    expected,
+    given,
+    help: 'Load the base that was saved with the adapter, or make it again with the same start, options and seed.',
+  });
 }
 
 async function openTensors(folder: Folder): Promise<SafetensorsFile> {

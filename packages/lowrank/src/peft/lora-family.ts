@@ -1,6 +1,7 @@
 import * as v from 'valibot';
 import { validate } from '@niwaki/hub';
-import { ConfigError, type Json } from '@niwaki/tensor';
+import type { Json } from '@niwaki/tensor';
+import { fingerprintField } from '../fingerprint.ts';
 import { lora } from '../lora.ts';
 import type { LoraSettings } from '../lora-options.ts';
 import { defaultTargetsOf } from '../targets.ts';
@@ -56,6 +57,7 @@ const fileFields = {
   eva_config: v.unknown(),
   velora_config: v.unknown(),
   megatron_config: v.unknown(),
+  [fingerprintField]: v.nullish(v.string()),
   megatron_core: v.nullish(v.string()),
   qalora_group_size: v.nullish(v.number()),
 };
@@ -77,6 +79,9 @@ const refused = [
 
 /** Only the start of training differs: a stored adapter is what it is. */
 const plainStarts: ReadonlySet<unknown> = new Set([true, false, 'gaussian', 'orthogonal', 'eva']);
+
+/** The file fits what the start left of the base, which a reader makes again. */
+const repeatableStarts: ReadonlySet<unknown> = new Set(['pissa', 'olora']);
 
 /** Known, without effect on a stored adapter, and not kept. */
 const ignored: ReadonlySet<string> = new Set(['runtime_config', 'corda_config', 'lora_ga_config']);
@@ -128,7 +133,7 @@ export const loraFamily: PeftFamily = {
     }
     const config = validate(schema, json, 'adapter_config.json');
     const start = config.init_lora_weights;
-    if (!plainStarts.has(start)) {
+    if (!plainStarts.has(start) && !repeatableStarts.has(start)) {
       throw new UnsupportedFieldError(
         `init_lora_weights ${JSON.stringify(start)} rewrites the base weights, so this file fits another base than yours`,
         {
@@ -161,7 +166,7 @@ export const loraFamily: PeftFamily = {
       ...given('layersPattern', config.layers_pattern),
       ...given('modulesToSave', config.modules_to_save),
       ...given('trainableTokens', config.trainable_token_indices),
-      init: start === 'eva' ? true : (start as boolean | 'gaussian' | 'orthogonal'),
+      init: start === 'eva' ? true : (start as Exclude<LoraSettings['init'], object>),
     });
     const kept = Object.fromEntries(Object.keys(fileFields).flatMap((field) => (json[field] == null ? [] : [[field, json[field]]])));
     return {
@@ -176,8 +181,6 @@ export const loraFamily: PeftFamily = {
     const { init } = settings;
     const listed = (value: unknown): Json => (value === undefined ? null : (value as Json));
     const start = typeof init === 'object' ? init.name : init;
-    if (!plainStarts.has(start))
-      throw new ConfigError(`an adapter started by '${String(start)}' needs a converter to be written`, { init: start });
     return {
       ...defaults,
       base_model_name_or_path: base,
@@ -196,7 +199,8 @@ export const loraFamily: PeftFamily = {
       layers_pattern: listed(settings.layersPattern),
       modules_to_save: listed(settings.modulesToSave),
       trainable_token_indices: listed(settings.trainableTokens),
-      init_lora_weights: start,
+      // What other starts left of the base is no matter of their name: the fingerprint among the fields says which one it is.
+      init_lora_weights: plainStarts.has(start) || method.repeatable ? (start as Json) : true,
       ...(fields as { readonly [field: string]: Json }),
     };
   },

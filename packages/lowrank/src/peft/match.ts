@@ -20,6 +20,10 @@ export interface SiteContent {
 /** What of the file goes where. */
 export interface Content {
   readonly sites: readonly SiteContent[];
+  /** Tensors of all sites at once, and those sites. */
+  readonly shared?:
+    | { readonly sites: readonly Site[]; readonly names: ReadonlyMap<string, string>; readonly shapes: StoredShapes }
+    | undefined;
   readonly tokens: readonly { readonly target: TokenTarget; readonly name: string }[];
   readonly parameters: readonly { readonly name: string; readonly tensor: string; readonly like: Replaceable; readonly stored: boolean }[];
 }
@@ -42,7 +46,7 @@ export function matchContent(
   const { targeting } = method;
   const layout = layoutOf(file.names(), [...method.slots, tokensSlot]);
   const sites = targetSites(
-    model.sites(() => true),
+    model.sites(() => true, { points: method.points }),
     targets,
     targeting,
     warn,
@@ -58,7 +62,8 @@ export function matchContent(
     return tensorName;
   };
 
-  const matched = sites.flatMap((site) => {
+  const shared = sharedIn(layout, method.shared?.stored(sites, model), take);
+  const matched = (method.shared === undefined ? sites : []).flatMap((site) => {
     const shapes = method.stored(site);
     const found = Object.keys(shapes).map((slot) => [slot, take(layout.slots.get(site.path)?.get(slot), `${site.path}.${slot}`)] as const);
     return found.every((entry): entry is readonly [string, string] => entry[1] !== undefined)
@@ -71,24 +76,32 @@ export function matchContent(
   });
   const parameters = parametersIn(layout, model, wholes, take);
   const unexpected = file.names().filter((name) => !taken.has(name));
-  const nothing = matched.length + tokens.length + parameters.length === 0;
+  const nothing = matched.length + tokens.length + parameters.length === 0 && shared === undefined;
   if (taken.size === 0 || (strict && unexpected.length > 0 && missing.length === 0)) throw unexpectedTensors(unexpected, model);
   if (missing.length > 0 && (strict || nothing)) throw missingTensors(missing, unexpected);
   const skipped = [...missing, ...unexpected];
   if (skipped.length > 0) warn('skipped-tensor', `not taken from the file: ${skipped.join(', ')}`, skipped);
 
-  checkShapes(file, { sites: matched, tokens, parameters }, model);
+  const content: Content = { sites: matched, tokens, parameters, shared: shared && { sites, ...shared } };
+  checkShapes(file, content, model);
   for (const part of matched) checkRank(file, part, statesRank ? method.rankAt(part.site) : undefined, { strict, warn });
-  return { sites: matched, tokens, parameters };
+  return content;
+}
+
+type Take = (tensorName: string | undefined, described: string) => string | undefined;
+
+function sharedIn(
+  layout: FileLayout,
+  shapes: StoredShapes | undefined,
+  take: Take,
+): { readonly names: ReadonlyMap<string, string>; readonly shapes: StoredShapes } | undefined {
+  if (shapes === undefined) return undefined;
+  const found = Object.keys(shapes).map((slot) => [slot, take(layout.parameters.get(slot), slot)] as const);
+  return found.every((entry): entry is readonly [string, string] => entry[1] !== undefined) ? { names: new Map(found), shapes } : undefined;
 }
 
 /** Whole parameters: those the config names, and base weights of embeddings that PEFT stores with them. */
-function parametersIn(
-  layout: FileLayout,
-  model: Model,
-  wholes: readonly string[],
-  take: (tensorName: string | undefined, described: string) => string | undefined,
-): Content['parameters'] {
+function parametersIn(layout: FileLayout, model: Model, wholes: readonly string[], take: Take): Content['parameters'] {
   const known = replaceables(model);
   const embeddings = model
     .sites(() => true)
@@ -120,7 +133,7 @@ const missingTensors = (missing: readonly string[], unexpected: readonly string[
     help: 'Fetch the file again; strict: false takes what fits.',
   });
 
-function checkShapes(file: SafetensorsFile, { sites, tokens, parameters }: Content, model: Model): void {
+function checkShapes(file: SafetensorsFile, { sites, tokens, parameters, shared }: Content, model: Model): void {
   const check = (name: string, path: string, expected: readonly (number | 'rank')[]): void => {
     const { dtype, shape } = file.info(name);
     if (!/^(?:F16|BF16|F32|F64|F8_.*)$/.test(dtype)) {
@@ -138,6 +151,7 @@ function checkShapes(file: SafetensorsFile, { sites, tokens, parameters }: Conte
     });
   };
   for (const { site, names, shapes } of sites) for (const [slot, name] of names) check(name, site.path, shapes[slot]!);
+  for (const [slot, name] of shared?.names ?? []) check(name, slot, shared!.shapes[slot]!);
   for (const { target, name } of tokens) check(name, target.sites[0]!.path, [target.ids.length, target.sites[0]!.weight!.shape[1]]);
   for (const { name, tensor: tensorName, like } of parameters) check(tensorName, name, like.shape);
 }

@@ -1,5 +1,6 @@
 import { decodeFloats, type SafetensorsFile } from '@niwaki/hub';
 import { createDraw, tensor, throwIfAborted, type Parameter, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Adapter, Model } from '@niwaki/nn';
 import { baseOf, type Binding, type PeftSet, type StoredBase } from '../adapter-method.ts';
 import { trainableTokens } from '../trainable-tokens.ts';
@@ -16,14 +17,17 @@ export interface RestoreOptions {
   readonly warnings: readonly Warning[];
 }
 
-/** Reads the matched tensors and makes the set of them. What was read is freed when anything fails. */
+/**
+ * Reads the matched tensors and makes the set of them, and the weights it expects where it was made for a rewritten base.
+ * What was read is freed when anything fails.
+ */
 export async function restoreSet(
   file: SafetensorsFile,
   model: Model,
   { method, targets, fields }: ReadConfig,
   content: Content,
   options: RestoreOptions,
-): Promise<PeftSet> {
+): Promise<{ set: PeftSet; weights: ReadonlyMap<string, Weight> }> {
   const { name, trainable, warn, warnings, signal } = options;
   const loose = new Set<Tensor>();
   const read = async (tensorName: string): Promise<Tensor> => {
@@ -35,6 +39,7 @@ export async function restoreSet(
     return value;
   };
   const owned: Parameter[] = [];
+  const weights = new Map<string, Weight>();
   const own = <T extends Adapter>(adapter: T): T => {
     for (const parameter of Object.values(adapter.parameters)) {
       owned.push(parameter);
@@ -61,7 +66,14 @@ export async function restoreSet(
     for (const { site, names } of content.sites) {
       const tensors = new Map<string, Tensor>();
       for (const [slot, tensorName] of names) tensors.set(slot, await read(tensorName));
-      sites.set(site.path, own(method.restore(site, tensors, binding)));
+      const { adapter, weight } = await method.restore(site, tensors, binding);
+      sites.set(site.path, own(adapter));
+      if (weight !== undefined) weights.set(site.path, weight);
+    }
+    if (content.shared !== undefined) {
+      const tensors = new Map<string, Tensor>();
+      for (const [slot, tensorName] of content.shared.names) tensors.set(slot, await read(tensorName));
+      for (const [path, adapter] of method.shared!.restore(content.shared.sites, tensors, binding)) sites.set(path, own(adapter));
     }
     for (const { target, name: tensorName } of content.tokens) {
       for (const [path, adapter] of trainableTokens(target, (await read(tensorName)) as Tensor2D, name)) sites.set(path, own(adapter));
@@ -69,9 +81,10 @@ export async function restoreSet(
     for (const parameter of owned) if (!trainable) parameter.trainable = false;
     const base = typeof fields['base_model_name_or_path'] === 'string' ? fields['base_model_name_or_path'] : model.info.source;
     for (const value of loose) value.dispose();
-    return { name, method, sites, replaced, base, targets, fields, warnings, alsoStored };
+    return { set: { name, method, sites, replaced, base, targets, fields, warnings, alsoStored }, weights };
   } catch (error) {
     for (const parameter of owned) parameter.dispose();
+    for (const weight of weights.values()) disposeWeight(weight);
     for (const value of loose) value.dispose();
     throw error;
   }

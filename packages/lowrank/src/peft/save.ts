@@ -5,6 +5,7 @@ import { isPeftSet, type PeftSet } from '../adapter-method.ts';
 import { isTokens } from '../trainable-tokens.ts';
 import { peftFamilies } from './families.ts';
 import { writeFiles } from './folders.ts';
+import { portableSet, portableTensors } from './portable.ts';
 import { parameterKey, slotKey } from './keys.ts';
 
 export interface SaveAdapterOptions {
@@ -12,6 +13,13 @@ export interface SaveAdapterOptions {
   readonly dtype?: 'f32' | 'f16' | 'bf16';
   /** Written beside it, so that the folder is enough to chat with. */
   readonly tokenizer?: { readonly files: { readonly tokenizer: Json; readonly config: Json } };
+  /**
+   * Of adapters whose start rewrote the base. 'portable' (default): as a plain LoRA of twice the rank for the original base,
+   * A' = [A; A₀] and B' = [B, -B₀]; where that cannot be (the base is quantized codes of its own), as 'native'. 'native':
+   * the pair as it is, for going on with training; whoever loads it rewrites the base in the same way, or has it from
+   * `saveModel`, and a fingerprint tells.
+   */
+  readonly form?: 'portable' | 'native';
   readonly signal?: AbortSignal;
 }
 
@@ -22,13 +30,13 @@ export interface SaveAdapterOptions {
  * @example await saveAdapter(set, './my-adapter');
  */
 export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: SaveAdapterOptions = {}): Promise<void> {
-  const { dtype = 'f32', tokenizer, signal } = options;
-  const peft = peftForm(set);
+  const { dtype = 'f32', tokenizer, form = 'portable', signal } = options;
+  const peft = form === 'portable' ? portableSet(peftForm(set)) : peftForm(set);
   const family = peftFamilies.get(peft.method.peftType);
   if (family === undefined)
     throw new ConfigError(`no writer for adapters of type ${peft.method.peftType}`, { peftType: peft.method.peftType });
   const type = ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype];
-  const tensors = storedTensors(peft).map((tensor) => ({
+  const tensors = storedTensors(peft, { form }).map((tensor) => ({
     ...tensor,
     dtype: type,
     read: async () => encodeFloats(await tensor.values(), type),
@@ -53,13 +61,14 @@ function peftForm(set: AdapterSet): PeftSet {
   });
 }
 
-interface StoredTensor extends Pick<LazyTensor, 'name' | 'shape'> {
+export interface StoredTensor extends Pick<LazyTensor, 'name' | 'shape'> {
   values(): Promise<Float32Array>;
 }
 
 /** What a file holds of a set. Statistics and tables are made again on loading. */
-export function storedTensors(set: PeftSet): StoredTensor[] {
+export function storedTensors(set: PeftSet, { form }: { readonly form: 'portable' | 'native' }): StoredTensor[] {
   const adapted = new Set([...set.sites].filter(([, adapter]) => !isTokens(adapter)).map(([path]) => path));
+  const shared = new Set(set.method.shared?.slots);
   const seen = new Set<Parameter>();
   const tensors: StoredTensor[] = [];
   const add = (name: string, parameter: Parameter): void => {
@@ -68,8 +77,14 @@ export function storedTensors(set: PeftSet): StoredTensor[] {
     seen.add(parameter);
     tensors.push({ name, shape: parameter.shape, values: async () => (await parameter.read().data()) as Float32Array });
   };
-  for (const [path, adapter] of set.sites)
-    for (const [slot, parameter] of Object.entries(adapter.parameters)) add(slotKey(path, slot), parameter);
+  for (const [path, adapter] of set.sites) {
+    const changed = form === 'portable' ? portableTensors(adapter) : new Map<string, Omit<StoredTensor, 'name'>>();
+    for (const [slot, parameter] of Object.entries(adapter.parameters)) {
+      const other = changed.get(slot);
+      if (other === undefined) add(shared.has(slot) ? slot : slotKey(path, slot), parameter);
+      else tensors.push({ name: slotKey(path, slot), ...other });
+    }
+  }
   for (const [name, parameter] of set.replaced) add(parameterKey(name, { wrapped: adapted.has(moduleOf(name)) }), parameter);
   for (const [name, stored] of set.alsoStored)
     tensors.push({ name: parameterKey(name, { wrapped: adapted.has(moduleOf(name)) }), ...stored });
