@@ -7,6 +7,8 @@ export { dora, lora } from './lora.ts';
 export { pissa, type PissaOptions } from './pissa.ts';
 export { olora, type OloraOptions } from './olora.ts';
 export { ia3, type Ia3Options } from './ia3.ts';
+export { promptTuning, type PromptTuningOptions } from './prompt-tuning.ts';
+export { prefixTuning, type PrefixTuningOptions } from './prefix-tuning.ts';
 export { defaultTargetsOf, endsWithName, layerOf, targetSites, type TargetModules } from './targets.ts';
 export type { Warning } from './warning.ts';
 export { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';

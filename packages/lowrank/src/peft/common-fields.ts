@@ -2,6 +2,7 @@ import * as v from 'valibot';
 import type { Json } from '@niwaki/tensor';
 import type { FileFields } from '../adapter-method.ts';
 import type { Warn } from '../warning.ts';
+import { UnsupportedFieldError } from './errors.ts';
 
 /** Fields of every `peft_type` that say nothing about the method: kept for the next reader. */
 export const commonFields: v.ObjectEntries = {
@@ -25,6 +26,15 @@ export const commonDefaults: { readonly [field: string]: Json } = {
 /** Those of the named fields that hold something. */
 export const keptFields = (json: { readonly [field: string]: Json }, names: Iterable<string>): FileFields =>
   Object.fromEntries([...names].flatMap((field) => (json[field] == null ? [] : [[field, json[field]]])));
+
+/** @throws UnsupportedFieldError for fields that change what the adapter computes, where they hold something */
+export function refuseFields(json: { readonly [field: string]: Json }, names: readonly string[]): void {
+  const fields = names.filter((field) => json[field] != null && json[field] !== false);
+  if (fields.length === 0) return;
+  throw new UnsupportedFieldError(`adapter_config.json asks for ${fields.join(', ')}, which changes the result and is not served here`, {
+    fields,
+  });
+}
 
 /** Warns once, naming the fields that nothing here knows: newer writers have more of them. */
 export function warnUnknown(json: { readonly [field: string]: Json }, known: Iterable<string>, warn: Warn): void {
