@@ -64,10 +64,36 @@ export default defineConfig({
   },
   vite: {
     resolve: { conditions: ['@niwaki/source', 'module', 'browser', 'import', 'default'] },
-    server: { headers: isolation, fs: { allow: ['..'] } },
-    preview: { headers: isolation },
+    server: { fs: { allow: ['..'] } },
+    plugins: [
+      {
+        name: 'isolation',
+        // Ahead of all other middleware: pages as well as files carry the headers.
+        configureServer: ({ middlewares }) => {
+          middlewares.use((_request, response, next) => {
+            for (const [name, value] of Object.entries(isolation)) response.setHeader(name, value);
+            next();
+          });
+        },
+      },
+    ],
     worker: { format: 'es' },
     build: { target: 'es2022', chunkSizeWarningLimit: 4000 },
-    optimizeDeps: { esbuildOptions: { target: 'es2022' } },
+    // Found only once the example starts, they would make the page load again in the middle of it.
+    optimizeDeps: {
+      include: [
+        'uplot',
+        '@tensorflow/tfjs-core',
+        'niwaki > @niwaki/backend > @tensorflow/tfjs-backend-cpu',
+        'niwaki > @niwaki/backend > @tensorflow/tfjs-backend-wasm',
+        'niwaki > @niwaki/backend > @tensorflow/tfjs-backend-wasm/wasm-out/tfjs-backend-wasm.js',
+        'niwaki > @niwaki/backend > @tensorflow/tfjs-backend-webgpu',
+        'niwaki > @niwaki/tensor > ml-matrix',
+        'niwaki > @niwaki/hub > valibot',
+        'niwaki > @niwaki/hub > @huggingface/tokenizers',
+        'niwaki > @niwaki/hub > @huggingface/jinja',
+      ],
+      esbuildOptions: { target: 'es2022' },
+    },
   },
 });
