@@ -1,7 +1,8 @@
-import { dispose, memory, tidy, type Scalar, type Sink } from '@niwaki/tensor';
+import { dispose, tidy, type Scalar, type Sink } from '@niwaki/tensor';
 import type { Estimator, Turn } from './estimator.ts';
 import { backwardHead } from './head.ts';
 import { createPass, type Pass } from './pass.ts';
+import { createRecords, type Room } from './records.ts';
 import { routeOf } from './route.ts';
 import { verifySame } from './verify.ts';
 
@@ -13,20 +14,23 @@ export interface BackpropOptions {
 }
 
 export interface BlockwiseOptions extends BackpropOptions {
-  /**
-   * Bytes of saved tensors that may stay instead of being computed again; default 0. Stages are kept in order while
-   * they fit; the result is the same bit for bit.
-   */
+  /** Bytes of saved tensors that may stay instead of being computed again; default 0. The last stages stay, as many as fit. */
   readonly keepBytes?: number;
+  /**
+   * Bytes of all tensors on the device, the model's too: as many stages stay as leave room for the head, one stage's
+   * backward and every gradient. Instead of `keepBytes`. Where the model alone is over it, nothing stays.
+   */
+  readonly memoryBudget?: number;
 }
 
 /**
  * Backprop that keeps only what stages read from one another (one hidden state a block), computes each stage again under
  * the tape and hands its gradients to the sink at once. Memory: `blocks · rows · width · 4` bytes plus one block's tape;
- * price: one more forward (Chen et al. 2016, with one segment a block).
+ * price: one more forward (Chen et al. 2016, with one segment a block), less what `keepBytes` or `memoryBudget` let stay.
+ * The result is the same bit for bit, whatever stays.
  */
-export function blockwiseBackprop({ keepBytes = 0, ...options }: BlockwiseOptions = {}): Estimator {
-  return backprop('blockwise', keepBytes, options);
+export function blockwiseBackprop({ keepBytes = 0, memoryBudget, ...options }: BlockwiseOptions = {}): Estimator {
+  return backprop('blockwise', { keepBytes, ...(memoryBudget !== undefined && { memoryBudget }) }, options);
 }
 
 /**
@@ -34,17 +38,17 @@ export function blockwiseBackprop({ keepBytes = 0, ...options }: BlockwiseOption
  * For small models and short rows. Gradients equal those of `blockwiseBackprop`.
  */
 export function fullTapeBackprop(options: BackpropOptions = {}): Estimator {
-  return backprop('full tape', Infinity, options);
+  return backprop('full tape', { keepBytes: Infinity }, options);
 }
 
-function backprop(name: string, keepBytes: number, options: BackpropOptions): Estimator {
+function backprop(name: string, room: Room, options: BackpropOptions): Estimator {
   return {
     name,
     gives: 'dense',
     estimate: async (turn, sink) => {
       const pass = createPass(turn, routeOf(turn.model, turn.wrt));
       try {
-        return await estimate(pass, turn, sink, { keepBytes, ...options });
+        return await estimate(pass, turn, sink, { room, ...options });
       } finally {
         pass.dispose();
       }
@@ -52,18 +56,16 @@ function backprop(name: string, keepBytes: number, options: BackpropOptions): Es
   };
 }
 
-async function estimate(pass: Pass, turn: Turn, sink: Sink, options: BackpropOptions & { keepBytes: number }): Promise<Scalar> {
+async function estimate(pass: Pass, turn: Turn, sink: Sink, options: BackpropOptions & { room: Room }): Promise<Scalar> {
   const { head, first } = pass.route;
-  let room = options.keepBytes;
-  for (let s = 0; s < head; s++) {
-    const record = s >= first && room > 0;
-    const before = memory().numBytes;
-    tidy(() => pass.forward(s, { record }));
-    if (record) {
-      room -= memory().numBytes - before;
-      if (room < 0) pass.forget(s);
+  const records = createRecords(pass, turn, options);
+  try {
+    for (let s = 0; s < head; s++) {
+      records.forward(s);
+      await turn.between?.();
     }
-    await turn.between?.();
+  } finally {
+    records.dispose();
   }
   const loss = await backwardHead(pass, turn, sink, options);
   try {

@@ -32,7 +32,7 @@ interface Chunk {
   readonly count: number;
 }
 
-const defaultChunkBytes = 8 * 2 ** 20;
+export const defaultChunkBytes: number = 8 * 2 ** 20;
 
 /**
  * The objective's loss and its gradient through the last stage, a chunk of rows at a time: each chunk's logits are gone

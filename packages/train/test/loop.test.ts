@@ -1,5 +1,5 @@
 import { AbortError, add, cast, ConfigError, DataError, memory, mul, NumericError, sum, type Tensor, type Tensor1D } from '@niwaki/tensor';
-import { causalLM, disposeBatch, languageBatch, type Objective } from '@niwaki/engine';
+import { causalLM, disposeBatch, fullTapeBackprop, languageBatch, type Objective } from '@niwaki/engine';
 import { adapt, lora } from '@niwaki/lowrank';
 import type { Model } from '@niwaki/nn';
 import { adamw, cosine, sgd } from '@niwaki/optim';
@@ -95,6 +95,23 @@ describe('the loop', () => {
     expect(held.peak).toBeGreaterThan(held.total);
     expect(held.optimizer).toBeGreaterThanOrEqual(2 * adapter);
     expect(held.total).toBeGreaterThanOrEqual(held.base + held.adapter + held.optimizer);
+    model.dispose();
+  });
+
+  it('spends a budget of memory on keeping what it would compute again, and gives the same bits', async () => {
+    const runs: StepEvent[][] = [];
+    for (const more of [{}, { memoryBudget: 1e9 }]) {
+      const model = await adapted();
+      runs.push(stepsOf(await collect(train(model, theCase(more)))));
+      model.dispose();
+    }
+    const [least, most] = runs as [StepEvent[], StepEvent[]];
+    expect(most.map(essence)).toEqual(least.map(essence));
+    expect(most[0]!.memory.peak).toBeGreaterThan(least[0]!.memory.peak);
+    const model = await adapted();
+    const both = collect(train(model, theCase({ memoryBudget: 1e9, estimator: fullTapeBackprop() })));
+    await expect(both).rejects.toThrow(ConfigError);
+    await expect(collect(train(model, theCase({ memoryBudget: 0.5 })))).rejects.toThrow(/memoryBudget must be a whole number/);
     model.dispose();
   });
 

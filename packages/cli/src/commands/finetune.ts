@@ -43,6 +43,7 @@ export const finetuneFlags = (command: Command): Command =>
     .option('--batch-size <n>', 'rows of a micro-batch', count)
     .option('--context <n>', 'tokens of a row', count)
     .option('--accumulate <n>', 'micro-batches of a step', count)
+    .option('--memory-budget <bytes>', 'of all tensors: what is free of it buys speed', count)
     .option('--seed <n>', 'of everything that is drawn', natural)
     .option('--evaluate <file>', 'a text whose loss is reported on the way')
     .option('--evaluate-every <n>', 'steps between', count)

@@ -25,6 +25,7 @@ export function checkOptions(options: TrainOptions): Settings {
     throw new ConfigError(`train: clip must be 0 (off) or a positive number, got ${clip}`, { clip });
   if (typeof seed === 'number' && !Number.isSafeInteger(seed))
     throw new ConfigError(`train: seed must be a whole number, got ${seed}`, { seed });
+  if (options.memoryBudget !== undefined) whole('memoryBudget', options.memoryBudget);
   if (options.evaluate !== undefined) whole('evaluate.every', options.evaluate.every);
   if (options.checkpoint?.every !== undefined) whole('checkpoint.every', options.checkpoint.every);
   if (options.checkpoint?.keep !== undefined) whole('checkpoint.keep', options.checkpoint.keep);

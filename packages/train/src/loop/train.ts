@@ -2,6 +2,7 @@ import { AbortError, ConfigError, createDraw, NumericError, throwIfAborted, type
 import type { Model } from '@niwaki/nn';
 import { chain, clipByGlobalNorm, type Schedule, type Transform } from '@niwaki/optim';
 import {
+  blockwiseBackprop,
   causalLM,
   createStep,
   disposeBatch,
@@ -46,6 +47,11 @@ export interface TrainOptions {
   readonly signal?: AbortSignal;
   readonly commit?: StepOptions['commit'];
   readonly estimator?: Estimator;
+  /**
+   * Bytes of all tensors that may be on the device in a step. What is over is spent on keeping what the backward pass
+   * would compute again: up to a fourth of the time, and the same result bit for bit. Default: nothing is kept.
+   */
+  readonly memoryBudget?: number;
   /** What else takes part in each step, e.g. lisa(). */
   readonly participants?: readonly Participant[];
   /** Refused steps (the loss was not finite) in a row that end the run; default 5. */
@@ -65,7 +71,8 @@ export interface TrainOptions {
  */
 export async function* train(model: Model, options: TrainOptions): AsyncGenerator<TrainEvent, void, undefined> {
   const { batchSize, accumulate, clip, seed, maxRefused, ...length } = checkOptions(options);
-  const { data, objective = causalLM(), signal, evaluate, estimator, commit, participants = [] } = options;
+  const { data, objective = causalLM(), signal, evaluate, commit, participants = [] } = options;
+  const estimator = estimatorOf(options);
   const plan = data.plan({ batchSize, accumulate, seed });
   const steps = length.steps ?? length.epochs * plan.stepsPerEpoch;
   const optimizer = clip > 0 ? chain(clipByGlobalNorm(clip), options.optimizer) : options.optimizer;
@@ -84,7 +91,8 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
       optimizer: [optimizer, ...participants].map(({ name }) => name).join(' + '),
       schedule: options.schedule === undefined ? `constant ${optimizer.learningRate}` : JSON.stringify(options.schedule),
       objective: objective.name,
-      estimator: estimator?.name ?? 'backprop',
+      // What is kept changes no bit: a run may go on with another budget.
+      estimator: options.estimator?.name ?? 'backprop',
     };
     const resumed = await keeper?.restore(run);
     if (resumed !== undefined) yield { kind: 'resume', step: resumed.attempt };
@@ -182,6 +190,16 @@ function refusedTooOften(count: number, attempt: number, loss: number, learningR
     loss,
     learningRate,
     help: 'Lower learningRate, set clip: 1 and a warm-up, and look for broken documents; the last checkpoint is sound.',
+  });
+}
+
+function estimatorOf({ estimator, memoryBudget }: TrainOptions): Estimator | undefined {
+  if (memoryBudget === undefined) return estimator;
+  if (estimator === undefined) return blockwiseBackprop({ memoryBudget });
+  throw new ConfigError(`train: memoryBudget is for blockwise backprop, and the estimator '${estimator.name}' was given`, {
+    memoryBudget,
+    estimator: estimator.name,
+    help: 'Give one of the two: an estimator has options of its own.',
   });
 }
 

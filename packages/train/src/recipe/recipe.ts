@@ -57,6 +57,8 @@ export interface Recipe {
   readonly context?: number;
   /** Default 1. */
   readonly accumulate?: number;
+  /** Bytes of tensors on the device: what the model leaves free of it buys speed; default: the least memory. */
+  readonly memoryBudget?: number;
   readonly seed?: number;
   /** A text file whose loss is reported every `evaluateEvery` steps (default 100). */
   readonly evaluate?: string;
@@ -113,6 +115,7 @@ const shape: { readonly [key in RecipeName]-?: v.GenericSchema } = {
   batchSize: v.optional(positive),
   context: v.optional(v.pipe(positive, v.minValue(2, 'expected at least 2'))),
   accumulate: v.optional(positive),
+  memoryBudget: v.optional(positive),
   seed: v.optional(natural),
   evaluate: v.optional(name),
   evaluateEvery: v.optional(positive),

@@ -94,6 +94,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
       ...pick(recipe, 'epochs'),
       ...pick(recipe, 'batchSize'),
       ...pick(recipe, 'accumulate'),
+      ...pick(recipe, 'memoryBudget'),
       ...pick(recipe, 'seed'),
       clip: recipe.clip ?? 1,
       ...stop,
