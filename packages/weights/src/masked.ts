@@ -31,7 +31,7 @@ import type { Weight } from './weight.ts';
  * gradient of pruned entries is 0: one f32 copy of the matrix lives from forward to backward. Over any other format, where
  * a stored 0 may not decode to 0, every product decodes the whole matrix first, 8 bytes an entry while it lasts.
  * @param path module path
- * @param base taken over: dispose the result alone
+ * @param base taken over: dispose the result alone. One that is masked already keeps what both masks keep
  * @param mask one bit an entry (`packMask`), 1 where kept
  * @throws ShapeError for a mask of another size
  */
@@ -39,6 +39,16 @@ export function masked(path: string, base: Weight, mask: Uint8Array): Weight {
   const { shape } = base;
   const [out, width] = shape;
   expectMask(path, shape, mask);
+  const before = under.get(base);
+  if (before !== undefined) {
+    // What an earlier mask took away is gone, wherever the new one is.
+    base.parts['mask']!.dispose();
+    return masked(
+      path,
+      before.inner,
+      mask.map((byte, i) => byte & before.mask[i]!),
+    );
+  }
   const bits = denseParameter(`${path}.mask`, packBytes(mask), {
     role: 'index',
     shape,
@@ -96,8 +106,12 @@ export function masked(path: string, base: Weight, mask: Uint8Array): Weight {
       },
     }),
   };
+  under.set(weight, { inner, mask });
   return weight;
 }
+
+/** Masked weights taken apart: a second mask over one is a single mask. */
+const under = new WeakMap<Weight, { readonly inner: Weight; readonly mask: Uint8Array }>();
 
 /** The same matrix with zeros where the mask has them, now and after every update. The old parameter is disposed. */
 function constrained(old: Parameter, bits: Parameter, entries: () => Tensor2D): Weight {

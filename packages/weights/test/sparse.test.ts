@@ -255,6 +255,17 @@ describe('a masked weight', () => {
     disposeWeight(weight);
   });
 
+  it('under a second mask keeps what both keep, with one mask stored', async () => {
+    const before = memory().numTensors;
+    const other = kept.map((_, e) => (e % 3 === 0 ? 0 : 1));
+    const weight = masked('m', masked('m', dense(), packMask(kept)), packMask(other));
+    expect(weightBytes(weight)).toBe(4 * count + count / 8);
+    expect(await maskOf(weight)).toEqual(kept.map((k, e) => k & other[e]!));
+    expect(await values(weight.dense())).toEqual(pruned.map((v, e) => v * other[e]! + 0));
+    disposeWeight(weight);
+    expect(memory().numTensors).toBe(before);
+  });
+
   it('is refused with a mask of another size', () => {
     const base = dense();
     expect(() => masked('m', base, new Uint8Array(3))).toThrow(/takes 12 bytes, got 3/);

@@ -1,0 +1,190 @@
+import { ConfigError, denseParameter, NumericError, tensor2d, type Tensor2D } from '@niwaki/tensor';
+import {
+  csr,
+  denseWeight,
+  encodeGgufBlocks,
+  ggufBlock,
+  masked,
+  nOfM,
+  packCsr,
+  packMask,
+  packNOfM,
+  rowsOfTensor,
+  type Weight,
+} from '@niwaki/weights';
+import type { Collectors, Method } from '@niwaki/engine';
+import type { Site } from '@niwaki/nn';
+import { amountOf, checkAmount, isNOfM, type Amount, type AmountOptions } from './amount.ts';
+import type { Scores } from './keep-entries.ts';
+
+/** How a pruned matrix is stored. */
+export type Store = 'masked' | 'n-of-m' | 'csr';
+
+export interface PruneMethodOptions extends AmountOptions {
+  /**
+   * 'masked' (default): as before, and a bit an entry that keeps the zeros; products cost what they did. 'n-of-m' (with n
+   * and m) and 'csr' store what is kept alone, and every product builds the matrix first: smaller, slower.
+   */
+  readonly store?: Store;
+}
+
+/** A matrix on the host. */
+export interface HostMatrix {
+  readonly path: string;
+  readonly shape: readonly [out: number, in_: number];
+  readonly values: Float32Array;
+}
+
+/** What another method needs of a pruner to begin from its choice. */
+export interface Choice {
+  readonly amount: Amount;
+  readonly collect?: Collectors;
+  /** One score an entry; in each row, or each group, the least go. */
+  scores(matrix: HostMatrix, statistics: Readonly<Record<string, unknown>>): Scores | Promise<Scores>;
+}
+
+/** A method of `prune`, which may also be the start of another: `dsnot({ initial: wanda() })`. */
+export interface Pruner extends Method {
+  readonly choice: Choice;
+}
+
+/** What all pruners take, checked. */
+export function pruneOptions(
+  kind: string,
+  options: PruneMethodOptions,
+): {
+  readonly amount: Amount;
+  readonly store: Store;
+  readonly named: { readonly sparsity?: number; readonly n?: number; readonly m?: number; readonly store: Store };
+} {
+  const amount = amountOf(kind, options);
+  const { store = 'masked' } = options;
+  if (!['masked', 'n-of-m', 'csr'].includes(store)) {
+    throw new ConfigError(`${kind}: store must be 'masked', 'n-of-m' or 'csr', got ${JSON.stringify(store)}`, { store });
+  }
+  if (store === 'n-of-m' && !isNOfM(amount)) throw new ConfigError(`${kind}: store 'n-of-m' needs n and m`, { store });
+  return { amount, store, named: { ...amount, store } };
+}
+
+/** Whether a site can be pruned and stored so. Allocates nothing. */
+export function checkSite(
+  kind: string,
+  { path, point, weight }: Site,
+  { amount, store, calibrated }: { amount: Amount; store: Store; calibrated: boolean },
+): void {
+  if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to prune`, { path });
+  if (point === 'embedding' && (calibrated || store !== 'masked')) {
+    throw new ConfigError(
+      `${kind}: '${path}' looks rows up, ${calibrated ? 'and has no input to calibrate with' : `which store '${store}' does not give`}`,
+      {
+        path,
+        help: 'Leave embeddings out of `at`, or prune them by magnitude into a mask.',
+      },
+    );
+  }
+  if (store === 'masked' ? weight.matrix === undefined && weight.encode === undefined : !isDense(weight) && halfOf(weight) === undefined) {
+    throw new ConfigError(`${kind}: '${path}' holds ${weight.kind} codes, which store '${store}' cannot be made of`, {
+      path,
+      kind: weight.kind,
+      help: "Prune before quantizing, or use store: 'masked'.",
+    });
+  }
+  checkAmount(path, weight.shape, amount);
+}
+
+/** A site's matrix in f32 on the host. @throws NumericError where it is not finite */
+export async function hostMatrix({ path, weight }: Site): Promise<HostMatrix> {
+  const dense = weight!.dense();
+  const values = (await dense.data()) as Float32Array;
+  dense.dispose();
+  const bad = values.findIndex((value) => !Number.isFinite(value));
+  if (bad >= 0) {
+    const width = weight!.shape[1];
+    const at = [Math.floor(bad / width), bad % width] as const;
+    throw new NumericError(`'${path}.weight' holds ${values[bad]} at [${at}]: it cannot be pruned`, {
+      path,
+      at,
+      help: 'Repair the checkpoint, or leave this matrix out.',
+    });
+  }
+  return { path, shape: weight!.shape, values };
+}
+
+/** A site's new weight: `values` where the flags are 1, in the precision that the site has. */
+export async function prunedWeight(
+  site: Site,
+  values: ArrayLike<number>,
+  kept: Uint8Array,
+  { amount, store }: { amount: Amount; store: Store },
+): Promise<Weight> {
+  const { path } = site;
+  const old = site.weight!;
+  const { shape } = old;
+  if (store === 'masked') {
+    const matrix = tensor2d(
+      Float32Array.from(kept, (keep, e) => (keep === 1 ? values[e]! : 0)),
+      [shape[0], shape[1]],
+    );
+    const base = old.matrix === undefined ? await encoded(old, matrix, path) : likeMatrix(old, matrix);
+    return masked(path, base, packMask(kept));
+  }
+  const options = isNOfM(amount) ? amount : undefined;
+  if (store === 'n-of-m') {
+    const { n, m } = options!;
+    const packed = packNOfM(path, values, shape, { n, m, kept });
+    const stored = await valuesLike(old, packed.values, [shape[0], (shape[1] / m) * n], `${path}.values`);
+    return nOfM(path, shape, { values: stored, index: packed.index }, { n, m });
+  }
+  const packed = packCsr(values, shape, kept);
+  const stored = await valuesLike(old, packed.values, [1, packed.values.length], `${path}.values`);
+  return csr(path, shape, { values: stored, columns: packed.columns, rows: packed.rows });
+}
+
+async function encoded(old: Weight, matrix: Tensor2D, path: string): Promise<Weight> {
+  try {
+    return await old.encode!(matrix, path);
+  } finally {
+    matrix.dispose();
+  }
+}
+
+/** The matrix under the name and role of the old one. */
+function likeMatrix({ matrix: old }: Weight, matrix: Tensor2D): Weight {
+  const { path, role, trainable, constraint } = old!;
+  const { mask: _, ...rest } = constraint ?? {};
+  return denseWeight(denseParameter(path, matrix, { role, trainable, constraint: rest }));
+}
+
+async function valuesLike(old: Weight, values: Float32Array, shape: readonly [number, number], path: string): Promise<Weight> {
+  const matrix = tensor2d(values, [shape[0], shape[1]]);
+  const format = halfOf(old);
+  if (format === undefined) {
+    const trainable = old.matrix?.trainable ?? old.parts['values']?.trainable ?? false;
+    return denseWeight(denseParameter(`${path}.weight`, matrix, { role: 'values', trainable }));
+  }
+  try {
+    return ggufBlock(path, shape, format, await encodeGgufBlocks(path, shape, rowsOfTensor(matrix), format));
+  } finally {
+    matrix.dispose();
+  }
+}
+
+interface Described {
+  readonly kind?: string;
+  readonly options?: unknown;
+}
+
+/** What holds the values of a weight, a mask or positions taken off. */
+function valuesOf({ kind, options }: Described): Described {
+  const { base, values } = (options ?? {}) as { readonly base?: Described; readonly values?: Described };
+  const inner = base ?? values;
+  return inner === undefined ? { ...(kind !== undefined && { kind }), options } : valuesOf(inner);
+}
+
+const isDense = (weight: Weight): boolean => valuesOf(weight).kind === 'dense';
+
+function halfOf(weight: Weight): 'F16' | 'BF16' | undefined {
+  const { kind, options } = valuesOf(weight);
+  const { format } = (options ?? {}) as { readonly format?: unknown };
+  return kind === 'gguf' && (format === 'F16' || format === 'BF16') ? format : undefined;
+}
