@@ -36,7 +36,7 @@ export interface HostMatrix {
 }
 
 /** What another method needs of a pruner to begin from its choice. */
-export interface Choice {
+export interface PrunerChoice {
   readonly amount: Amount;
   readonly collect?: Collectors;
   /** One score an entry; in each row, or each group, the least go. */
@@ -45,7 +45,7 @@ export interface Choice {
 
 /** A method of `prune`, which may also be the start of another: `dsnot({ initial: wanda() })`. */
 export interface Pruner extends Method {
-  readonly choice: Choice;
+  readonly choice: PrunerChoice;
 }
 
 /** What all pruners take, checked. */
