@@ -1,9 +1,13 @@
 import {
   abs,
+  cast,
   ConfigError,
   denseParameter,
+  equal,
   keep,
+  logicalAnd,
   max,
+  notEqual,
   NumericError,
   slice,
   square,
@@ -14,15 +18,17 @@ import {
   type Parameter,
   type Tensor,
 } from '@niwaki/tensor';
-import { denseWeight, type Weight } from '@niwaki/weights';
+import { denseWeight, isSparse, type Weight } from '@niwaki/weights';
 import type { AdapterSet, Model, Site } from '@niwaki/nn';
 import { isHalf } from './float-weight.ts';
 import { mergedSite, refuseNonFinite, roundedTo, type Before, type MergedValues } from './merge-site.ts';
 
 export interface MergeOptions {
   /**
-   * Dense bases and halves (F16, BF16) keep their storage, rounded once at the end. What a quantized base becomes: 'dense' f32 (8 times the memory of 4 bits), or 'requantize': its own format again, which
-   * loses part of the change, as the report says. Without it a quantized base is refused.
+   * Dense bases and halves (F16, BF16) keep their storage, rounded once at the end. What a quantized base becomes: 'dense'
+   * f32 (8 times the memory of 4 bits), or 'requantize': its own format again, which loses part of the change, as the
+   * report says. A pruned base: 'dense' fills its zeros, and the report counts them; 'requantize' keeps them, and what the
+   * adapter does there is lost. Without it a quantized or pruned base is refused.
    */
   readonly into?: 'dense' | 'requantize';
   /** Rounds merged values once, to the type that the model's file has; default 'f32': no rounding. */
@@ -40,6 +46,8 @@ export interface MergedSiteReport {
   readonly relativeError: number;
   /** Frobenius norm of the difference over that of the change: from about 1 on, the adapter is lost in the rounding. */
   readonly changeError: number;
+  /** Entries that were 0 in the base and are not now. */
+  readonly zerosLost: number;
 }
 
 /** What the model held before the first merge: kept alive, put back as it is. */
@@ -114,6 +122,14 @@ function refuseLossy(sites: readonly { readonly path: string; readonly weight: W
   if (into !== undefined) return;
   const lossy = sites.filter(({ weight }) => weight.exact !== true && !isHalf(weight));
   if (lossy.length === 0) return;
+  const pruned = lossy.filter(({ weight }) => isSparse(weight));
+  if (pruned.length > 0) {
+    throw new ConfigError(`'${pruned[0]!.path}' is pruned: merging either fills its zeros or loses what the adapter does there`, {
+      paths: pruned.map(({ path }) => path),
+      kind: pruned[0]!.weight.kind,
+      help: "Say which: into: 'dense' (f32, the report counts the zeros lost) or into: 'requantize' (the zeros stay; the report says what is lost).",
+    });
+  }
   throw new ConfigError(`merging into ${lossy[0]!.weight.kind} weights either widens them or loses part of the adapter`, {
     paths: lossy.map(({ path }) => path),
     kind: lossy[0]!.weight.kind,
@@ -171,20 +187,23 @@ async function freshSite(
 async function reportOf(path: string, weight: Weight, { matrix }: MergedValues, old: Weight): Promise<MergedSiteReport> {
   const [out, width] = weight.shape;
   const rows = Math.max(1, Math.floor(2 ** 20 / width));
-  let [worst, lost, whole, changed] = [0, 0, 0, 0];
+  let [worst, lost, whole, changed, filled] = [0, 0, 0, 0, 0];
   for (let from = 0; from < out; from += rows) {
     const to = Math.min(out, from + rows);
     const tile = tidy(() => {
       const exact = slice(matrix, [from, 0], [to - from, width]);
-      const error = sub(weight.dense([from, to]), exact);
-      return stack([max(abs(error)), sum(square(error)), sum(square(exact)), sum(square(sub(exact, old.dense([from, to]))))]);
+      const [now, before] = [weight.dense([from, to]), old.dense([from, to])];
+      const error = sub(now, exact);
+      const fills = sum(cast(logicalAnd(equal(before, 0), notEqual(now, 0)), 'float32'));
+      return stack([max(abs(error)), sum(square(error)), sum(square(exact)), sum(square(sub(exact, before))), fills]);
     });
-    const [most, squares, total, change] = (await tile.data()) as unknown as [number, number, number, number];
+    const [most, squares, total, change, fills] = (await tile.data()) as unknown as [number, number, number, number, number];
     tile.dispose();
     worst = Math.max(worst, most);
     lost += squares;
     whole += total;
     changed += change;
+    filled += fills;
   }
   if (!Number.isFinite(lost)) {
     throw new NumericError(`'${path}' merged does not fit its ${weight.kind} storage; nothing was merged`, {
@@ -194,7 +213,7 @@ async function reportOf(path: string, weight: Weight, { matrix }: MergedValues, 
     });
   }
   const over = (total: number): number => (lost === 0 ? 0 : Math.sqrt(lost / total));
-  return { path, kind: weight.kind, maxError: worst, relativeError: over(whole), changeError: over(changed) };
+  return { path, kind: weight.kind, maxError: worst, relativeError: over(whole), changeError: over(changed), zerosLost: filled };
 }
 
 /** New values of parameters that belong to no site, which only a set's `replaced` changes. */

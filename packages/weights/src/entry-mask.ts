@@ -12,6 +12,9 @@ export async function maskOf(weight: { readonly parts: Readonly<Record<string, P
   return Uint8Array.from(unpackBits(bytes, count, { bits: 1 }));
 }
 
+/** Whether zeros of a weight are part of how it is stored: written into it again, a matrix loses what it holds there. */
+export const isSparse = ({ kind }: { readonly kind: string }): boolean => ['masked', 'n-of-m', 'csr'].includes(kind);
+
 export function expectMask(path: string, [out, width]: readonly [number, number], mask: Uint8Array): void {
   const expected = Math.ceil((out * width) / 8);
   if (mask.length === expected) return;

@@ -11,7 +11,7 @@ export * from './encode-affine.ts';
 export * from './gguf-block.ts';
 export * from './encode-gguf.ts';
 export * from './low-rank.ts';
-export { maskOf, packMask } from './entry-mask.ts';
+export { isSparse, maskOf, packMask } from './entry-mask.ts';
 export { masked, isHalf } from './masked.ts';
 export { checkGroups, checkNOfM, indexBits, nOfM, packNOfM, type NOfM } from './n-of-m.ts';
 export { csr, packCsr, type CsrParts } from './csr.ts';
