@@ -2,6 +2,7 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { FormatError, memory, tensor, tensor1d, type Tensor } from '@niwaki/tensor';
+import { encodeSafetensors } from '@niwaki/hub';
 import type { State } from '@niwaki/optim';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
@@ -143,10 +144,25 @@ describe('a checkpoint that fails', () => {
     await expect(loadCheckpoint(folder)).rejects.toThrow(message);
   });
 
+  it('keeps nothing of a file whose second tensor is of a type that it never has', async () => {
+    const folder = memoryFolder();
+    const name = await saveCheckpoint(folder, { state: state(1), parameters, optimizer: new Map() }, { keep: 1 });
+    const tensors = new Map([
+      ['a', { dtype: 'F32', shape: [1], bytes: new Uint8Array(4) }],
+      ['b', { dtype: 'BF16', shape: [1], bytes: new Uint8Array(2) }],
+    ]);
+    await folder.write(`${name}/parameters.safetensors`, await encodeSafetensors(tensors));
+    const before = memory().numTensors;
+    await expect(loadCheckpoint(folder)).rejects.toThrow(/'b' is BF16/);
+    expect(memory().numTensors).toBe(before);
+  });
+
   it('says which file is missing', async () => {
     const folder = memoryFolder();
     const name = await saveCheckpoint(folder, { state: state(1), parameters, optimizer: new Map() }, { keep: 1 });
     await folder.remove(`${name}/optimizer.safetensors`);
+    const before = memory().numTensors;
     await expect(loadCheckpoint(folder)).rejects.toThrow(/optimizer\.safetensors is missing/);
+    expect(memory().numTensors).toBe(before);
   });
 });

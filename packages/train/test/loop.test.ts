@@ -277,6 +277,21 @@ describe('resuming', () => {
     for (const each of [model, other]) each.dispose();
   });
 
+  it('with an optimizer of another state is refused, and the model is as it was', async () => {
+    const folder = memoryFolder();
+    const plain = theCase({ optimizer: sgd({ learningRate: 0.1 }), checkpoint: { folder, every: 1 } });
+    const model = await adapted();
+    for await (const event of train(model, plain)) if (event.kind === 'checkpoint') break;
+    const other = await adapted();
+    const before = trained(other);
+    const tensors = memory().numTensors;
+    const withMomentum = theCase({ optimizer: sgd({ learningRate: 0.1, momentum: 0.9 }), checkpoint: { folder, resume: true } });
+    await expect(collect(train(other, withMomentum))).rejects.toThrow(/optimizer/);
+    expect(trained(other)).toEqual(before);
+    expect(memory().numTensors).toBe(tensors);
+    for (const each of [model, other]) each.dispose();
+  });
+
   it('works for a whole model, trained without an adapter', async () => {
     const options = (more: Partial<TrainOptions> = {}): TrainOptions =>
       theCase({ optimizer: sgd({ learningRate: 0.1, momentum: 0.9 }), ...more });

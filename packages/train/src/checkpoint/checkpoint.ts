@@ -1,4 +1,4 @@
-import { FormatError, NiwakiError, type Json, type Tensor } from '@niwaki/tensor';
+import { dispose, FormatError, NiwakiError, type Json, type Tensor } from '@niwaki/tensor';
 import type { State } from '@niwaki/optim';
 import * as v from 'valibot';
 import type { RunFolder } from './run-folder.ts';
@@ -163,7 +163,13 @@ export async function loadCheckpoint(folder: RunFolder): Promise<Checkpoint | un
   };
   const { numbers, state } = parseState(await read(files.state), folder, name);
   const parameters = await decodeTensors(await read(files.parameters), `${name}/${files.parameters}`);
-  const flat = await decodeTensors(await read(files.optimizer), `${name}/${files.optimizer}`);
+  let flat: ReadonlyMap<string, Tensor>;
+  try {
+    flat = await decodeTensors(await read(files.optimizer), `${name}/${files.optimizer}`);
+  } catch (error) {
+    dispose([...parameters.values()]);
+    throw error;
+  }
   const optimizer = new Map<string, Record<string, Tensor | number>>();
   const at = (path: string): Record<string, Tensor | number> => {
     if (!optimizer.has(path)) optimizer.set(path, {});

@@ -16,14 +16,17 @@ export async function encodeTensors(tensors: ReadonlyMap<string, Tensor>): Promi
   return encodeSafetensors(raw);
 }
 
-/** The tensors of such a file, on the device. */
+/** The tensors of such a file, on the device. Types are checked before the first is made, so that a failure leaves none. */
 export async function decodeTensors(bytes: Uint8Array, name: string): Promise<Map<string, Tensor>> {
   const file = await openSafetensors(memorySource(bytes, { name }));
+  for (const key of file.names()) {
+    const { dtype } = file.info(key);
+    if (dtype !== 'F32' && dtype !== 'I32')
+      throw new FormatError(`${name}: '${key}' is ${dtype}, a checkpoint holds F32 and I32`, { tensor: key, dtype });
+  }
   const tensors = new Map<string, Tensor>();
   for (const key of file.names()) {
     const { dtype, shape, bytes: raw } = await file.read(key);
-    if (dtype !== 'F32' && dtype !== 'I32')
-      throw new FormatError(`${name}: '${key}' is ${dtype}, a checkpoint holds F32 and I32`, { tensor: key, dtype });
     const { buffer } = new Uint8Array(raw);
     tensors.set(
       key,

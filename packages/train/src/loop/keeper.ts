@@ -55,8 +55,10 @@ export function createKeeper(
       const { state, parameters, optimizer } = checkpoint;
       try {
         refuseOtherRun(state.run, run, folder);
-        putBack(model, parameters, folder);
+        const wanted = checkFit(model, parameters, folder);
         step.restore(optimizer, state.updates);
+        // Nothing fails from here on: a checkpoint that does not fit leaves the model as it was.
+        for (const [path, value] of parameters) wanted.get(path)!.write(value);
       } catch (error) {
         for (const value of parameters.values()) if (!value.isDisposed) value.dispose();
         for (const values of optimizer.values())
@@ -103,23 +105,28 @@ function refuseOtherRun(saved: RunIdentity, now: RunIdentity, folder: RunFolder)
   });
 }
 
-function putBack(model: Model, saved: ReadonlyMap<string, Tensor>, folder: RunFolder): void {
+/** The parameters that a checkpoint's values go to: by path, of the same shapes. */
+function checkFit(model: Model, saved: ReadonlyMap<string, Tensor>, folder: RunFolder): ReadonlyMap<string, Parameter> {
   const wanted = keptParameters(model);
   const missing = [...wanted.keys()].filter((path) => !saved.has(path));
   const extra = [...saved.keys()].filter((path) => !wanted.has(path));
-  if (missing.length > 0 || extra.length > 0) {
+  const other = [...saved].filter(([path, value]) => wanted.has(path) && !isLike(value, wanted.get(path)!.read())).map(([path]) => path);
+  if (missing.length + extra.length + other.length > 0) {
     throw new CheckpointError(
-      `the checkpoint in ${folder.name} is of another model: ${missing.length} parameters missing, ${extra.length} unknown`,
+      `the checkpoint in ${folder.name} is of another model: ${missing.length} parameters missing, ${extra.length} unknown, ${other.length} of another shape`,
       {
         folder: folder.name,
         missing,
         extra,
+        other,
         help: 'Load the same model with the same adapter before resuming.',
       },
     );
   }
-  for (const [path, value] of saved) wanted.get(path)!.write(value);
+  return wanted;
 }
+
+const isLike = (a: Tensor, b: Tensor): boolean => a.dtype === b.dtype && a.shape.join() === b.shape.join();
 
 /** Names a model's form: paths, shapes, roles, and what of it is trained. Not its values. */
 export function modelHash(model: Model): string {
