@@ -40,7 +40,7 @@ const preference: readonly Device[] = ['webgpu', 'wasm', 'cpu'];
  */
 export async function init(options: InitOptions = {}): Promise<DeviceInfo> {
   const { device = 'auto', threads } = options;
-  if (device !== 'auto' && !(device in starters)) {
+  if (device !== 'auto' && !Object.hasOwn(starters, device)) {
     throw new ConfigError(`init: unknown device '${device}'`, {
       device,
       help: `Use one of 'auto', ${preference.map((d) => `'${d}'`).join(', ')}.`,

@@ -22,6 +22,7 @@ it('says which device it took, and why', async () => {
 
 it('refuses devices and thread counts that do not exist', async () => {
   await expect(init({ device: 'webgl' as 'wasm' })).rejects.toThrow(/unknown device 'webgl'/);
+  await expect(init({ device: 'constructor' as 'wasm' })).rejects.toThrow(/unknown device 'constructor'/);
   await expect(init({ device: 'wasm', threads: 0 })).rejects.toThrow(/threads/);
   await expect(init({ device: 'wasm', threads: 1.5 })).rejects.toThrow(/threads/);
 });

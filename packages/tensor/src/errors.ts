@@ -24,8 +24,11 @@ export class NiwakiError extends Error {
     this.details = details;
   }
 
-  static isInstance(value: unknown): value is NiwakiError {
-    return typeof value === 'object' && value !== null && (value as { marker?: unknown }).marker === marker;
+  /** Whether a value is an error of this class, made by this copy of the package or another: `DeviceError.isInstance(error)`. */
+  static isInstance<E extends typeof NiwakiError>(this: E, value: unknown): value is InstanceType<E> {
+    if (value instanceof this) return true;
+    if (typeof value !== 'object' || value === null || (value as { marker?: unknown }).marker !== marker) return false;
+    return this === NiwakiError || (value as { name?: unknown }).name === this.name;
   }
 }
 

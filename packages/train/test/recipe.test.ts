@@ -165,6 +165,7 @@ describe('running a recipe', () => {
     [{ adapt: 'lara' }, /adapt: there is no 'lara'/],
     [{ quantize: 'nf5' }, /quantize: there is no 'nf5'/],
     [{ objective: { function: 'reward' } }, /function 'reward'/],
+    [{ objective: { function: 'constructor' } }, /function 'constructor'/],
     [{ context: 65 }, /context 65 is more than the model's 64/],
     [{ at: 'q_prj' }, /q_prj/],
     [{ warmup: 2, schedule: 'constant', learningRate: 1, clip: 0, data: undefined }, /neither data nor batches/],

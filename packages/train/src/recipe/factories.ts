@@ -20,8 +20,7 @@ export function make<T>(
 export const isBound = (value: unknown): value is Bound => typeof value === 'object' && value !== null && 'function' in value;
 
 export function functionOf<T>({ function: name }: Bound, functions: Functions): T {
-  const found = functions[name];
-  if (found !== undefined) return found as T;
+  if (Object.hasOwn(functions, name) && functions[name] !== undefined) return functions[name] as T;
   throw new ConfigError(`the recipe asks for the function '${name}', which was not handed over`, {
     name,
     given: Object.keys(functions),
