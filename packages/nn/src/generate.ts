@@ -1,4 +1,16 @@
-import { ConfigError, createDraw, DataError, noise, slice, tensor2d, throwIfAborted, tidy, type Tensor2D, type View } from '@niwaki/tensor';
+import {
+  ConfigError,
+  createDraw,
+  DataError,
+  noise,
+  slice,
+  tensor2d,
+  throwIfAborted,
+  tidy,
+  type Tensor,
+  type Tensor2D,
+  type View,
+} from '@niwaki/tensor';
 import { createCall } from '@niwaki/weights';
 import { checkIds } from './batch.ts';
 import { runStages } from './forward.ts';
@@ -83,17 +95,21 @@ async function nextLogits(
     ...(cache === undefined ? {} : { session: { cache } }),
   });
   const stages = model.stages();
-  const { h } = runStages(stages.slice(0, -1), {}, call) as { h: Tensor2D };
-  tokenIds.dispose();
-  cache?.advance(ids.length);
-  const last = slice(h, [ids.length - 1, 0], [1, h.shape[1]]);
-  h.dispose();
-  const { logits } = runStages(stages.slice(-1), { h: last }, call);
-  last.dispose();
+  let logits: Tensor | undefined;
   try {
+    const { h } = runStages(stages.slice(0, -1), {}, call) as { h: Tensor2D };
+    cache?.advance(ids.length);
+    const last = tidy(() => slice(h, [ids.length - 1, 0], [1, h.shape[1]]));
+    h.dispose();
+    try {
+      ({ logits } = runStages(stages.slice(-1), { h: last }, call));
+    } finally {
+      last.dispose();
+    }
     return (await logits!.data()) as Float32Array;
   } finally {
-    logits!.dispose();
+    tokenIds.dispose();
+    logits?.dispose();
   }
 }
 

@@ -53,6 +53,16 @@ it('samples the same tokens from the same seed, cached or not, and others from a
   expect(memory().numTensors).toBe(before);
 });
 
+it('leaves nothing behind where the model goes away between two tokens', async () => {
+  const before = memory().numTensors;
+  const model = await tinyLlama();
+  const tokens = generate(model, [1, 2], { stopIds: [] });
+  await tokens.next();
+  model.dispose();
+  await expect(tokens.next()).rejects.toThrow(/was disposed/);
+  expect(memory().numTensors).toBe(before);
+});
+
 it('never repeats under a heavy repetition penalty while unseen tokens are left', async () => {
   const model = await tinyLlama();
   const ids = [1, 2, ...(await idsOf(model, [1, 2], { maxNewTokens: 12, repetitionPenalty: 1e6, stopIds: [] }))];
