@@ -1,11 +1,14 @@
 export { adapt, type AdaptOptions } from './adapt.ts';
 export type { AdapterMethod, Binding, FileFields, PeftSet } from './adapter-method.ts';
-export type { InitContext, Initializer, InitialPair } from './initialization.ts';
+export type { InitContext, Initializer, InitialPair, InitSite } from './initialization.ts';
 export type { LoraAdapter, ScalableAdapter } from './lora-adapter.ts';
 export { loraScale, type LoraOptions, type LoraSettings, type TargetOptions } from './lora-options.ts';
 export { dora, lora } from './lora.ts';
 export { pissa, type PissaOptions } from './pissa.ts';
 export { olora, type OloraOptions } from './olora.ts';
+export { loftq, type LoftqOptions } from './loftq.ts';
+export { lqLora, type LqLoraAllocation, type LqLoraOptions } from './lq-lora.ts';
+export { allocate, type Allocation, type Choice } from './allocate.ts';
 export { ia3, type Ia3Options } from './ia3.ts';
 export { promptTuning, type PromptTuningOptions } from './prompt-tuning.ts';
 export { prefixTuning, type PrefixTuningOptions } from './prefix-tuning.ts';

@@ -1,6 +1,6 @@
 import { matMul, mul, noise, qr, reshape, slice, sub, tidy, transpose, zeros, ShapeError, type Draw, type Tensor2D } from '@niwaki/tensor';
 import type { Json } from '@niwaki/tensor';
-import type { Site } from '@niwaki/nn';
+import type { Model, Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
 import { olora } from './olora.ts';
 import { pissa } from './pissa.ts';
@@ -30,6 +30,15 @@ export interface InitContext {
   readonly planned?: unknown;
 }
 
+/** Where a pair would start. */
+export interface InitSite {
+  readonly out: number;
+  readonly in: number;
+  readonly rank: number;
+  readonly site: Site;
+  readonly model: Model;
+}
+
 /** How a pair starts. A start is a value, so that each one is a file of its own and `lora({ init })` takes any. */
 export interface Initializer {
   /** As PEFT's `init_lora_weights` says it. */
@@ -46,9 +55,9 @@ export interface Initializer {
   /** s·(B·A - B₀·A₀) is what training changed, so that a plain LoRA of twice the rank can stand for it on the original base. */
   readonly portable?: boolean;
   /** Throws when the site cannot have it; before anything is allocated. */
-  check?(shape: { readonly out: number; readonly in: number; readonly rank: number }): void;
+  check?(at: InitSite): void;
   /** Sees all sites before the first pair is made: budgets over the model. By site path. */
-  plan?(contexts: readonly InitContext[]): Promise<ReadonlyMap<string, unknown>>;
+  plan?(contexts: readonly InitContext[], model: Model): Promise<ReadonlyMap<string, unknown>>;
   linear(context: InitContext): Promise<InitialPair>;
 }
 

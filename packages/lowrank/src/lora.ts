@@ -78,7 +78,7 @@ function checkSite(site: Site, settings: LoraSettings, model: Model): void {
   }
   const start = initializerOf(settings.init);
   if (start.rewrites !== undefined) checkRewritable(site, start, model);
-  if (!isEmbedding(site)) start.check?.({ out, in: width, rank });
+  if (!isEmbedding(site)) start.check?.({ out, in: width, rank, site, model });
 }
 
 const rankOf = (site: Site, { rank, rankPattern }: LoraSettings): number => valueFor(rankPattern, site.path, rank);
@@ -98,11 +98,14 @@ const specOf = (site: Site, rank: number, settings: LoraSettings, binding: Bindi
 function making(settings: LoraSettings, binding: Binding): Pick<Method, 'plan' | 'make'> {
   const start = initializerOf(settings.init);
   return {
-    plan: async (sites) => {
+    plan: async (sites, model) => {
       const paths = sites.map((site) => site.path);
       warnUnused('rankPattern', settings.rankPattern, paths, binding.warn);
       warnUnused('alphaPattern', settings.alphaPattern, paths, binding.warn);
-      const planned = await start.plan?.(sites.map((site) => contextOf(site, rankOf(site, settings), settings, binding)));
+      const planned = await start.plan?.(
+        sites.map((site) => contextOf(site, rankOf(site, settings), settings, binding)),
+        model,
+      );
       return planned === undefined ? {} : { starts: planned };
     },
     make: (site, { starts }) => startLora(site, settings, binding, (starts as ReadonlyMap<string, unknown> | undefined)?.get(site.path)),

@@ -24,6 +24,7 @@ export function olora({ quantizer }: OloraOptions = {}): Initializer {
     rewrites: quantizer === undefined ? 'residual' : 'quantized',
     repeatable: quantizer === undefined,
     portable: true,
+    ...(quantizer && { check: ({ site, model }) => quantizer.validate?.(site, model) }),
     linear: async (context) => withResidual(await orthonormal(context), context, quantizer),
   };
 }

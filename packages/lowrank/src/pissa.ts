@@ -33,6 +33,7 @@ export function pissa({ iterations, quantizer }: PissaOptions = {}): Initializer
     // A sketch is drawn: nobody else makes the same one.
     repeatable: iterations === undefined && quantizer === undefined,
     portable: true,
+    ...(quantizer && { check: ({ site, model }) => quantizer.validate?.(site, model) }),
     linear: async (context) => withResidual(await principal(context, iterations), context, quantizer),
   };
 }

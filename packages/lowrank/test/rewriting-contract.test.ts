@@ -5,7 +5,9 @@ import {
   deleteAdapter,
   dora,
   loadAdapter,
+  loftq,
   lora,
+  lqLora,
   mergeAdapter,
   mergeAndUnload,
   pissa,
@@ -13,6 +15,7 @@ import {
   unmergeAdapter,
   type AdapterMethod,
 } from '../src/index.ts';
+import { integers } from './integers.ts';
 
 const verbs: AdapterVerbs<AdapterMethod> = {
   adapt,
@@ -59,4 +62,24 @@ residual('dora from pissa', {
   mixes: false,
   seeded: false,
   exactGradient: false,
+});
+
+// Codes take no change without saying how: the merge widens them.
+const quantized = adapterContract({
+  ...verbs,
+  save: (set, target) => saveAdapter(set, target, { form: 'native' }),
+  merge: (model, names) => mergeAdapter(model, names, { into: 'dense' }),
+  mergeForGood: (model) => mergeAndUnload(model, undefined, { into: 'dense' }),
+} satisfies AdapterVerbs<AdapterMethod>);
+const codes = { trained: pair, rewrites: 'quantized', startsAtBase: false, mixes: false } as const;
+
+quantized('loftq', { make: () => lora({ rank: 2, alpha: 6, init: loftq({ quantizer: integers(4, 8), iterations: 2 }) }), ...codes });
+quantized('lq-lora', {
+  make: () => lora({ rank: 2, alpha: 6, init: lqLora({ quantizers: [integers(2, 8), integers(4, 8), integers(8, 16)], bits: 8 }) }),
+  ...codes,
+});
+quantized('pissa of codes', {
+  make: () => lora({ rank: 2, init: pissa({ quantizer: integers(4, 8) }) }),
+  ...codes,
+  seeded: false,
 });
