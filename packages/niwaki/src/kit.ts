@@ -1,7 +1,7 @@
 import { init } from '@niwaki/backend';
 import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
-import { adapt, frugal, galore, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
+import { adapt, frugal, galore, ia3, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
 import { adamw, lion, schedules, sgd } from '@niwaki/optim';
 import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
 import { NotFoundError } from '@niwaki/tensor';
@@ -28,6 +28,7 @@ export const recipeKit: RecipeKit = {
     lora: (model, options, { at, seed, signal }) => adapt(model, lora(options as never), { at, seed, ...(signal && { signal }) }),
     dora: (model, options, { at, seed, signal }) =>
       adapt(model, lora({ ...(options as object), dora: true }), { at, seed, ...(signal && { signal }) }),
+    ia3: (model, options, { at, seed, signal }) => adapt(model, ia3(options as never), { at, seed, ...(signal && { signal }) }),
   },
   loadAdapter,
   saveAdapter,

@@ -1,7 +1,18 @@
-import { modelTensors, openFolderSink, writeFile, writeSafetensors, type LazyTensor, type SaveTarget, type Tokenizer } from '@niwaki/hub';
+import {
+  modelTensors,
+  openFolderSink,
+  stagedFolder,
+  writeFile,
+  writeSafetensors,
+  writeTokenizer,
+  type FolderSink,
+  type LazyTensor,
+  type SaveTarget,
+  type Tokenizer,
+} from '@niwaki/hub';
 import type { Model } from '@niwaki/nn';
 import { formats as ownFormats } from '@niwaki/quant';
-import { ConfigError, type Json, type RawTensor } from '@niwaki/tensor';
+import { ConfigError, throwIfAborted, type Json, type RawTensor } from '@niwaki/tensor';
 import type { Format, Weight } from '@niwaki/weights';
 
 export interface SaveQuantizedOptions {
@@ -14,17 +25,40 @@ export interface SaveQuantizedOptions {
 
 /**
  * Writes a model as it is stored: quantized matrices in the tensors of their format (what bitsandbytes and transformers
- * read), everything else as F32, and what the config has to say about it. Memory: one matrix in its packed form.
- * @throws ConfigError where no matrix has a format of its own, or where two formats would have to share the config
+ * read), everything else as F32, and what the config has to say about it. Host memory: every matrix in its packed form.
+ * @throws ConfigError where no matrix has a format of its own, or where two formats would have to share the config;
+ *   AbortError, DeviceError: then the folder is as it was before
  */
 export async function saveQuantized(model: Model, target: SaveTarget, options: SaveQuantizedOptions = {}): Promise<void> {
-  const { formats = ownFormats, tokenizer, signal } = options;
-  const packed = new Map<
-    string,
-    { readonly format: Format<Weight>; readonly weight: Weight; readonly tensors: ReadonlyMap<string, RawTensor> }
-  >();
+  const { formats = ownFormats, signal } = options;
+  const packed = await packedMatrices(model, formats, signal);
+  const folder = stagedFolder(await openFolderSink(target));
+  try {
+    await writeModel(model, packed, folder, options);
+    throwIfAborted(signal, `saving to ${folder.name}`);
+    await folder.commit();
+  } catch (error) {
+    await folder.abandon();
+    throw error;
+  }
+}
+
+interface Packed {
+  readonly format: Format<Weight>;
+  readonly weight: Weight;
+  readonly tensors: ReadonlyMap<string, RawTensor>;
+}
+
+/** By the name that the matrix would have in floats. */
+async function packedMatrices(
+  model: Model,
+  formats: readonly Format<Weight>[],
+  signal: AbortSignal | undefined,
+): Promise<ReadonlyMap<string, Packed>> {
+  const packed = new Map<string, Packed>();
   for (const { path, weight, tiedTo } of model.stages().flatMap((stage) => stage.sites)) {
     if (weight === undefined || tiedTo !== undefined) continue;
+    throwIfAborted(signal, 'saving the model');
     for (const format of formats) {
       const tensors = await format.write(weight, path);
       if (tensors === undefined) continue;
@@ -32,7 +66,7 @@ export async function saveQuantized(model: Model, target: SaveTarget, options: S
       break;
     }
   }
-  const used = [...new Set([...packed.values()].map(({ format }) => format))];
+  const used = formatsOf(packed);
   if (used.length !== 1) {
     throw new ConfigError(
       used.length === 0
@@ -44,18 +78,27 @@ export async function saveQuantized(model: Model, target: SaveTarget, options: S
       },
     );
   }
+  return packed;
+}
+
+const formatsOf = (packed: ReadonlyMap<string, Packed>): readonly Format<Weight>[] => [
+  ...new Set([...packed.values()].map(({ format }) => format)),
+];
+
+async function writeModel(
+  model: Model,
+  packed: ReadonlyMap<string, Packed>,
+  folder: FolderSink,
+  { tokenizer, signal }: SaveQuantizedOptions,
+): Promise<void> {
   const plain = modelTensors(model, 'f32').filter(({ name }) => !packed.has(name));
   const lazy = [...packed.values()].flatMap(({ tensors }) =>
     [...tensors].map(([name, { bytes, ...entry }]): LazyTensor => ({ name, ...entry, read: async () => bytes })),
   );
-  const folder = await openFolderSink(target);
   await writeSafetensors([...plain, ...lazy], await folder.create('model.safetensors'), signal === undefined ? {} : { signal });
-  const about = used[0]!.config?.(new Map([...packed].map(([name, { weight }]) => [name, weight]))) as object | undefined;
+  const [format] = formatsOf(packed);
+  const about = format!.config?.(new Map([...packed].map(([name, { weight }]) => [name, weight]))) as object | undefined;
   const config = { ...(model.info.config as { [field: string]: Json }), torch_dtype: 'float32', ...about };
-  await writeFile(folder, 'config.json', pretty(config));
-  if (tokenizer === undefined) return;
-  await writeFile(folder, 'tokenizer.json', pretty(tokenizer.files.tokenizer));
-  await writeFile(folder, 'tokenizer_config.json', pretty(tokenizer.files.config));
+  await writeFile(folder, 'config.json', `${JSON.stringify(config, undefined, 2)}\n`);
+  if (tokenizer !== undefined) await writeTokenizer(folder, tokenizer);
 }
-
-const pretty = (json: Json): string => `${JSON.stringify(json, undefined, 2)}\n`;

@@ -4,18 +4,22 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
+  AbortError,
   adapt,
   evaluateText,
   knownModels,
   load,
   lora,
   memory,
+  memoryFolderSink,
   mergeAndUnload,
   nf4,
   quantize,
+  recipeKit,
   saveAdapter,
   saveModel,
   saveQuantized,
+  type FolderSink,
 } from '../src/index.ts';
 
 const text = 'It was a dark and stormy night, and the sea was high.';
@@ -53,6 +57,24 @@ describe('the embedded model', () => {
     }
   });
 
+  it('is not half saved where the signal fires on the way', async () => {
+    const { model, tokenizer } = await load('niwaki-tiny');
+    await quantize(model, nf4());
+    const files = new Map([['config.json', new Uint8Array(1)]]);
+    const controller = new AbortController();
+    const inner = memoryFolderSink(files);
+    const sink: FolderSink = {
+      ...inner,
+      create: (file) => {
+        if (file === 'config.json') controller.abort();
+        return inner.create(file);
+      },
+    };
+    await expect(saveQuantized(model, sink, { tokenizer: tokenizer!, signal: controller.signal })).rejects.toThrow(AbortError);
+    expect([...files]).toEqual([['config.json', new Uint8Array(1)]]);
+    model.dispose();
+  });
+
   it('has no quantized form where nothing is quantized', async () => {
     const { model } = await load('niwaki-tiny');
     const sink = { name: 'nowhere', create: async () => Promise.reject(new Error('nothing may be written')) };
@@ -62,6 +84,13 @@ describe('the embedded model', () => {
 });
 
 describe('the verbs together', () => {
+  it.each(Object.keys(recipeKit.adapt))('a recipe may name %s', async (kind) => {
+    const { model } = await load('niwaki-tiny');
+    const set = await recipeKit.adapt[kind]!(model, {}, { at: 'down_proj', seed: 1 });
+    expect(set.sites.size).toBe(6);
+    model.dispose();
+  });
+
   it('adapt, save, merge and save give one model', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'niwaki-'));
     try {
