@@ -1,3 +1,4 @@
+import { recipeKit } from 'niwaki';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 
 const whole =
@@ -52,5 +53,5 @@ export const withModel = (command: Command): Command =>
     command
       .requiredOption('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny)')
       .option('--adapter <dir>', 'a PEFT adapter to put on')
-      .option('--quantize <kind>', 'quantize after loading: nf4, fp4'),
+      .option('--quantize <kind>', `quantize after loading: ${Object.keys(recipeKit.quantize).join(', ')}`),
   );

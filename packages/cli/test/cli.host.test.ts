@@ -346,6 +346,19 @@ describe('quantize', () => {
   });
 });
 
+describe('quantize --no-double-quant', () => {
+  it('keeps the scales as they are', async () => {
+    const outs = [[], ['--no-double-quant']].map((more, i) => ({ out: folder.at(`scales-${i}`), more }));
+    const nested = await Promise.all(
+      outs.map(async ({ out, more }) => {
+        expect((await call(['quantize', '--model', model, '--out', out, ...more, ...cpu])).code).toBe(0);
+        return (await readJson<{ quantization_config: object }>(`${out}/config.json`)).quantization_config;
+      }),
+    );
+    expect(nested).toMatchObject([{ bnb_4bit_use_double_quant: true }, { bnb_4bit_use_double_quant: false }]);
+  });
+});
+
 describe('wrong usage ends with 2, failures with 1, and stdout stays one object', () => {
   it.each<[string, number, (at: TinyFolder['at']) => string[], RegExp]>([
     ['no command', 2, () => [], /--help lists the flags/],

@@ -1,4 +1,14 @@
-import { nodeFileSystem, NotFoundError, parseRecipe, recipeNames, runRecipe, type Recipe, type RecipeEvent, type StepEvent } from 'niwaki';
+import {
+  nodeFileSystem,
+  NotFoundError,
+  parseRecipe,
+  recipeKit,
+  recipeNames,
+  runRecipe,
+  type Recipe,
+  type RecipeEvent,
+  type StepEvent,
+} from 'niwaki';
 import { Option, type Command } from 'commander';
 import { count, natural, number, patterns } from '../flags.ts';
 import { UsageError } from '../failure.ts';
@@ -25,8 +35,8 @@ export const finetuneFlags = (command: Command): Command =>
     .option('--no-pack', 'one document a row')
     .option('--truncate', 'cut documents longer than the context')
     .option('--batches <file>', 'exact batches of token ids in JSON, one step each, instead of data')
-    .option('--quantize <kind>', 'quantize the model first: nf4, fp4')
-    .option('--adapt <kind>', 'what trains: lora, dora, or none (the whole model)')
+    .option('--quantize <kind>', `quantize the model first: ${Object.keys(recipeKit.quantize).join(', ')}`)
+    .option('--adapt <kind>', `what trains: ${Object.keys(recipeKit.adapt).join(', ')}, or none (the whole model)`)
     .addOption(new Option('--at <patterns>', 'where the adapter goes: paths or patterns, separated by commas').argParser(patterns))
     .option('--rank <n>', 'of the adapter', count)
     .option('--alpha <x>', 'numerator of its scale', number)

@@ -10,20 +10,22 @@ interface QuantizeFlags extends CommonFlags {
   readonly model: string;
   readonly quantize: string;
   readonly at: string | string[];
-  readonly doubleQuant?: boolean;
+  readonly doubleQuant: boolean;
   readonly out: string;
 }
+
+const kinds = Object.keys(recipeKit.quantize).join(', ');
 
 export const quantizeFlags = (command: Command): Command =>
   withCommon(command)
     .description('store a model in less, as a Hugging Face folder')
     .requiredOption('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny)')
     .requiredOption('--out <dir>', 'folder of the result')
-    .option('--quantize <kind>', 'nf4 or fp4', 'nf4')
+    .option('--quantize <kind>', `one of ${kinds}`, 'nf4')
     .addOption(
       new Option('--at <patterns>', 'which matrices: paths or patterns, separated by commas').argParser(patterns).default('all-linear'),
     )
-    .option('--double-quant', 'quantize the scales too');
+    .option('--no-double-quant', 'keep the scales of nf4 and fp4 in 32 bits');
 
 /** Quantizes and saves; the result says what it weighed and weighs. */
 export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Promise<Result> {
@@ -33,7 +35,7 @@ export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Pro
   const { model, tokenizer } = await loadWithProgress(flags.model, terminal);
   try {
     const before = bytesOf(model);
-    const options = flags.doubleQuant ? { doubleQuant: true } : {};
+    const options = flags.doubleQuant ? {} : { doubleQuant: false };
     await recipeKit.quantize[flags.quantize]!(model, options, { at: flags.at, seed: 0, signal });
     const after = bytesOf(model);
     await saveQuantized(model, flags.out, { ...(tokenizer && { tokenizer }), signal });
