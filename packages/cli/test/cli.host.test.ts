@@ -150,7 +150,16 @@ describe('finetune', () => {
     expect(lines.map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
     for (const name of ['loss', 'gradNorm', 'learningRate', 'tokensPerSecond'])
       expect(lines.every((line) => Number.isFinite(line[name]))).toBe(true);
-    expect(Object.keys(lines[0]!['memory'] as object)).toEqual(['base', 'adapter', 'trained', 'optimizer', 'gradients', 'total']);
+    expect(Object.keys(lines[0]!['memory'] as object)).toEqual([
+      'base',
+      'adapter',
+      'trained',
+      'optimizer',
+      'gradients',
+      'activations',
+      'peak',
+      'total',
+    ]);
     expect(lines.at(-1)!['loss']).toBeLessThan(lines[0]!['loss'] as number);
     expect(await readJson(`${out}/recipe.json`)).toEqual({
       model,
