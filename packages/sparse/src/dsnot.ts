@@ -14,7 +14,7 @@ export interface DsnotOptions {
    * (scope, store) do not count, and weights that it would change stay as they are.
    */
   readonly initial?: Pruner;
-  /** Most swaps of a row; default 50. */
+  /** Most swaps of a row; default one for every 80 of its entries, at most 50: the paper's 50 are for rows of 4096 and more, and undo the choice of a narrow row. */
   readonly cycles?: number;
   /** A row whose expected error is at most this is left alone; in units of outputs summed over a sequence. Default 0.1. */
   readonly threshold?: number;
@@ -37,13 +37,13 @@ export interface DsnotOptions {
  * @example await prune(model, dsnot({ initial: wanda({ sparsity: 0.6 }) }), { calibrate: { batches } })
  */
 export function dsnot(options: DsnotOptions = {}): Method {
-  const { initial = wanda(), cycles = 50, threshold = 0.1, variancePower = 1, refine = 'attention', store = 'masked' } = options;
+  const { initial = wanda(), cycles, threshold = 0.1, variancePower = 1, refine = 'attention', store = 'masked' } = options;
   if (initial.choice === undefined)
     throw new ConfigError(`dsnot: initial must be a pruner, got '${initial.kind}'`, { initial: initial.kind });
   const { choice } = initial;
   const { amount } = choice;
   const sameSign = options.sameSign ?? isNOfM(amount);
-  if (!(Number.isInteger(cycles) && cycles >= 1))
+  if (cycles !== undefined && !(Number.isInteger(cycles) && cycles >= 1))
     throw new ConfigError(`dsnot: cycles must be a whole number from 1, got ${cycles}`, { cycles });
   if (!(threshold > 0)) throw new ConfigError(`dsnot: threshold must be above 0, got ${threshold}`, { threshold });
   if (!(variancePower >= 0)) throw new ConfigError(`dsnot: variancePower must be at least 0, got ${variancePower}`, { variancePower });
@@ -65,7 +65,7 @@ export function dsnot(options: DsnotOptions = {}): Method {
       kept,
       { scores, importance: wandaScores({ values, shape }, moments.squares), ...moments },
       {
-        cycles,
+        cycles: cycles ?? defaultCycles(shape[1]),
         threshold,
         variancePower,
         sameSign,
@@ -79,7 +79,7 @@ export function dsnot(options: DsnotOptions = {}): Method {
     kind: 'dsnot',
     options: {
       initial: { kind: initial.kind, options: initial.options },
-      cycles,
+      ...(cycles !== undefined && { cycles }),
       threshold,
       variancePower,
       sameSign,
@@ -106,6 +106,8 @@ export function dsnot(options: DsnotOptions = {}): Method {
     },
   });
 }
+
+const defaultCycles = (width: number): number => Math.min(50, Math.max(1, Math.floor(width / 80)));
 
 /** A module of attention: `self_attn.q_proj`, `attn.c_attn`, `attention.query`. */
 const ofAttention = (path: string): boolean => path.split('.').some((segment) => /attn|attention/i.test(segment));

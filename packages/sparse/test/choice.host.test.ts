@@ -239,7 +239,6 @@ describe('bad options', () => {
       kind: 'dsnot',
       options: {
         initial: { kind: 'wanda', options: { sparsity: 0.6, store: 'masked' } },
-        cycles: 50,
         threshold: 0.1,
         variancePower: 1,
         sameSign: false,
