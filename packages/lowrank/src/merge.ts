@@ -20,6 +20,8 @@ interface MergeState {
 }
 
 const states = new WeakMap<Model, MergeState>();
+/** Models that were told to let go of theirs. */
+const known = new WeakSet<Model>();
 const nothing: Originals = { sites: new Map(), values: new Map() };
 
 /** Names merged into a model's weights, in order. */
@@ -27,8 +29,8 @@ export const mergedAdapters = (model: Model): readonly string[] => states.get(mo
 
 /**
  * Writes adapters into the weights, computed in f32, so that they cost nothing at inference. They leave the model's list
- * until `unmergeAdapter`, which puts the original weights back: both are kept, 4 bytes an entry of each merged site. They
- * are not the model's: before its `dispose`, unmerge or call `forgetOriginals`.
+ * until `unmergeAdapter`, which puts the original weights back: both are kept, 4 bytes an entry of each merged site, until
+ * the model is disposed or `forgetOriginals` is called.
  * All sites or none: the model is as it was if one result is not finite or anything else fails. Merging what is merged
  * changes nothing and says so in the report.
  * @param names default the active ones, in their order
@@ -54,6 +56,8 @@ export async function mergeAdapter(
   const sets = [...(before?.sets ?? []), ...added];
   const active = before?.active ?? model.active;
   const { originals, sites } = await rewrite(model, sets, before?.originals ?? nothing, options);
+  if (!known.has(model)) model.whenDisposed(() => forgetOriginals(model));
+  known.add(model);
   states.set(model, { sets, active, originals });
   for (const { name } of added) model.detach(name);
   return { merged: mergedAdapters(model), sites, warnings };

@@ -191,6 +191,18 @@ describe('merging', () => {
     expect(memory().numTensors).toBe(before);
   });
 
+  it('is freed with the model, originals and the sets taken off it too', async () => {
+    const before = memory().numTensors;
+    const model = await tinyLlama();
+    await perturbed(model, {}, 'q_proj', { name: 'a' });
+    await perturbed(model, { modulesToSave: ['norm'] }, 'v_proj', { name: 'b' });
+    await mergeAdapter(model, 'a');
+    await unmergeAdapter(model);
+    await mergeAdapter(model, ['a', 'b']);
+    model.dispose();
+    expect(memory().numTensors).toBe(before);
+  });
+
   it('with a row of sets per sample equals each set alone, and the base where none is named', async () => {
     await onTiny(async (model) => {
       await perturbed(model, {}, ['q_proj', 'embed_tokens'], { name: 'a' });

@@ -18,6 +18,7 @@ export interface GraphSpec {
  */
 export function createGraph(spec: GraphSpec): Model {
   const adapters = new Map<string, AdapterSet>();
+  const guests: (() => void)[] = [];
   let active: readonly string[] = [];
   const attached: Attached = {
     adapters,
@@ -75,7 +76,9 @@ export function createGraph(spec: GraphSpec): Model {
       checkActive(names, adapters);
       active = [...names];
     },
+    whenDisposed: (free) => void guests.push(free),
     dispose: () => {
+      for (const free of guests.splice(0)) free();
       for (const parameter of everything()) parameter.dispose();
       adapters.clear();
       active = [];
