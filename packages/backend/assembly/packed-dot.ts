@@ -6,6 +6,7 @@
 import { CODEBOOK4, CODEBOOK4_NESTED, blockScale, Parts, PLANES, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, sixBitMin, sixBitScale } from './dequant';
 import { half, halves } from './half';
 import { laneSum, least, lookup, madd } from './lanes';
+import { transpose4 } from './packing';
 
 /** Task t: sums[t] (four lanes) of the 32 entries of x from 32·t on. */
 export function blockSums(x: usize, sums: usize, first: i32, last: i32, scratch: usize): void {
@@ -17,6 +18,32 @@ export function blockSums(x: usize, sums: usize, first: i32, last: i32, scratch:
       a = f32x4.add(a, v128.load(at));
     }
     v128.store(sums + ((<usize>block) << 4), a);
+  }
+}
+
+/** Whether a format keeps 32 codes in 16 bytes, entry i beside entry 16 + i: x then comes in as `spreadNibbles` writes it. */
+export function takesSpread(format: i32): i32 {
+  return format === Q4_0 || format === Q4_1 ? 1 : 0;
+}
+
+/**
+ * Task t: the 32 entries of x from 32·t on, in the order in which the nibbles of four words come, and divided by what a
+ * nibble is worth where it lies: masked in place it is 16^k times its code, so that no code has to be moved.
+ */
+export function spreadNibbles(x: usize, out: usize, first: i32, last: i32, scratch: usize): void {
+  for (let block = first; block < last; block++) {
+    const at = (<usize>block) << 7;
+    for (let h: usize = 0; h < 2; h++) {
+      const from = x + at + (h << 6);
+      transpose4(from, from + 16, from + 32, from + 48, out + at + (h << 4), 32);
+    }
+    let worth: f32 = 1;
+    // The uppermost nibble holds the sign: it is shifted down, and its entries stay as they are.
+    for (let k: usize = 0; k < 7; k++) {
+      const to = out + at + (k << 4);
+      v128.store(to, f32x4.mul(v128.load(to), f32x4.splat(worth)));
+      worth *= 0.0625;
+    }
   }
 }
 
@@ -37,7 +64,7 @@ function dotRow(format: i32, parts: Parts, first: u32, width: i32, x: usize, sum
   const data = parts.data;
   switch (format) {
     case Q4_0:
-      return dotQ4_0(data + 18 * (first / 32), width, x);
+      return dotQ4_0(data + 18 * (first / 32), width, x, sums);
     case Q4_1:
       return dotQ4_1(data + 20 * (first / 32), width, x, sums);
     case Q8_0:
@@ -94,46 +121,43 @@ function unsigned3(): v128 {
   return i32x4(0x40403f00, 0x40404040, 0x41414141, 0x41414141);
 }
 
-/** Bytes 2 and 3 of the floats -8, -7, ... 7. */
+/** 32 codes, four to a lane each 4 bits further up, times 32 entries of x that `spreadNibbles` has laid out. */
 // @ts-ignore: decorator
 @inline
-function signed2(): v128 {
-  return i32x4(0xa0c0e000, 0x80004080, 0x40008000, 0xe0c0a080);
+function dotSpread(codes: v128, x: usize): v128 {
+  let a = f32x4.mul(f32x4.convert_i32x4_s(v128.and(codes, i32x4.splat(0xf))), v128.load(x));
+  let b = f32x4.mul(f32x4.convert_i32x4_s(v128.and(codes, i32x4.splat(0xf0))), v128.load(x, 16));
+  a = madd(f32x4.convert_i32x4_s(v128.and(codes, i32x4.splat(0xf00))), v128.load(x, 32), a);
+  b = madd(f32x4.convert_i32x4_s(v128.and(codes, i32x4.splat(0xf000))), v128.load(x, 48), b);
+  a = madd(f32x4.convert_i32x4_s(v128.and(codes, i32x4.splat(0xf0000))), v128.load(x, 64), a);
+  b = madd(f32x4.convert_i32x4_s(v128.and(codes, i32x4.splat(0xf00000))), v128.load(x, 80), b);
+  a = madd(f32x4.convert_i32x4_s(v128.and(codes, i32x4.splat(0xf000000))), v128.load(x, 96), a);
+  b = madd(f32x4.convert_i32x4_s(i32x4.shr_u(codes, 28)), v128.load(x, 112), b);
+  return f32x4.add(a, b);
 }
 
-// @ts-ignore: decorator
-@inline
-function signed3(): v128 {
-  return i32x4(0xc0c0c0c1, 0xbfc0c0c0, 0x40403f00, 0x40404040);
-}
-
-function dotQ4_0(at: usize, width: i32, x: usize): f32 {
-  const mask = i8x16.splat(15);
-  const zero = f32x4.splat(0);
-  let total = zero;
+function dotQ4_0(at: usize, width: i32, x: usize, sums: usize): f32 {
+  let total = f32x4.splat(0);
+  const bias = f32x4.splat(-8);
   for (let i = 0; i < width; i += 32) {
-    const bytes = v128.load(at, 2);
-    const a = dotNibbles(v128.and(bytes, mask), signed2(), signed3(), x, zero);
-    const b = dotNibbles(i8x16.shr_u(bytes, 4), signed2(), signed3(), x + 64, zero);
-    total = madd(f32x4.splat(half(at)), f32x4.add(a, b), total);
+    // Codes are 8 more than what they stand for.
+    const sum = madd(bias, v128.load(sums), dotSpread(v128.load(at, 2), x));
+    total = madd(f32x4.splat(half(at)), sum, total);
     at += 18;
     x += 128;
+    sums += 16;
   }
   return laneSum(total);
 }
 
 function dotQ4_1(at: usize, width: i32, x: usize, sums: usize): f32 {
-  const mask = i8x16.splat(15);
-  const zero = f32x4.splat(0);
-  let total = zero;
-  let offsets = zero;
+  let total = f32x4.splat(0);
+  let offsets = total;
   for (let i = 0; i < width; i += 32) {
-    const bytes = v128.load(at, 4);
-    const a = dotNibbles(v128.and(bytes, mask), unsigned2(), unsigned3(), x, zero);
-    const b = dotNibbles(i8x16.shr_u(bytes, 4), unsigned2(), unsigned3(), x + 64, zero);
+    const sum = dotSpread(v128.load(at, 4), x);
     // Scale and minimum, converted together.
     const pair = halves(v128.load16x4_u(at));
-    total = madd(v128.shuffle<i32>(pair, pair, 0, 0, 0, 0), f32x4.add(a, b), total);
+    total = madd(v128.shuffle<i32>(pair, pair, 0, 0, 0, 0), sum, total);
     offsets = madd(v128.shuffle<i32>(pair, pair, 1, 1, 1, 1), v128.load(sums), offsets);
     at += 20;
     x += 128;

@@ -121,11 +121,15 @@ function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: Packed
 function multiplyOneRow(device: WasmDevice, x: number, parts: Parts, shape: PackedShape, y: number): void {
   const { in: width, out: columns } = shape;
   const blocks = width / 32;
-  const sums = device.shared(tableBytes + blocks * 16) + tableBytes;
+  const format = formats.indexOf(shape.format);
+  const spread = device.kernels['takesSpread']!(format) === 1;
+  const sums = device.shared(tableBytes + blocks * (spread ? 144 : 16)) + tableBytes;
   device.run('blockSums', [x, sums], { tasks: blocks, work: width });
+  const row = spread ? sums + blocks * 16 : x;
+  if (spread) device.run('spreadNibbles', [x, row], { tasks: blocks, work: width });
   const table = writeTable(device, parts, shape);
   const taskColumns = 32;
-  device.run('multiplyOneRow', [x, sums, formats.indexOf(shape.format), table, width, y, columns, taskColumns], {
+  device.run('multiplyOneRow', [row, sums, format, table, width, y, columns, taskColumns], {
     tasks: Math.ceil(columns / taskColumns),
     work: columns * width * 4,
   });
