@@ -31,7 +31,7 @@ export interface AdapterMethod extends Method {
   /** PEFT's names of the tensors an adapter may store, such as `lora_A.weight`. */
   readonly slots: readonly string[];
   /** The tensors a site's adapter does store. */
-  stored(site: Site): StoredShapes;
+  stored(site: Site, model: Model): StoredShapes;
   /** The rank that the options give a site; undefined for methods without one. */
   rankAt(site: Site): number | undefined;
   /** Tensors that all its sites share, in files under their own names with no module before them. */
@@ -55,8 +55,16 @@ export interface SharedTensors {
   /** Such as `prompt_embeddings`. */
   readonly slots: readonly string[];
   stored(sites: readonly Site[], model: Model): StoredShapes;
-  /** The adapters of all sites, by path, from stored tensors by slot; they take them over. */
-  restore(sites: readonly Site[], tensors: ReadonlyMap<string, Tensor>, binding: Binding): ReadonlyMap<string, Adapter>;
+  /**
+   * The adapters of all sites, by path, from stored tensors by slot; they take them over.
+   * @param ofSite what is each site's own, by path and slot
+   */
+  restore(
+    sites: readonly Site[],
+    tensors: ReadonlyMap<string, Tensor>,
+    binding: Binding,
+    ofSite: ReadonlyMap<string, ReadonlyMap<string, Tensor>>,
+  ): ReadonlyMap<string, Adapter>;
 }
 
 /** Fields of adapter_config.json that say nothing about the method and are kept for whoever reads the file next. */

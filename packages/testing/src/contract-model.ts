@@ -39,7 +39,7 @@ export const sizeOf = (shape: readonly number[]): number => shape.reduce((produc
 export const trainable = (model: Model): Parameter[] => [...model.parameters().values()].filter((parameter) => parameter.trainable);
 export const siteParameters = (model: Model): Parameter[] => [
   ...new Set(
-    model.sites(() => true).flatMap(({ weight, bias }) => [...Object.values(weight!.parts), ...(bias === undefined ? [] : [bias])]),
+    model.sites(() => true).flatMap(({ weight, bias }) => [...Object.values(weight?.parts ?? {}), ...(bias === undefined ? [] : [bias])]),
   ),
 ];
 

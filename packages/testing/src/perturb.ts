@@ -7,10 +7,10 @@ export const trainableOf = (parameters: Readonly<Record<string, Parameter>>): Pa
 /** Values that show, around what the method started with. */
 export function perturb(set: AdapterSet, seed: number): void {
   const draw = createDraw(seed, 1);
-  for (const adapter of set.sites.values()) {
-    for (const parameter of trainableOf(adapter.parameters)) {
-      const address = draw.at(`${parameter.path}#perturb`);
-      parameter.write(tidy(() => add(parameter.read(), mul(noise(parameter.shape, address, 'gaussian'), 0.2))));
-    }
+  const parameters = [...set.sites.values()].flatMap((adapter) => trainableOf(adapter.parameters));
+  // Sites may share one.
+  for (const parameter of new Set(parameters)) {
+    const address = draw.at(`${parameter.path}#perturb`);
+    parameter.write(tidy(() => add(parameter.read(), mul(noise(parameter.shape, address, 'gaussian'), 0.2))));
   }
 }

@@ -25,9 +25,9 @@ export async function fitTeacher(
   site: Site,
   teacher: Adapter,
   student: Adapter,
-  { steps }: { steps: number },
+  { steps, width }: { steps: number; width: number },
 ): Promise<[before: number, after: number]> {
-  const x = noise([64, site.weight!.shape[1]], createDraw(8, 0).at('x'), 'gaussian') as Tensor2D;
+  const x = noise([64, width], createDraw(8, 0).at('x'), 'gaussian') as Tensor2D;
   const run = (adapter: Adapter, watched?: ReadonlyMap<Parameter, Tensor>): Tensor2D => {
     const call = createCall({ batch: {}, ...(watched && { watched }) });
     return adapter.apply(x, (input) => baseOf(site, input, call), call, site);

@@ -22,9 +22,12 @@ import { createCall, type Call } from '@niwaki/weights';
  * a trainable parameter and one for the input where that is a matrix. Central differences at two widths with the h² term
  * taken out; what is left is f32 rounding, around 1e-5.
  */
-export async function siteGradientError(site: Site, adapter: Adapter): Promise<number> {
+export async function siteGradientError(
+  site: Site,
+  adapter: Adapter,
+  [out, width]: readonly [number, number] = site.weight!.shape,
+): Promise<number> {
   const draw = createDraw(5, 0);
-  const [out, width] = site.weight!.shape;
   const lookup = site.point === 'embedding';
   const x = lookup ? tensor1d([1, 3, 1, 0], 'int32') : noise([4, width], draw.at('x'), 'gaussian');
   const cotangent = noise([4, lookup ? width : out], draw.at('G'), 'gaussian') as Tensor2D;
@@ -74,8 +77,9 @@ const offsetView = (parameter: Parameter, value: Tensor): View => ({
   touches: () => true,
 });
 
-/** The site without adapters. */
+/** The site without adapters; for a module, which has no weight, half of what it is given. */
 export function baseOf(site: Site, x: Tensor, call: Call): Tensor2D {
+  if (site.weight === undefined) return mul(x, 0.5) as Tensor2D;
   const y = site.point === 'embedding' ? site.weight!.lookup!(x as Tensor1D, call) : site.weight!.apply(x as Tensor2D, call);
   return site.bias === undefined ? y : add(y, call.value(site.bias));
 }

@@ -63,8 +63,8 @@ export function matchContent(
   };
 
   const shared = sharedIn(layout, method.shared?.stored(sites, model), take);
-  const matched = (method.shared === undefined ? sites : []).flatMap((site) => {
-    const shapes = method.stored(site);
+  const matched = sites.flatMap((site) => {
+    const shapes = method.stored(site, model);
     const found = Object.keys(shapes).map((slot) => [slot, take(layout.slots.get(site.path)?.get(slot), `${site.path}.${slot}`)] as const);
     return found.every((entry): entry is readonly [string, string] => entry[1] !== undefined)
       ? [{ site, names: new Map(found), shapes }]
@@ -82,7 +82,7 @@ export function matchContent(
   const skipped = [...missing, ...unexpected];
   if (skipped.length > 0) warn('skipped-tensor', `not taken from the file: ${skipped.join(', ')}`, skipped);
 
-  const content: Content = { sites: matched, tokens, parameters, shared: shared && { sites, ...shared } };
+  const content: Content = { sites: matched, tokens, parameters, shared: shared && { sites: matched.map(({ site }) => site), ...shared } };
   checkShapes(file, content, model);
   for (const part of matched) checkRank(file, part, statesRank ? method.rankAt(part.site) : undefined, { strict, warn });
   return content;

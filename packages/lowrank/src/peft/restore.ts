@@ -63,9 +63,12 @@ export async function restoreSet(
     }
     const binding: Binding = { name, draw: createDraw(0, 0), biasOf: (site) => replaced.get(`${site.path}.bias`), warn };
     const sites = new Map<string, Adapter>();
+    const ofSite = new Map<string, ReadonlyMap<string, Tensor>>();
     for (const { site, names } of content.sites) {
       const tensors = new Map<string, Tensor>();
       for (const [slot, tensorName] of names) tensors.set(slot, await read(tensorName));
+      ofSite.set(site.path, tensors);
+      if (method.shared !== undefined) continue;
       const { adapter, weight } = await method.restore(site, tensors, binding);
       sites.set(site.path, own(adapter));
       if (weight !== undefined) weights.set(site.path, weight);
@@ -73,7 +76,7 @@ export async function restoreSet(
     if (content.shared !== undefined) {
       const tensors = new Map<string, Tensor>();
       for (const [slot, tensorName] of content.shared.names) tensors.set(slot, await read(tensorName));
-      for (const [path, adapter] of method.shared!.restore(content.shared.sites, tensors, binding)) sites.set(path, own(adapter));
+      for (const [path, adapter] of method.shared!.restore(content.shared.sites, tensors, binding, ofSite)) sites.set(path, own(adapter));
     }
     for (const { target, name: tensorName } of content.tokens) {
       for (const [path, adapter] of trainableTokens(target, (await read(tensorName)) as Tensor2D, name)) sites.set(path, own(adapter));

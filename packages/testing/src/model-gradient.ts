@@ -1,0 +1,104 @@
+import {
+  blockwiseBackprop,
+  causalLM,
+  disposeBatch,
+  fullTapeBackprop,
+  languageBatch,
+  type Estimator,
+  type LanguageBatch,
+} from '@niwaki/engine';
+import type { Model } from '@niwaki/nn';
+import { createDraw, mul, noise, plainView, type Gradient, type Parameter, type Tensor, type View } from '@niwaki/tensor';
+import { rows, trainable } from './contract-model.ts';
+
+interface Differentiated {
+  readonly loss: number;
+  readonly gradients: ReadonlyMap<string, Float32Array>;
+}
+
+async function differentiate(
+  model: Model,
+  batch: LanguageBatch,
+  { estimator = blockwiseBackprop(), view = plainView }: { estimator?: Estimator; view?: View },
+): Promise<Differentiated> {
+  const found = new Map<string, Tensor>();
+  const objective = causalLM();
+  const turn = {
+    model,
+    objective,
+    batch,
+    wrt: new Set(trainable(model)),
+    view,
+    at: { attempt: 0, phaseStep: 0, micro: 0, pass: 0 },
+    draw: createDraw(1, 0),
+    scale: 1 / objective.weight(batch),
+  };
+  const sink = {
+    push: ({ path }: Parameter, gradient: Gradient) => void found.set(path, (gradient as Gradient & { kind: 'dense' }).value),
+  };
+  const loss = await estimator.estimate(turn, sink);
+  const [value] = await loss.data();
+  loss.dispose();
+  const gradients = new Map<string, Float32Array>();
+  for (const [path, gradient] of found) {
+    gradients.set(path, (await gradient.data()) as Float32Array);
+    gradient.dispose();
+  }
+  return { loss: value!, gradients };
+}
+
+const withBatch = async <T>(model: Model, use: (batch: LanguageBatch) => Promise<T>): Promise<T> => {
+  const batch = languageBatch(
+    rows.map((ids) => ({ ids })),
+    { vocabularySize: model.info.vocabularySize, padTo: 6, padSide: 'left' },
+  );
+  try {
+    return await use(batch);
+  } finally {
+    disposeBatch(batch);
+  }
+};
+
+/**
+ * Largest relative error of the whole model's gradients, one random direction a trained parameter, against central
+ * differences of the loss on a padded batch.
+ */
+export const modelGradientError = (model: Model): Promise<number> =>
+  withBatch(model, async (batch) => {
+    const { gradients } = await differentiate(model, batch, {});
+    let worst = 0;
+    for (const parameter of trainable(model)) {
+      const direction = noise(parameter.shape, createDraw(5, 0).at(`${parameter.path}#direction`), 'rademacher');
+      const along = await direction.data();
+      const lossAt = async (h: number): Promise<number> => {
+        const value = mul(direction, h);
+        const view: View = { of: (read) => (read === parameter ? { kind: 'offset', value } : { kind: 'plain' }), touches: () => true };
+        const { loss } = await differentiate(model, batch, { view });
+        value.dispose();
+        return loss;
+      };
+      const slope = async (h: number): Promise<number> => ((await lossAt(h)) - (await lossAt(-h))) / (2 * h);
+      const expected = (4 * (await slope(0.02)) - (await slope(0.04))) / 3;
+      const gradient = gradients.get(parameter.path)!;
+      const found = gradient.reduce((sum, value, i) => sum + value * along[i]!, 0);
+      const size = Math.sqrt(gradient.reduce((sum, value) => sum + value ** 2, 0));
+      worst = Math.max(worst, Math.abs(found - expected) / Math.max(size, 1e-2));
+      direction.dispose();
+    }
+    return worst;
+  });
+
+/** Largest difference of a gradient block by block from the one on a full tape. */
+export const tapeDifference = (model: Model): Promise<number> =>
+  withBatch(model, async (batch) => {
+    const [blockwise, full] = [
+      await differentiate(model, batch, { estimator: blockwiseBackprop() }),
+      await differentiate(model, batch, { estimator: fullTapeBackprop() }),
+    ];
+    if ([...blockwise.gradients.keys()].sort().join() !== [...full.gradients.keys()].sort().join()) return Infinity;
+    return Math.max(
+      ...[...blockwise.gradients].flatMap(([path, values]) =>
+        Array.from(values, (value, i) => Math.abs(value - full.gradients.get(path)![i]!)),
+      ),
+    );
+  });
