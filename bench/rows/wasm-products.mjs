@@ -64,6 +64,23 @@ const packed = (name, format, transposed) => ({
   },
 });
 
+/** What generation does with a model, whose matrices are in no cache: tfjs reads 6.4 times the bytes. */
+const oneRow = {
+  name: 'wasm Q4_1 x·Wᵀ of one row, 1 thread',
+  floor: 0.9,
+  unit: "tfjs-wasm's f32 speed",
+  device: 'wasm',
+  threads: 1,
+  measure: async () => {
+    const side4096 = 4096;
+    const shape = { format: 'Q4_1', out: side4096, in: side4096, blockSize: 32, transposed: false };
+    const make = () => ({ x: randomNormal([1, side4096]), blocks: zeros([(side4096 ** 2 / 32) * 5], 'int32') });
+    const floats = () => tidy(() => ({ a: keep(randomNormal([1, side4096])), b: keep(randomNormal([side4096, side4096])) }));
+    const left = await side(ours(1), make, (inputs) => engine().runKernel('NiwakiPackedMatMul', inputs, shape));
+    return compare(left, await side(stock, floats, product(false, false)));
+  },
+};
+
 /** Multiply-adds on registers alone, by the same build of the kernels: no product can be faster. */
 async function peakOf(description) {
   const binary = Buffer.from(description.includes('relaxed') ? relaxed : plain, 'base64');
@@ -102,4 +119,5 @@ export const rows = [
   packed('NF4 x·W (gradient)', 'codebook4', true),
   packed('Q4_1 x·Wᵀ', 'Q4_1', false),
   packed('Q4_1 x·W (gradient)', 'Q4_1', true),
+  oneRow,
 ];

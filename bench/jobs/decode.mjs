@@ -1,0 +1,38 @@
+/** Tokens one at a time after a prompt, a whole process: { tokensPerSecond, peakRssBytes, … }. */
+import { generate, init } from '../../packages/niwaki/dist/index.js';
+import { ids, median, smollm2 } from './smollm2.mjs';
+
+export const options = {
+  /** Of the prompt. */
+  length: { type: 'string', default: '16' },
+  /** New tokens that count. */
+  steps: { type: 'string', default: '64' },
+  threads: { type: 'string', default: '2' },
+  base: { type: 'string', default: 'q4_1' },
+};
+
+export async function run(values) {
+  const [length, steps, threads] = ['length', 'steps', 'threads'].map((name) => Number(values[name]));
+  const { description } = await init({ device: 'wasm', threads });
+  const model = await smollm2(values.base);
+  const seconds = [];
+  let started = performance.now();
+  let promptSeconds = 0;
+  const warm = 4;
+  for await (const { index } of generate(model, ids(length), { maxNewTokens: steps + warm, stopIds: [] })) {
+    const now = performance.now();
+    if (index === 0) promptSeconds = (now - started) / 1000;
+    if (index >= warm) seconds.push((now - started) / 1000);
+    started = now;
+  }
+  return {
+    job: 'decode',
+    device: description,
+    base: values.base,
+    length,
+    tokensPerSecond: 1 / median(seconds),
+    bestTokensPerSecond: 1 / Math.min(...seconds),
+    promptSeconds,
+    peakRssBytes: process.resourceUsage().maxRSS * 1024,
+  };
+}

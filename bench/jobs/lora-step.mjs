@@ -1,0 +1,68 @@
+/** Steps of LoRA on a frozen base, a whole process: { tokensPerSecond, peakRssBytes, … }. */
+import {
+  adamw,
+  adapt,
+  blockwiseBackprop,
+  causalLM,
+  createDraw,
+  createStep,
+  init,
+  languageBatch,
+  lora,
+  openMemoryLedger,
+} from '../../packages/niwaki/dist/index.js';
+import { config, ids, median, smollm2 } from './smollm2.mjs';
+
+export const options = {
+  batch: { type: 'string', default: '1' },
+  length: { type: 'string', default: '256' },
+  steps: { type: 'string', default: '5' },
+  threads: { type: 'string', default: '2' },
+  base: { type: 'string', default: 'f32' },
+  rank: { type: 'string', default: '8' },
+  /** Bytes of tensors that a step may take; default the least. */
+  'memory-budget': { type: 'string' },
+};
+
+export async function run(values) {
+  const [batch, length, steps, threads, rank] = ['batch', 'length', 'steps', 'threads', 'rank'].map((name) => Number(values[name]));
+  const budget = values['memory-budget'] === undefined ? {} : { memoryBudget: Number(values['memory-budget']) };
+  const { description } = await init({ device: 'wasm', threads });
+  const ledger = openMemoryLedger();
+  const model = await smollm2(values.base);
+  await adapt(model, lora({ rank, alpha: 2 * rank }), { at: 'all-linear', seed: 1 });
+  const rows = Array.from({ length: batch }, (_, row) => {
+    const all = ids(length + 1, 1 + 7919 * row);
+    return { ids: all.slice(0, -1), targets: all.slice(1) };
+  });
+  const window = languageBatch(rows, { vocabularySize: config.vocab_size });
+  const optimizer = adamw({ learningRate: 2e-4 });
+  const step = createStep({ model, objective: causalLM(), optimizer, estimator: blockwiseBackprop(budget) });
+  const [seconds, cpuSeconds] = [[], []];
+  ledger.resetPeak();
+  // One more: the first compiles.
+  for (let attempt = 0; attempt <= steps; attempt++) {
+    const [started, cpu] = [performance.now(), process.cpuUsage()];
+    await step.run({ batches: [window], attempt, rate: 2e-4, progress: 0, draw: createDraw(1, attempt) });
+    if (attempt === 0) continue;
+    const { user, system } = process.cpuUsage(cpu);
+    seconds.push((performance.now() - started) / 1000);
+    cpuSeconds.push((user + system) / 1e6);
+  }
+  const tokens = batch * length;
+  return {
+    job: 'lora-step',
+    device: description,
+    base: values.base,
+    batch,
+    length,
+    rank,
+    tokensPerSecond: tokens / median(seconds),
+    bestTokensPerSecond: tokens / Math.min(...seconds),
+    secondsPerStep: seconds,
+    // What remains comparable on a busy machine; threads that wait for work count.
+    cpuSecondsPerStep: cpuSeconds,
+    peakTensorBytes: ledger.peak(),
+    peakRssBytes: process.resourceUsage().maxRSS * 1024,
+  };
+}

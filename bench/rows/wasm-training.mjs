@@ -1,0 +1,108 @@
+/** Steps of training on the wasm device. */
+import { spawnSync } from 'node:child_process';
+import '@tensorflow/tfjs-backend-wasm';
+import { setBackend } from '@tensorflow/tfjs-core';
+import { init } from '../../packages/backend/dist/index.js';
+import { adamw, causalLM, createDraw, createStep, disposeBatch, initializeModel, languageBatch } from '../../packages/niwaki/dist/index.js';
+import { ids } from '../jobs/smollm2.mjs';
+
+const config = {
+  model_type: 'llama',
+  vocab_size: 1024,
+  hidden_size: 256,
+  intermediate_size: 704,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 4,
+  max_position_embeddings: 512,
+  rms_norm_eps: 1e-5,
+  tie_word_embeddings: false,
+};
+
+/** Seconds of each of `turns` steps of 256 tokens; the embedding is frozen, since tfjs-wasm has no gradient for it. */
+async function steps(use, turns) {
+  await use();
+  const model = await initializeModel(config, { seed: 1 });
+  for (const [path, parameter] of model.parameters()) parameter.trainable = !path.includes('embed_tokens');
+  const row = ids(257).map((id) => id % config.vocab_size);
+  const batch = languageBatch([{ ids: row.slice(0, -1), targets: row.slice(1) }], { vocabularySize: config.vocab_size });
+  const step = createStep({ model, objective: causalLM(), optimizer: adamw({ learningRate: 1e-3 }) });
+  const seconds = [];
+  for (let attempt = 0; attempt <= turns; attempt++) {
+    const started = performance.now();
+    await step.run({ batches: [batch], attempt, rate: 1e-3, progress: 0, draw: createDraw(1, attempt) });
+    if (attempt > 0) seconds.push((performance.now() - started) / 1000);
+  }
+  step.dispose();
+  disposeBatch(batch);
+  model.dispose();
+  return seconds;
+}
+
+/** The same model code by tfjs's own kernels: each op of ours is then its composition of theirs. */
+const step = (threads, floor) => ({
+  name: `wasm training step, 2 layers of 256, ${threads} thread${threads > 1 ? 's' : ''}`,
+  floor,
+  unit: "tfjs-wasm's speed",
+  device: 'wasm',
+  threads,
+  measure: async () => {
+    const best = { ours: Infinity, theirs: Infinity };
+    for (let round = 0; round < 2; round++) {
+      best.ours = Math.min(best.ours, ...(await steps(() => init({ device: 'wasm', threads }), 5)));
+      best.theirs = Math.min(best.theirs, ...(await steps(() => setBackend('wasm'), 1)));
+    }
+    return { ratio: best.theirs / best.ours, milliseconds: Math.round(best.ours * 1000), against: Math.round(best.theirs * 1000) };
+  },
+});
+
+const here = (path) => new URL(path, import.meta.url).pathname;
+
+/** A process's JSON, or why there is none. */
+function jsonOf(command, args) {
+  const { status, stdout, stderr, error } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 26 });
+  if (status === 0) return JSON.parse(stdout);
+  return { skipped: `${command} ${args[0]}: ${error?.message ?? stderr.trim().split('\n').at(-1)}` };
+}
+
+/** Whole processes, turn by turn: what a user gets and what it takes of the machine. Python is $PYTHON or python3. */
+const againstTorch = (flags, floor, { base = 'f32', more = [], peer = [] } = {}) => ({
+  name: `LoRA of SmolLM2's shape, ${flags.join(' ')}, base ${base}${peer.length > 0 ? ', recomputing' : ''}`,
+  floor,
+  unit: "torch's tokens per second, f32",
+  device: 'wasm',
+  threads: 2,
+  measure: async () => {
+    const all = [...flags, '--threads', '2', '--steps', '3'];
+    const runs = { ours: [], theirs: [] };
+    for (let round = 0; round < 2; round++) {
+      const theirs = jsonOf(process.env.PYTHON ?? 'python3', [here('../peers/torch_lora.py'), ...all, ...peer]);
+      if (theirs.skipped !== undefined) return theirs;
+      const ours = jsonOf(process.execPath, [here('../run.mjs'), 'lora-step', '--json', '--base', base, ...all, ...more]);
+      if (ours.skipped !== undefined) throw new Error(ours.skipped);
+      runs.ours.push(ours);
+      runs.theirs.push(theirs);
+    }
+    const best = (side) => Math.max(...runs[side].map(({ bestTokensPerSecond }) => bestTokensPerSecond));
+    const cpu = (side) => Math.min(...runs[side].flatMap(({ cpuSecondsPerStep }) => cpuSecondsPerStep));
+    const bytes = (side) => Math.min(...runs[side].map(({ peakRssBytes }) => peakRssBytes));
+    return {
+      ratio: best('ours') / best('theirs'),
+      tokensPerSecond: Math.round(best('ours')),
+      against: Math.round(best('theirs')),
+      cpuSeconds: cpu('ours'),
+      peerCpuSeconds: cpu('theirs'),
+      peakRssBytes: bytes('ours'),
+      peerPeakRssBytes: bytes('theirs'),
+    };
+  },
+});
+
+const whole = { more: ['--memory-budget', '2000000000'] };
+
+export const rows = [
+  step(1, 10),
+  step(2, 12),
+  againstTorch(['--batch', '1', '--length', '256'], 0.3, whole),
+  againstTorch(['--batch', '4', '--length', '128'], 0.3, { base: 'q4_1', peer: ['--checkpoint'] }),
+];
