@@ -1,11 +1,21 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { AbortError, FormatError, NotFoundError } from '@niwaki/tensor';
 import { afterEach, describe, expect, test } from 'vitest';
-import { blobSource, fileSource, memorySource, urlSource, type ByteSource } from '../src/index.ts';
+import {
+  blobSource,
+  fileSource,
+  memorySource,
+  mostWholeBytes,
+  nodeFolder,
+  resolveSource,
+  urlSource,
+  type ByteSource,
+} from '../src/index.ts';
 
 const content = Uint8Array.from({ length: 1000 }, (_, i) => (i * 7) & 255);
 const slice = (from: number, to: number): number[] => [...content.subarray(from, to)];
@@ -46,6 +56,33 @@ test('a file on disk', async () => {
   await expect(fileSource(join(folder, 'none'))).rejects.toThrow(NotFoundError);
   await expect(fileSource(folder)).rejects.toThrow(NotFoundError);
   await rm(folder, { recursive: true });
+});
+
+test('a folder reads no file whole that is not small', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'niwaki-'));
+  try {
+    await writeFile(join(folder, 'config.json'), '{}');
+    await truncate(join(folder, 'config.json'), mostWholeBytes + 1); // sparse: no such bytes on the disk
+    await expect(nodeFolder(folder).bytes('config.json')).rejects.toThrow(/config\.json has 268435457 bytes, at most 268435456/);
+    await truncate(join(folder, 'config.json'), 2);
+    expect(new TextDecoder().decode(await nodeFolder(folder).bytes('config.json'))).toBe('{}');
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
+test('a file: address means the path it encodes', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'niwaki 100% '));
+  try {
+    const file = join(folder, 'a#b.gguf');
+    await writeFile(file, content);
+    const found = await resolveSource(pathToFileURL(file));
+    if (found.kind !== 'file') throw new Error('a file was expected');
+    expect(await behavesLikeASource(found.file)).toBe(true);
+    await found.file.close?.();
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 describe('a URL', () => {

@@ -1,4 +1,4 @@
-import { fileSource, urlSource, type ByteSource, type Folder, type Resolver, type UrlOptions } from '@niwaki/hub';
+import { fileSource, pathOfUrl, readWhole, urlSource, type ByteSource, type Folder, type Resolver, type UrlOptions } from '@niwaki/hub';
 
 // Each file is named in full: this is the form that bundlers for the browser follow and copy.
 const tiny: Readonly<Record<string, URL>> = {
@@ -22,19 +22,14 @@ function addressedFolder(name: string, files: Readonly<Record<string, URL>>, opt
   const open = async (file: string): Promise<ByteSource | undefined> => {
     const address = Object.hasOwn(files, file) ? files[file]! : undefined;
     if (address === undefined) return undefined;
-    return address.protocol === 'file:' ? fileSource(decodeURIComponent(address.pathname)) : urlSource(address.href, options);
+    return address.protocol === 'file:' ? fileSource(pathOfUrl(address)) : urlSource(address.href, options);
   };
   return {
     name,
     open,
     bytes: async (file) => {
       const source = await open(file);
-      if (source === undefined) return undefined;
-      try {
-        return await source.read(0, source.size, options);
-      } finally {
-        await source.close?.();
-      }
+      return source && readWhole(source, options);
     },
   };
 }

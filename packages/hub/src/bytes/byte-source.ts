@@ -31,6 +31,30 @@ export function checkRange(source: { name: string; size: number }, offset: numbe
   });
 }
 
+/** Far above any config, tokenizer or index: nothing larger is read whole, whatever a folder calls it. */
+export const mostWholeBytes = 268_435_456;
+
+/** @throws FormatError where a file of this size is no small file */
+export function checkWhole(name: string, size: number): void {
+  if (size <= mostWholeBytes) return;
+  throw new FormatError(`${name} has ${size} bytes, at most ${mostWholeBytes} are read whole`, {
+    file: name,
+    size,
+    most: mostWholeBytes,
+    help: 'A config, index or tokenizer is never that large: is it the file that its name says?',
+  });
+}
+
+/** A small file whole; closes it. Throws FormatError for one that is not small. */
+export async function readWhole(source: ByteSource, options: ReadOptions = {}): Promise<Uint8Array> {
+  try {
+    checkWhole(source.name, source.size);
+    return await source.read(0, source.size, options);
+  } finally {
+    await source.close?.();
+  }
+}
+
 /** A source over bytes in memory. `read` returns views, no copies. */
 export function memorySource(bytes: Uint8Array | ArrayBuffer, { name = 'bytes' }: { name?: string } = {}): ByteSource {
   // A plain view also of a Node Buffer, whose `slice` would share its memory.

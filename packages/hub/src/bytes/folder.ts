@@ -1,5 +1,5 @@
 import { ConfigError, NotFoundError } from '@niwaki/tensor';
-import { blobSource, memorySource, type ByteSource } from './byte-source.ts';
+import { blobSource, memorySource, readWhole, type ByteSource } from './byte-source.ts';
 import { fileSource, nodeFileSystem } from './node.ts';
 import { fileSink, memorySink, streamSink, type ByteSink } from './sink.ts';
 import { fetchBytes, urlSource, type UrlOptions } from './url.ts';
@@ -13,14 +13,8 @@ export interface Folder {
   bytes(file: string): Promise<Uint8Array | undefined>;
 }
 
-const readAll = async (source: ByteSource | undefined, options: UrlOptions): Promise<Uint8Array | undefined> => {
-  if (source === undefined) return undefined;
-  try {
-    return await source.read(0, source.size, options);
-  } finally {
-    await source.close?.();
-  }
-};
+const readAll = async (source: ByteSource | undefined, options: UrlOptions): Promise<Uint8Array | undefined> =>
+  source && readWhole(source, options);
 
 /** A folder on disk. */
 export function nodeFolder(folder: string, options: UrlOptions = {}): Folder {

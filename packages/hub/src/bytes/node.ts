@@ -17,6 +17,12 @@ export function nodeFileSystem(): { fs: FileSystem; path: Path } {
   return { fs: builtin('node:fs/promises'), path: builtin('node:path') };
 }
 
+/** The path that a `file:` address means on this system. */
+export function pathOfUrl(address: string | URL): string {
+  nodeFileSystem();
+  return process.getBuiltinModule('node:url').fileURLToPath(address);
+}
+
 /** A source over a file on disk, read at positions; call `close` when done. Throws NotFoundError. */
 export async function fileSource(file: string): Promise<ByteSource> {
   const { fs } = nodeFileSystem();

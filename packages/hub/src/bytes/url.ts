@@ -1,5 +1,5 @@
 import { AbortError, FormatError, NotFoundError, throwIfAborted } from '@niwaki/tensor';
-import { checkRange, memorySource, type ByteSource, type ReadOptions } from './byte-source.ts';
+import { checkRange, checkWhole, memorySource, type ByteSource, type ReadOptions } from './byte-source.ts';
 
 export interface UrlOptions extends ReadOptions {
   /** Default the global `fetch`; give one to add headers. */
@@ -62,12 +62,13 @@ export async function urlSource(url: string, options: UrlOptions = {}): Promise<
   return source;
 }
 
-/** A whole small file; undefined where the server says 404. */
+/** A whole small file; undefined where the server says 404. Throws FormatError where it says that the file is not small. */
 export async function fetchBytes(url: string, options: UrlOptions = {}): Promise<Uint8Array | undefined> {
   const { fetch: get = (to, init) => fetch(to, init), signal } = options;
   const response = await guarded(url, signal, () => get(url, signal ? { signal } : {}));
   if (response.status === 404) return undefined;
   if (!response.ok) throw unreachable(url, response.status);
+  checkWhole(url, Number(response.headers.get('content-length') ?? 0));
   return whole(url, response, signal);
 }
 

@@ -26,5 +26,3 @@ export function ggufFamily(architecture: unknown, file: string): GgufFamily {
     help: `Known: ${families.map((known) => known.architecture).join(', ')}. Other families load from safetensors.`,
   });
 }
-
-export const ggufArchitecture = (modelType: unknown): GgufFamily | undefined => families.find((known) => known.modelType === modelType);

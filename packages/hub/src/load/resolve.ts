@@ -1,7 +1,7 @@
 import { ConfigError, NotFoundError } from '@niwaki/tensor';
 import { blobSource, memorySource, type ByteSource } from '../bytes/byte-source.ts';
 import { filesFolder, nodeFolder, urlFolder, type Folder } from '../bytes/folder.ts';
-import { fileSource, nodeFileSystem } from '../bytes/node.ts';
+import { fileSource, nodeFileSystem, pathOfUrl } from '../bytes/node.ts';
 import { urlSource, type UrlOptions } from '../bytes/url.ts';
 
 /**
@@ -53,7 +53,7 @@ async function resolveText(source: string, options: ResolveOptions): Promise<Res
     parent.pathname = pathname.slice(0, pathname.lastIndexOf('/'));
     return { kind: 'file', file: await urlSource(source, options), beside: urlFolder(parent.href, options) };
   }
-  return resolvePath(source.startsWith('file:') ? decodeURIComponent(new URL(source).pathname) : source, options);
+  return resolvePath(source.startsWith('file:') ? pathOfUrl(source) : source, options);
 }
 
 async function resolvePath(source: string, options: ResolveOptions): Promise<Resolved> {
