@@ -31,6 +31,7 @@ export * from './ops/adam.ts';
 export * from './ops/packed-matmul.ts';
 export * from './ops/block-quantize.ts';
 export * from './ops/unpack-fields.ts';
+export * from './ops/groups.ts';
 export * from './ops/all-finite.ts';
 export * from './ops/choose.ts';
 export * from './ops/lora.ts';

@@ -1,21 +1,14 @@
 import {
-  add,
-  cast,
   ConfigError,
   denseParameter,
-  equal,
-  mul,
-  packBytes,
+  expandGroups,
   packBits,
+  packBytes,
   packedBytes,
-  range,
+  pickGroups,
   reshape,
   ShapeError,
-  slice,
-  stack,
-  sum,
   tidy,
-  unpackFields,
   type Tensor2D,
 } from '@niwaki/tensor';
 import { expectLength } from './packed.ts';
@@ -80,35 +73,12 @@ export function nOfM(
     shape: [groups, n],
     file: { dtype: 'U8', shape: [index.length], bytes: index.length },
   });
-  /** For each of the n slots, 1 where the slot's entry is: f32 [groups, m]. */
-  const slots = (): Tensor2D[] => {
-    const fields = reshape(unpackFields(stored.read(), { bits, count: groups * n }), [groups, n]);
-    const places = reshape(range(0, m, 1, 'float32'), [1, m]);
-    return Array.from({ length: n }, (_, slot) => cast(equal(slice(fields, [0, slot], [groups, 1]), places), 'float32') as Tensor2D);
-  };
+  const placed = { n, m, groups };
   const positions: Positions = {
     shape: [out, width],
     valuesShape: [out, (width / m) * n],
-    expand: (given) =>
-      tidy(() => {
-        const each = reshape(given, [groups, n]);
-        const placed = slots().map((at, slot) => mul(at, slice(each, [0, slot], [groups, 1])));
-        return reshape(
-          placed.reduce((total, part) => add(total, part)),
-          [out, width],
-        ) as Tensor2D;
-      }),
-    pick: (dense) =>
-      tidy(() => {
-        const each = reshape(dense, [groups, m]);
-        return reshape(
-          stack(
-            slots().map((at) => sum(mul(at, each), 1)),
-            1,
-          ),
-          [out, (width / m) * n],
-        ) as Tensor2D;
-      }),
+    expand: (given) => tidy(() => reshape(expandGroups(given, stored.read(), placed), [out, width]) as Tensor2D),
+    pick: (dense) => tidy(() => reshape(pickGroups(dense, stored.read(), placed), [out, (width / m) * n]) as Tensor2D),
   };
   return atPositions(path, positions, {
     kind: 'n-of-m',

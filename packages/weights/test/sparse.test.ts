@@ -5,6 +5,8 @@ import {
   ConfigError,
   denseParameter,
   dispose,
+  expandGroups,
+  expandGroupsOp,
   FormatError,
   gradientsOf,
   matMul,
@@ -13,6 +15,8 @@ import {
   noise,
   packBits,
   packBytes,
+  pickGroups,
+  pickGroupsOp,
   plainView,
   scalar,
   ShapeError,
@@ -21,6 +25,7 @@ import {
   tensor2d,
   tidy,
   unpackFields,
+  unpackFieldsOp,
   wordsOf,
   type Parameter,
   type Tensor,
@@ -110,6 +115,42 @@ describe('fields of a few bits', () => {
     const fields = Array.from({ length: 2 ** 18 + 77 }, (_, i) => (i * 31) % 8);
     const words = tensor1d(wordsOf(packBits(fields, { bits: 3 })), 'int32');
     expect(await values(unpackFields(words, { bits: 3, count: fields.length }))).toEqual(fields);
+    words.dispose();
+  });
+
+  it.each([
+    [2, 4, 37],
+    [1, 4, 64],
+    [2, 8, 21],
+    [3, 16, 11],
+    [5, 32, 9],
+  ])('place %i of every %i as the references do, bit for bit', async (n, m, groups) => {
+    const before = memory().numTensors;
+    const places = Array.from({ length: groups * n }, (_, k) => (k % n) * Math.floor(m / n) + ((k * 7) % Math.floor(m / n)));
+    const words = packBytes(packBits(places, { bits: Math.log2(m) }));
+    const [given, whole] = [tensor1d(wave(groups * n, 0.3)), tensor1d(wave(groups * m, 0.4))];
+    const placed = { n, m, groups };
+    const options = { bits: Math.log2(m), count: groups * n };
+    const referenced = tidy(() => [
+      ...unpackFieldsOp.reference({ words }, options),
+      ...expandGroupsOp.reference({ values: given, words }, placed),
+      ...pickGroupsOp.reference({ dense: whole, words }, placed),
+    ]);
+    const found = [unpackFields(words, options), expandGroups(given, words, placed), pickGroups(whole, words, placed)];
+    for (const [i, tensor] of found.entries()) expect(await values(tensor)).toEqual(await values(referenced[i]!));
+    dispose([words, given, whole]);
+    expect(memory().numTensors).toBe(before);
+  });
+
+  it.each([1, 2, 3, 4, 5, 6, 8, 16])('of %i bits are what the reference gives', async (bits) => {
+    const words = packBytes(
+      packBits(
+        Array.from({ length: 203 }, (_, i) => (i * 7919) % 2 ** bits),
+        { bits },
+      ),
+    );
+    const [referenced] = tidy(() => unpackFieldsOp.reference({ words }, { bits, count: 203 }));
+    expect(await values(unpackFields(words, { bits, count: 203 }))).toEqual(await values(referenced!));
     words.dispose();
   });
 

@@ -3,6 +3,7 @@ import type { StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
 import { dequantizeBlocksKernel, quantizeBlocksKernel } from './block-code.ts';
 import { chooseKernel } from './choose.ts';
+import { fieldKernels } from './fields.ts';
 import { matMulKernel } from './mat-mul.ts';
 import { packedMatMulKernel, packedRowsKernel } from './packed-matmul.ts';
 import { unsortedSegmentSumKernel } from './unsorted-segment-sum.ts';
@@ -15,6 +16,7 @@ const kernels: readonly KernelConfig[] = [
   packedMatMulKernel,
   packedRowsKernel,
   unsortedSegmentSumKernel,
+  ...fieldKernels,
 ];
 
 /** Loads tfjs's cpu device and puts our kernels on it. Does not make it current. */

@@ -6,6 +6,7 @@ import { blockCodeKernels } from './block-code.ts';
 import { chooseKernels } from './choose.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
+import { fieldKernels } from './fields.ts';
 import { gatherKernels } from './gather.ts';
 import { loraKernels } from './lora.ts';
 import { matMulKernels } from './mat-mul.ts';
@@ -36,6 +37,7 @@ const families = [
   loraKernels,
   signKernels,
   blockCodeKernels,
+  fieldKernels,
 ];
 
 /** Everything of ours that runs on the wasm device. */
