@@ -1,7 +1,19 @@
 import { init } from '@niwaki/backend';
 import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
-import { adapt, frugal, galore, ia3, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
+import {
+  adapt,
+  bottleneck,
+  compacter,
+  frugal,
+  galore,
+  ia3,
+  loadAdapter,
+  lora,
+  prefixTuning,
+  promptTuning,
+  saveAdapter,
+} from '@niwaki/lowrank';
 import { adamw, lion, schedules, sgd } from '@niwaki/optim';
 import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
 import { NotFoundError } from '@niwaki/tensor';
@@ -29,6 +41,13 @@ export const recipeKit: RecipeKit = {
     dora: (model, options, { at, seed, signal }) =>
       adapt(model, lora({ ...(options as object), dora: true }), { at, seed, ...(signal && { signal }) }),
     ia3: (model, options, { at, seed, signal }) => adapt(model, ia3(options as never), { at, seed, ...(signal && { signal }) }),
+    'prefix-tuning': (model, options, { at, seed, signal }) =>
+      adapt(model, prefixTuning(options as never), { at, seed, ...(signal && { signal }) }),
+    'prompt-tuning': (model, options, { at, seed, signal }) =>
+      adapt(model, promptTuning(options as never), { at, seed, ...(signal && { signal }) }),
+    bottleneck: (model, options, { at, seed, signal }) =>
+      adapt(model, bottleneck(options as never), { at, seed, ...(signal && { signal }) }),
+    compacter: (model, options, { at, seed, signal }) => adapt(model, compacter(options as never), { at, seed, ...(signal && { signal }) }),
   },
   loadAdapter,
   saveAdapter,
