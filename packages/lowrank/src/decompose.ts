@@ -16,9 +16,12 @@ export interface Decomposition {
   readonly errors: readonly number[];
 }
 
+/** The reference goes on for any gain; below a thousandth of the error it is many rounds for nothing that shows. */
+const leastGain = 1e-3;
+
 export interface DecomposeOptions {
   readonly quantizer: Method;
-  /** At most; it ends where a round gains nothing. */
+  /** At most. */
   readonly iterations: number;
   /** [out, in], not negative: how much an error of each entry matters. */
   readonly importance?: Tensor2D | undefined;
@@ -26,7 +29,7 @@ export interface DecomposeOptions {
 
 /**
  * W ≈ s·B·A + Q (LQ-LoRA, Guo et al. 2023, algorithm 1): the nearest pair to W - Q, then Q = q(W - s·B·A), in turns from
- * Q = 0, while the error falls. The best round is given back. Its tensors are the caller's.
+ * Q = 0, while the error falls by more than a thousandth. The best round is given back. Its tensors are the caller's.
  */
 export async function decompose(context: InitContext, { quantizer, iterations, importance }: DecomposeOptions): Promise<Decomposition> {
   const errors: number[] = [];
@@ -34,7 +37,8 @@ export async function decompose(context: InitContext, { quantizer, iterations, i
   try {
     for (let round = 0; round < iterations; round++) {
       const next = await turn(context, quantizer, importance, best?.base);
-      if (best !== undefined && !(next.error < errors.at(-1)!)) {
+      const last = errors.at(-1) ?? Infinity;
+      if (!(next.error < last) && best !== undefined) {
         free(next);
         break;
       }
@@ -42,6 +46,7 @@ export async function decompose(context: InitContext, { quantizer, iterations, i
       const { error, ...kept } = next;
       best = kept;
       errors.push(error);
+      if (last - error < leastGain * error) break;
     }
     return { ...best!, errors };
   } catch (error) {

@@ -8,6 +8,7 @@ export { pissa, type PissaOptions } from './pissa.ts';
 export { olora, type OloraOptions } from './olora.ts';
 export { loftq, type LoftqOptions } from './loftq.ts';
 export { lqLora, type LqLoraAllocation, type LqLoraOptions } from './lq-lora.ts';
+export { loraPlus, type LoraPlusOptions } from './lora-plus.ts';
 export { allocate, type Allocation, type Choice } from './allocate.ts';
 export { ia3, type Ia3Options } from './ia3.ts';
 export { bottleneck, type BottleneckOptions } from './bottleneck.ts';

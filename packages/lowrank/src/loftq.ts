@@ -17,7 +17,7 @@ export interface LoftqOptions {
  * Quantizes the base and starts the pair at what that loses (LoftQ, Li et al. 2023, algorithm 1): Q = q(W - s·B·A), then
  * s·B·A = the nearest product to W - Q, in turns from B·A = 0. Unlike the reference it divides by s, so that it holds for
  * every scale, and gives back the best round, since rounding can undo what a round gains. The base must be float and becomes Q for good: deleting the adapter leaves Q, and the adapter's file is for
- * Q, which `saveModel` writes and a fingerprint in the file tells.
+ * Q, which `saveQuantized` writes and a fingerprint in the file tells.
  * Memory: the codes beside W until the whole model is done; a few matrices of one site.
  * @throws ConfigError for iterations out of range or a quantizer that is none
  * @example await adapt(model, lora({ rank: 16, init: loftq({ quantizer: nf4(), iterations: 5 }) }), { at: 'all-linear' });
@@ -90,8 +90,8 @@ async function turn(context: InitContext, quantizer: Method, before: Round | und
   }
 }
 
-// What rounding loses has no directions that stand out, so that a sketch needs more products with it than usual.
-const sketchIterations = 8;
+// As the LQ-LoRA authors have it; the rounds around it correct what a sketch misses.
+const sketchIterations = 2;
 
 /** The pair of the rank with s·B·A nearest to a matrix [out, in]. */
 export async function nearestPair(

@@ -12,7 +12,7 @@ export interface LqLoraOptions {
   readonly quantizers: readonly Method[];
   /** Budget in bits an entry of the adapted matrices, scales and zeros included; needed to choose among several. */
   readonly bits?: number;
-  /** Rounds a matrix at most, default 100; it ends where a round gains nothing, after 5 to 30. */
+  /** Rounds a matrix at most, default 100; it ends where a round gains less than a thousandth of the error. */
   readonly iterations?: number;
   /** How much an error of each entry matters, [out, in] by path, such as the squared gradients of examples (a Fisher diagonal). */
   readonly importance?: ReadonlyMap<string, Tensor2D>;
@@ -38,7 +38,8 @@ export interface LqLoraAllocation {
  * Splits each matrix into codes and a pair that start as W ≈ Q + s·B·A (LQ-LoRA, Guo et al. 2023), with the format of each
  * matrix chosen under one budget for all: every matrix is decomposed with every quantizer, and the least sum of squared
  * errors within the bits is taken. The base must be float and becomes Q for good: deleting the adapter leaves Q, and the
- * adapter's file is for Q, which `saveModel` writes and a fingerprint in the file tells.
+ * adapter's file is for Q, as a fingerprint in the file tells. `saveQuantized` writes Q where one quantizer was given; a
+ * mixture has no file format, and is made again by the same call on the float model.
  * Time: sites × quantizers × rounds of a sketched decomposition. Memory: the codes beside W until the whole model is done.
  * @throws ConfigError without a quantizer, for several without a budget, and for a budget below the least
  * @example lora({ rank: 16, init: lqLora({ quantizers: [rtn({ bits: 2 }), rtn({ bits: 3 }), nf4()], bits: 3.5 }) })

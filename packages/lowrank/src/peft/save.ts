@@ -17,7 +17,7 @@ export interface SaveAdapterOptions {
    * Of adapters whose start rewrote the base. 'portable' (default): as a plain LoRA of twice the rank for the original base,
    * A' = [A; A₀] and B' = [B, -B₀]; where that cannot be (the base is quantized codes of its own), as 'native'. 'native':
    * the pair as it is, for going on with training; whoever loads it rewrites the base in the same way, or has it from
-   * `saveModel`, and a fingerprint tells.
+   * `saveQuantized`, and a fingerprint tells.
    */
   readonly form?: 'portable' | 'native';
   readonly signal?: AbortSignal;
