@@ -1,0 +1,73 @@
+import { describe, expect, it } from 'vitest';
+import {
+  adamw,
+  adapt,
+  bottleneck,
+  compacter,
+  exactBatches,
+  generate,
+  ia3,
+  memory,
+  memoryFolder,
+  nf4,
+  prefixTuning,
+  promptTuning,
+  quantize,
+  train,
+  type AdapterMethod,
+  type Model,
+  type RunFolder,
+} from '../src/index.ts';
+import { bytesOf } from '../../testing/src/contract-model.ts';
+import { tinyLlama } from '../../testing/src/tiny-llama.ts';
+
+const rows = Array.from({ length: 24 }, () => [Array.from({ length: 6 }, (_, t) => (3 * t + 1) % 32), [9, 8, 7]]);
+
+interface Kind {
+  readonly make: () => AdapterMethod;
+  readonly at: string | readonly string[];
+}
+const outputs = ['**.self_attn', '**.mlp'];
+const kinds: Readonly<Record<string, Kind>> = {
+  ia3: { make: () => ia3(), at: ['k_proj', 'v_proj', 'down_proj'] },
+  'prefix tuning': { make: () => prefixTuning({ virtualTokens: 4 }), at: '**.self_attn' },
+  'prompt tuning': { make: () => promptTuning({ init: [1, 2, 3] }), at: 'embed_tokens' },
+  bottleneck: { make: () => bottleneck({ reduction: 4 }), at: outputs },
+  'compacter with the norms': { make: () => compacter({ reduction: 4, division: 2 }), at: outputs },
+};
+
+async function trained(
+  { make, at }: Kind,
+  folder?: RunFolder,
+  stopAfter = Infinity,
+): Promise<{ bytes: Map<string, string>; losses: number[]; ids: number[] }> {
+  const model: Model = await tinyLlama({ hidden_size: 64, intermediate_size: 64, head_dim: 16 });
+  await quantize(model, nf4(), { at: 'all-linear' });
+  await adapt(model, make(), { at, seed: 2 });
+  const data = exactBatches(rows, { vocabularySize: 32 });
+  const losses: number[] = [];
+  const options = { data, optimizer: adamw({ learningRate: 0.02 }), seed: 3 };
+  for await (const event of train(model, { ...options, ...(folder && { checkpoint: { folder, every: 6, resume: true } }) })) {
+    if (event.kind === 'step') losses.push(event.loss);
+    if (event.kind === 'checkpoint' && event.step === stopAfter) break;
+  }
+  const bytes = await bytesOf(model.parameters().values());
+  const ids: number[] = [];
+  for await (const { id } of generate(model, [1, 4], { maxNewTokens: 4, stopIds: [] })) ids.push(id);
+  model.dispose();
+  return { bytes, losses, ids };
+}
+
+describe('adapters that are no branch of a linear map, over 4-bit matrices and packed rows', () => {
+  it.each(Object.entries(kinds))('learn, and go on from a checkpoint as if they had not stopped: %s', async (_, kind) => {
+    const before = memory().numTensors;
+    const whole = await trained(kind);
+    expect(whole.losses.at(-1)).toBeLessThan(whole.losses[0]! - 0.2);
+    const folder = memoryFolder();
+    await trained(kind, folder, 12);
+    const resumed = await trained(kind, folder);
+    expect(resumed.bytes).toEqual(whole.bytes);
+    expect(resumed.ids).toEqual(whole.ids);
+    expect(memory().numTensors).toBe(before);
+  });
+});
