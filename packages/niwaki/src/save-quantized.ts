@@ -1,9 +1,8 @@
 import {
   modelTensors,
-  openFolderSink,
-  stagedFolder,
   writeFile,
   writeSafetensors,
+  writeTogether,
   writeTokenizer,
   type FolderSink,
   type LazyTensor,
@@ -32,15 +31,10 @@ export interface SaveQuantizedOptions {
 export async function saveQuantized(model: Model, target: SaveTarget, options: SaveQuantizedOptions = {}): Promise<void> {
   const { formats = ownFormats, signal } = options;
   const packed = await packedMatrices(model, formats, signal);
-  const folder = stagedFolder(await openFolderSink(target));
-  try {
+  await writeTogether(target, async (folder) => {
     await writeModel(model, packed, folder, options);
     throwIfAborted(signal, `saving to ${folder.name}`);
-    await folder.commit();
-  } catch (error) {
-    await folder.abandon();
-    throw error;
-  }
+  });
 }
 
 interface Packed {

@@ -103,20 +103,34 @@ export function memoryFolderSink(files: Map<string, Uint8Array> = new Map()): Fo
 
 /** A folder whose files appear together: nothing does before `commit`, and `abandon` leaves all as it was. */
 export function stagedFolder(folder: FolderSink): FolderSink & { commit(): Promise<void>; abandon(): Promise<void> } {
+  const begun: ByteSink[] = [];
   const written: ByteSink[] = [];
   return {
     name: folder.name,
     create: async (file) => {
       const sink = await folder.create(file);
+      begun.push(sink);
       return { ...sink, commit: async () => void written.push(sink) };
     },
     commit: async () => {
       for (const sink of written) await sink.commit();
     },
     abandon: async () => {
-      for (const sink of written) await sink.abandon();
+      for (const sink of begun) await sink.abandon();
     },
   };
+}
+
+/** Writes files of which all appear, or none; each commits its sink as it is complete. */
+export async function writeTogether(target: SaveTarget, write: (folder: FolderSink) => Promise<void>): Promise<void> {
+  const folder = stagedFolder(await openFolderSink(target));
+  try {
+    await write(folder);
+    await folder.commit();
+  } catch (error) {
+    await folder.abandon();
+    throw error;
+  }
 }
 
 export type SaveTarget = string | FileSystemDirectoryHandle | Map<string, Uint8Array> | FolderSink;

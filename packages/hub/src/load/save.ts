@@ -1,7 +1,7 @@
 import { ConfigError, tidy, throwIfAborted, type Json } from '@niwaki/tensor';
 import type { Model, Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
-import { openFolderSink, stagedFolder, writeFile, type FolderSink, type SaveTarget } from '../bytes/folder.ts';
+import { writeFile, writeTogether, type FolderSink, type SaveTarget } from '../bytes/folder.ts';
 import type { ReadOptions } from '../bytes/byte-source.ts';
 import { encodeFloats } from '../safetensors/decode.ts';
 import { writeSafetensors, type LazyTensor } from '../safetensors/write.ts';
@@ -26,15 +26,10 @@ const tileEntries = 4_194_304;
  * part of it. Memory: one tile of a matrix (16 MB). Throws AbortError, DeviceError; then the folder is as it was before.
  */
 export async function saveModel(model: Model, target: SaveTarget, options: SaveModelOptions = {}): Promise<void> {
-  const folder = stagedFolder(await openFolderSink(target));
-  try {
+  await writeTogether(target, async (folder) => {
     await writeModel(model, folder, options);
     throwIfAborted(options.signal, `saving to ${folder.name}`);
-    await folder.commit();
-  } catch (error) {
-    await folder.abandon();
-    throw error;
-  }
+  });
 }
 
 async function writeModel(model: Model, folder: FolderSink, options: SaveModelOptions): Promise<void> {

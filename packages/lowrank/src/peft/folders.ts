@@ -1,4 +1,4 @@
-import { filesFolder, openFolderSink, resolveSource, type ByteSink, type Folder, type SaveTarget } from '@niwaki/hub';
+import { filesFolder, resolveSource, writeTogether, type ByteSink, type Folder, type SaveTarget } from '@niwaki/hub';
 import { ConfigError } from '@niwaki/tensor';
 
 /** Where an adapter is read from: a folder on disk, the URL of one, a list of Files, or files by name. */
@@ -18,19 +18,12 @@ export async function folderOf(source: AdapterSource, { signal }: { signal?: Abo
 }
 
 /** Writes files of which all appear, or none: each is complete beside its place before the first is moved there. */
-export async function writeFiles(target: SaveTarget, files: ReadonlyMap<string, (sink: ByteSink) => Promise<void>>): Promise<void> {
-  const folder = await openFolderSink(target);
-  const sinks: ByteSink[] = [];
-  try {
+export const writeFiles = (target: SaveTarget, files: ReadonlyMap<string, (sink: ByteSink) => Promise<void>>): Promise<void> =>
+  writeTogether(target, async (folder) => {
     for (const [file, write] of files) {
       const sink = await folder.create(file);
-      sinks.push(sink);
-      // Whoever writes may say that it is done; the file waits for the others.
-      await write({ ...sink, commit: async () => {}, abandon: async () => {} });
+      // Whoever writes may say that it is done, or not.
+      await write({ ...sink, commit: async () => {} });
+      await sink.commit();
     }
-    for (const sink of sinks) await sink.commit();
-  } catch (error) {
-    for (const sink of sinks) await sink.abandon();
-    throw error;
-  }
-}
+  });

@@ -121,8 +121,17 @@ async function checkFingerprint({ fields }: ReadConfig, { sites }: Content): Pro
 
 async function openTensors(folder: Folder): Promise<SafetensorsFile> {
   const source = await folder.open('adapter_model.safetensors');
-  if (source !== undefined) return openSafetensors(source);
-  if ((await folder.open('adapter_model.bin')) !== undefined) {
+  if (source !== undefined) {
+    try {
+      return await openSafetensors(source);
+    } catch (error) {
+      await source.close?.();
+      throw error;
+    }
+  }
+  const pickle = await folder.open('adapter_model.bin');
+  if (pickle !== undefined) {
+    await pickle.close?.();
     throw new FormatError('adapter_model.bin is a pickle, which can run code and is not read', {
       help: 'In Python: PeftModel.from_pretrained(base, path).save_pretrained(path, safe_serialization=True).',
     });
