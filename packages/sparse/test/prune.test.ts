@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { AbortError, ConfigError, memory, NumericError, ShapeError, StateError, tensor2d } from '@niwaki/tensor';
+import { AbortError, ConfigError, denseParameter, memory, NumericError, ShapeError, StateError, tensor2d } from '@niwaki/tensor';
 import { forward, initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
 import { disposeBatch, type Method } from '@niwaki/engine';
-import { encodeGgufBlocks, ggufBlock, maskOf, rowsOf, weightBytes } from '@niwaki/weights';
+import { denseWeight, encodeGgufBlocks, ggufBlock, maskOf, rowsOf, weightBytes } from '@niwaki/weights';
 import { dsnot, magnitude, prune, sparsegpt, wanda, type PruneMethodOptions } from '../src/index.ts';
 import { train } from '../../testing/src/contract-model.ts';
 
@@ -264,6 +264,27 @@ describe('magnitude', () => {
     expect(sparsity).toBe(0.25);
     expect((await logitsOf(model)).every(Number.isFinite)).toBe(true);
     batches.forEach(disposeBatch);
+    model.dispose();
+  });
+});
+
+describe('a pruned model that was saved as numbers', () => {
+  it.each([
+    [{ sparsity: 0.6 }, { sparsity: 0.6, scope: 'row' }],
+    [
+      { n: 2, m: 8 },
+      { n: 2, m: 8 },
+    ],
+  ] as const)('gets its masks back from its zeros: %o', async (amount, again) => {
+    const model = await build();
+    const { sites } = await apply(model, wanda(amount));
+    for (const path of sites) {
+      const { weight } = model.sites(path)[0]!;
+      const mask = await maskOf(weight!);
+      model.replace(path, denseWeight(denseParameter(`${path}.weight`, weight!.dense(), { role: 'matrix' })));
+      await prune(model, magnitude(again), { at: path });
+      expect(await maskOf(model.sites(path)[0]!.weight!)).toEqual(mask);
+    }
     model.dispose();
   });
 });
