@@ -1,4 +1,5 @@
 export * from './adam';
+export * from './add-all';
 export * from './attention';
 export * from './cross-entropy';
 export * from './finite';

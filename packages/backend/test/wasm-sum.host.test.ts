@@ -1,4 +1,4 @@
-import { mean, memory, ones, sum, tensor, tidy } from '@niwaki/tensor';
+import { addN, mean, memory, ones, sum, tensor, tidy } from '@niwaki/tensor';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { distance, numbers, useBuild, wasmBuilds } from './wasm-builds.ts';
 
@@ -42,6 +42,22 @@ describe.each(Object.entries(wasmBuilds))('Sums (%s)', (_, options) => {
       });
     });
   }
+
+  it('of several tensors run in their order, the last entries too', () => {
+    const before = memory().numTensors;
+    for (const size of [1, 3, 4, 4099, 9001]) {
+      tidy(() => {
+        const terms = Array.from({ length: 6 }, () => random([size]));
+        const values = terms.map((term) => term.dataSync() as Float32Array);
+        const wanted = values.reduce((sum, each) => sum.map((v, i) => Math.fround(v + each[i]!)));
+        expect(addN(terms).dataSync()).toEqual(wanted);
+      });
+    }
+    tidy(() => {
+      expect(Array.from(addN([tensor([1, 2], [2], 'int32'), tensor([3, 4], [2], 'int32')]).dataSync())).toEqual([4, 6]);
+    });
+    expect(memory().numTensors).toBe(before);
+  });
 
   it('stay exact over a million equal entries, along rows and along columns', () => {
     const before = memory().numTensors;

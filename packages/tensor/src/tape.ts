@@ -1,4 +1,4 @@
-import { Add, add, engine, Reshape, reshape, type Tensor } from '@tensorflow/tfjs-core';
+import { Add, addN, engine, Reshape, reshape, type Tensor } from '@tensorflow/tfjs-core';
 import { ShapeError, StateError } from './errors.ts';
 
 /**
@@ -130,7 +130,7 @@ function walk(nodes: readonly TapeNode[], xs: readonly Tensor[], cotangents: rea
     while (at-- > 0) {
       const node = nodes[at]!;
       // What has no gradient here leads to no output: a node's outputs are read by later nodes only, all of them done.
-      if (fromX[at] && node.outputs.some(({ id }) => held.get(id) !== undefined)) pullNode(node, fromX[at]!, held);
+      if (fromX[at] && node.outputs.some(({ id }) => held.has(id))) pullNode(node, fromX[at]!, held);
       releaseSaved([node]);
       for (const { id } of node.outputs) if (!wanted.has(id)) held.drop(id);
     }
@@ -161,8 +161,9 @@ function pullNode(node: TapeNode, names: readonly string[], held: Holder): void 
       kernelName,
       help: 'Compose the forward from other ops, or give it a gradient with withGradient.',
     });
+  const dys = outputs.map(({ id }) => held.get(id) ?? null);
   const dxs = engine().tidy(() => {
-    const pulls = gradient(outputs.map(({ id }) => held.get(id) ?? null));
+    const pulls = gradient(dys);
     return names.map((name) => {
       const pull = pulls[name];
       if (pull === undefined) throw new StateError(`${kernelName} has no gradient for its input '${name}'`, { kernelName, input: name });
@@ -183,10 +184,17 @@ function sameShape(what: string, given: Tensor, like: Tensor): void {
   });
 }
 
-/** Gradients by tensor id. One tensor may stand for several ids (an op may hand dy through), so holders are counted. */
+/** What one call adds up at most: a WebGPU kernel binds at least this many inputs beside its output. */
+const mostTerms = 7;
+
+/**
+ * Gradients by tensor id: terms, which are added up when the sum is asked for, all in one pass. One tensor may stand for
+ * several ids (an op may hand dy through), so holders are counted.
+ */
 interface Holder {
+  has(id: number): boolean;
   get(id: number): Tensor | undefined;
-  /** Sums into what the id has. `borrowed` tensors are never disposed. */
+  /** Adds to what the id has. `borrowed` tensors are never disposed. */
   add(id: number, value: Tensor, borrowed?: boolean): void;
   drop(id: number): void;
   /** The id's gradient as a tensor of the taker's own. */
@@ -195,7 +203,7 @@ interface Holder {
 }
 
 function createHolder(): Holder {
-  const byId = new Map<number, Tensor>();
+  const byId = new Map<number, Tensor[]>();
   const count = new Map<Tensor, number>();
   const borrowed = new Set<Tensor>();
   const retain = (value: Tensor): unknown => count.set(value, (count.get(value) ?? 0) + 1);
@@ -207,30 +215,32 @@ function createHolder(): Holder {
     if (!borrowed.has(value)) value.dispose();
   };
   const drop = (id: number): void => {
-    const value = byId.get(id);
-    if (value === undefined) return;
+    const terms = byId.get(id);
     byId.delete(id);
-    release(value);
+    terms?.forEach(release);
+  };
+  const get = (id: number): Tensor | undefined => {
+    const terms = byId.get(id);
+    if (terms === undefined || terms.length === 1) return terms?.[0];
+    const total = addN(terms);
+    retain(total);
+    byId.set(id, [total]);
+    terms.forEach(release);
+    return total;
   };
   return {
-    get: (id) => byId.get(id),
+    has: (id) => byId.has(id),
+    get,
     add: (id, value, isBorrowed = false) => {
       if (isBorrowed) borrowed.add(value);
       retain(value);
-      const before = byId.get(id);
-      if (before === undefined) {
-        byId.set(id, value);
-        return;
-      }
-      const total = add(before, value);
-      retain(total);
-      byId.set(id, total);
-      release(before);
-      release(value);
+      const terms = byId.get(id);
+      if (terms === undefined) byId.set(id, [value]);
+      else if (terms.push(value) === mostTerms) get(id);
     },
     drop,
     take: (id) => {
-      const value = byId.get(id);
+      const value = get(id);
       if (value === undefined) return undefined;
       if (borrowed.has(value) || count.get(value)! > 1) return value.clone();
       byId.delete(id);

@@ -1,5 +1,6 @@
 import { getKernel, util, type KernelConfig, type TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
+import { addAllKernels } from './add-all.ts';
 import { taskRowsOf } from './entrywise.ts';
 import { sizeOf } from './kernel.ts';
 
@@ -7,7 +8,10 @@ import { sizeOf } from './kernel.ts';
  * Sums and means of floats. tfjs-wasm keeps one running f32 sum, whose error grows with the length (0.8% over a million
  * equal entries), and transposes where the axis is not the last.
  */
-export const sumKernels = (device: WasmDevice): KernelConfig[] => (['Sum', 'Mean'] as const).map((name) => replacement(device, name));
+export const sumKernels = (device: WasmDevice): KernelConfig[] => [
+  ...(['Sum', 'Mean'] as const).map((name) => replacement(device, name)),
+  ...addAllKernels(device),
+];
 
 interface Attributes {
   readonly axis: number | readonly number[] | null;
