@@ -29,6 +29,7 @@ interface Case {
   readonly base: 'llama' | 'tied' | 'biased';
   readonly options: LoraOptions;
   readonly at: string[];
+  readonly form?: 'native';
 }
 
 const cases: readonly Case[] = [
@@ -41,6 +42,10 @@ const cases: readonly Case[] = [
     at: ['q_proj', 'v_proj'],
   },
   { name: 'dora', base: 'llama', options: { dora: true }, at: ['q_proj', 'down_proj'] },
+  { name: 'pissa as a plain adapter', base: 'llama', options: { init: 'pissa' }, at: ['q_proj', 'down_proj'] },
+  { name: 'olora as a plain adapter', base: 'llama', options: { init: 'olora', rslora: true }, at: ['q_proj', 'up_proj'] },
+  { name: 'pissa', base: 'llama', options: { init: 'pissa', rslora: true }, at: ['q_proj', 'down_proj'], form: 'native' },
+  { name: 'olora', base: 'llama', options: { init: 'olora', rankPattern: { up_proj: 2 } }, at: ['q_proj', 'up_proj'], form: 'native' },
   { name: 'embeddings', base: 'llama', options: {}, at: ['embed_tokens', 'lm_head'] },
   { name: 'dora of embeddings', base: 'llama', options: { dora: true }, at: ['embed_tokens'] },
   { name: 'whole modules', base: 'llama', options: { modulesToSave: ['lm_head', 'norm'] }, at: ['q_proj'] },
@@ -70,13 +75,13 @@ describe.skipIf(!present)('PEFT in Python', () => {
       model.dispose();
     }
     const jobs = [];
-    for (const { name, base, options, at } of cases) {
+    for (const { name, base, options, at, form = 'portable' } of cases) {
       const model = await tinyLlama(configs[base]);
       const set = await adapt(model, lora({ rank: 4, alpha: 6, ...options }), { at });
       perturb(set, { size: 0.3 });
       await train(model);
       ours.set(name, await logitsOf(model, rows));
-      await saveAdapter(set, join(folder, name));
+      await saveAdapter(set, join(folder, name), { form });
       jobs.push({ base: join(folder, base), adapter: join(folder, name), ids: rows, resave: join(folder, `${name} again`) });
       model.dispose();
     }
