@@ -496,6 +496,21 @@ describe.skipIf(!hasShared)('saveModel', () => {
     expect(packed.files.get('model.safetensors')).toEqual(sink.files.get('model.safetensors'));
   });
 
+  test('in shards over one file, and back, leaves nothing that would be read in its place', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'niwaki-'));
+    const names = async (): Promise<string[]> => (await readdir(folder)).filter((name) => name.startsWith('model.safetensors'));
+    for (const target of [folder, new Map<string, Uint8Array>()]) {
+      const source = typeof target === 'string' ? target : filesFolder(target);
+      await using(sharedPath('golden/models/llama'), {}, ({ model }) => saveModel(model, target));
+      await using(sharedPath('golden/models/qwen2'), {}, ({ model }) => saveModel(model, target, { shardBytes: 4000 }));
+      await using(source, {}, async ({ model }) => expect(model.info.family).toBe('qwen2'));
+      await using(sharedPath('golden/models/llama'), {}, ({ model }) => saveModel(model, target));
+      await using(source, {}, async ({ model }) => expect(model.info.family).toBe('llama'));
+    }
+    expect(await names()).toEqual(['model.safetensors']);
+    await rm(folder, { recursive: true });
+  });
+
   test('on disk, whole or not at all', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'niwaki-'));
     await using(sharedPath('golden/models/llama'), {}, async ({ model }) => {

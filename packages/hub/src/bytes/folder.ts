@@ -62,13 +62,19 @@ export function filesFolder(files: ReadonlyMap<string, Blob | Uint8Array>, { nam
 export interface FolderSink {
   readonly name: string;
   create(file: string): Promise<ByteSink>;
+  /** Takes away a file that those written now replace; nothing there is no error. */
+  remove?(file: string): Promise<void>;
 }
 
 /** A folder on disk, made where it is missing; each file appears whole or not at all. */
 export async function nodeFolderSink(folder: string): Promise<FolderSink> {
   const { fs, path } = nodeFileSystem();
   await fs.mkdir(folder, { recursive: true });
-  return { name: folder, create: (file) => fileSink(path.join(folder, file)) };
+  return {
+    name: folder,
+    create: (file) => fileSink(path.join(folder, file)),
+    remove: (file) => fs.rm(path.join(folder, file), { force: true }),
+  };
 }
 
 /** A folder that a browser's user chose, or its private file system. */
@@ -79,6 +85,13 @@ export function directorySink(directory: FileSystemDirectoryHandle): FolderSink 
       const handle = await directory.getFileHandle(file, { create: true });
       // TypeScript's stream takes any buffer, ours are never shared.
       return streamSink((await handle.createWritable()) as unknown as WritableStream<Uint8Array>, { name: file });
+    },
+    remove: async (file) => {
+      try {
+        await directory.removeEntry(file);
+      } catch (error) {
+        if ((error as DOMException).name !== 'NotFoundError') throw error;
+      }
     },
   };
 }
@@ -98,6 +111,7 @@ export function memoryFolderSink(files: Map<string, Uint8Array> = new Map()): Fo
         },
       };
     },
+    remove: async (file) => void files.delete(file),
   };
 }
 
@@ -105,6 +119,7 @@ export function memoryFolderSink(files: Map<string, Uint8Array> = new Map()): Fo
 export function stagedFolder(folder: FolderSink): FolderSink & { commit(): Promise<void>; abandon(): Promise<void> } {
   const begun: ByteSink[] = [];
   const written: ByteSink[] = [];
+  const removed: string[] = [];
   return {
     name: folder.name,
     create: async (file) => {
@@ -112,8 +127,10 @@ export function stagedFolder(folder: FolderSink): FolderSink & { commit(): Promi
       begun.push(sink);
       return { ...sink, commit: async () => void written.push(sink) };
     },
+    remove: async (file) => void removed.push(file),
     commit: async () => {
       for (const sink of written) await sink.commit();
+      for (const file of removed) await folder.remove?.(file);
     },
     abandon: async () => {
       for (const sink of begun) await sink.abandon();

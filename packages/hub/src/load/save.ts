@@ -50,6 +50,8 @@ async function writeModel(model: Model, folder: FolderSink, options: SaveModelOp
     before += shard.reduce((sum, tensor) => sum + bytesOfTensor(tensor, dtype), 0);
   }
   if (shards.length > 1) await writeIndex(folder, shards, nameOf, total);
+  // A reader takes the one file before the index: what an earlier save left there must not be read for this model.
+  await folder.remove?.(shards.length > 1 ? 'model.safetensors' : 'model.safetensors.index.json');
   const config = { ...(model.info.config as { [field: string]: Json }), torch_dtype: dtypes[dtype][2] };
   await writeFile(folder, 'config.json', pretty(config));
   if (tokenizer !== undefined) await writeTokenizer(folder, tokenizer);
