@@ -2,7 +2,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
-import { memoryFolderSink } from '@niwaki/hub';
+import { filesFolder, memoryFolderSink, type Folder } from '@niwaki/hub';
 import { ConfigError, FormatError, memory, NotFoundError, ShapeError, StateError, type RawTensor } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
@@ -294,6 +294,31 @@ describe('a file that does not fit', () => {
     const set = await loadAdapter(model, other);
     expect(set.warnings.map(({ kind }) => kind)).toEqual(['base-name']);
     expect(set.base).toBe('someone/else');
+  });
+
+  it('is closed where it is refused', async () => {
+    const { files } = await written();
+    const model = await fresh();
+    const open = new Set<string>();
+    const watched = (given: ReadonlyMap<string, Uint8Array>): Folder => {
+      const inner = filesFolder(given);
+      return {
+        ...inner,
+        open: async (file) => {
+          const source = await inner.open(file);
+          if (source !== undefined) open.add(file);
+          return source && { ...source, close: async () => void open.delete(file) };
+        },
+      };
+    };
+    const broken = new Map(files).set('adapter_model.safetensors', new Uint8Array(9));
+    const pickle = new Map([...files].filter(([file]) => file === 'adapter_config.json')).set('adapter_model.bin', new Uint8Array(8));
+    for (const given of [broken, pickle]) {
+      expect(await rejection(loadAdapter(model, watched(given)))).toBeInstanceOf(FormatError);
+      expect([...open]).toEqual([]);
+    }
+    await loadAdapter(model, watched(files));
+    expect([...open]).toEqual([]);
   });
 
   it('that is no adapter, or a pickle, says so', async () => {
