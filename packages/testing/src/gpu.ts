@@ -2,6 +2,9 @@
 import { init } from '@niwaki/backend';
 import { DeviceError } from '@niwaki/tensor';
 
+/** For comparing with another device; packages below the devices do not depend on them. */
+export { init } from '@niwaki/backend';
+
 /**
  * Makes WebGPU current, a software adapter included.
  * @returns why there is none, which it prints: `describe.skipIf(await gpuMissing())`
