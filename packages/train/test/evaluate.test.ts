@@ -68,3 +68,9 @@ it('refuses what it cannot score', async () => {
   await expect(evaluateText(tiny, tokenizer, 'abc', { signal: aborted })).rejects.toThrow(/aborted/);
   tiny.dispose();
 });
+
+it('says that a model came without a tokenizer', async () => {
+  const tiny = await model();
+  await expect(evaluateText(tiny, undefined, 'text')).rejects.toThrow(/evaluateText needs a tokenizer.*\n.*loadTokenizer/s);
+  tiny.dispose();
+});

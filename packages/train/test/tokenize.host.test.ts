@@ -1,4 +1,4 @@
-import { DataError } from '@niwaki/tensor';
+import { ConfigError, DataError } from '@niwaki/tensor';
 import { byteSpecials, byteTokenizer, chatMl } from '@niwaki/testing';
 import { describe, expect, it } from 'vitest';
 import { tokenizeDocuments, type Document, type Sample } from '../src/index.ts';
@@ -100,4 +100,8 @@ describe('a chat', () => {
   it('without an answer learns nothing', () => {
     expect(learned(one({ messages: messages.slice(0, 1) }))).toEqual([]);
   });
+});
+
+it('says that a model came without a tokenizer', () => {
+  expect(() => tokenizeDocuments([{ text: 'a' }], undefined)).toThrow(ConfigError);
 });

@@ -1,6 +1,7 @@
 import { DataError } from '@niwaki/tensor';
 import type { ChatMessage, Tokenizer } from '@niwaki/hub';
 import type { Document } from './document.ts';
+import { needTokenizer } from './need-tokenizer.ts';
 import type { Sample } from './sample.ts';
 
 export interface TokenizeOptions {
@@ -14,9 +15,11 @@ export interface TokenizeOptions {
  * - prompt and completion: the completion, and the end of text. The prompt's ids are those that generation starts from.
  * - messages: what the chat template writes for the assistant, up to the token that ends the turn.
  * There is one BOS at most, where the tokenizer wants one.
- * @throws DataError naming the line, where the template writes earlier turns differently once later ones are there
+ * @param given as `load` gives it
+ * @throws ConfigError where there is none; DataError naming the line, where the template writes earlier turns differently once later ones are there
  */
-export function tokenizeDocuments(documents: readonly Document[], tokenizer: Tokenizer, options: TokenizeOptions = {}): Sample[] {
+export function tokenizeDocuments(documents: readonly Document[], given: Tokenizer | undefined, options: TokenizeOptions = {}): Sample[] {
+  const tokenizer = needTokenizer(given, 'tokenizeDocuments');
   return documents.map((document) => {
     const sample =
       'text' in document

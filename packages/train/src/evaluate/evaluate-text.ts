@@ -2,6 +2,7 @@ import { ConfigError, DataError } from '@niwaki/tensor';
 import type { Tokenizer } from '@niwaki/hub';
 import type { Model } from '@niwaki/nn';
 import { causalLM, disposeBatch, languageBatch } from '@niwaki/engine';
+import { needTokenizer } from '../data/need-tokenizer.ts';
 import { evaluateBatch, type EvaluateBatchOptions } from './evaluate-batch.ts';
 
 export interface EvaluateTextOptions extends EvaluateBatchOptions {
@@ -31,14 +32,16 @@ export interface TextScore {
 /**
  * How well a model predicts a text, in windows of `context` tokens that do not overlap: every token but a window's first
  * is predicted from those before it in the window.
- * @throws DataError where the text has less than two tokens
+ * @param given as `load` gives it
+ * @throws ConfigError where there is none; DataError where the text has less than two tokens
  */
 export async function evaluateText(
   model: Model,
-  tokenizer: Tokenizer,
+  given: Tokenizer | undefined,
   text: string,
   options: EvaluateTextOptions = {},
 ): Promise<TextScore> {
+  const tokenizer = needTokenizer(given, 'evaluateText');
   const { vocabularySize, contextLength } = model.info;
   const { context = Math.min(256, contextLength), maxTokens = Infinity, batchSize = 1, onProgress, ...rest } = options;
   check('context', context, 2, contextLength);
