@@ -1,6 +1,6 @@
 /**
  * What a quantized model is before training, by how its adapter starts: perplexity on text that it was not trained on.
- *   node bench/starts.mjs [folder] [--tokens 8192] [--rank 16]
+ *   node bench/starts.mjs [folder] [--tokens 8192] [--rank 16] [--formats nf4,3,2] [--budgets 3,3.625,4.625]
  * Run `pnpm build` before.
  */
 import { parseArgs } from 'node:util';
@@ -9,7 +9,12 @@ import { keptOut } from '../examples/pretrain/corpus.mjs';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { tokens: { type: 'string', default: '8192' }, rank: { type: 'string', default: '16' } },
+  options: {
+    tokens: { type: 'string', default: '8192' },
+    rank: { type: 'string', default: '16' },
+    formats: { type: 'string', default: 'nf4,3,2' },
+    budgets: { type: 'string', default: '3,3.625,4.625' },
+  },
 });
 const source = positionals[0] ?? new URL('../packages/niwaki/models/niwaki-tiny', import.meta.url).pathname;
 const rank = Number(values.rank);
@@ -30,11 +35,9 @@ async function measure(name, change) {
 const start = (initializer) => (model) => adapt(model, lora({ rank, alpha: rank, init: initializer }), { at: 'all-linear' });
 
 await measure('f32', async () => {});
-for (const [name, quantizer] of [
-  ['nf4', nf4()],
-  ['3 bits', rtn({ bits: 3, groupSize: 64 })],
-  ['2 bits', rtn({ bits: 2, groupSize: 64 })],
-]) {
+const listed = (text) => text.split(',').filter((part) => part !== '');
+for (const name of listed(values.formats)) {
+  const quantizer = name === 'nf4' ? nf4() : rtn({ bits: Number(name), groupSize: 64 });
   await measure(`${name}`, (model) => quantize(model, quantizer));
   await measure(`${name}, OLoRA`, start(olora({ quantizer })));
   await measure(`${name}, PiSSA`, start(pissa({ quantizer })));
@@ -43,7 +46,7 @@ for (const [name, quantizer] of [
   await measure(`${name}, LQ-LoRA`, start(lqLora({ quantizers: [quantizer] })));
 }
 const quantizers = [2, 3, 4, 8].map((bits) => rtn({ bits, groupSize: 64 }));
-for (const bits of [3, 3.625, 4.625]) {
+for (const bits of listed(values.budgets).map(Number)) {
   let chosen = '';
   const onAllocation = (report) => (chosen = report.bits.toFixed(2));
   await measure(`LQ-LoRA in a budget of ${bits} bits`, (model) => start(lqLora({ quantizers, bits, onAllocation }))(model));
