@@ -15,6 +15,7 @@ if (passed.length === 0) {
   ok = step('lint', 'npx', ['oxlint', '--quiet']) && ok;
   ok = step('format', 'npx', ['oxfmt', '--check']) && ok;
   ok = step('types', 'npx', ['tsc', '-b']) && ok;
+  ok = step('types of tests', 'npx', ['tsc', '-p', 'tsconfig.tests.json']) && ok;
   ok = step('package shapes', 'npx', ['--yes', 'pnpm@10.34.9', 'run', '--silent', 'check:pkg', '--output-logs=errors-only']) && ok;
 }
 

@@ -149,7 +149,7 @@ describe('quantized blocks', () => {
   it('lose what the format loses: 1.18e-4 of a gaussian, 0.9 % of the median square', async () => {
     const x = noise([65_536], createDraw(5, 0).at('x'), 'gaussian');
     const signed = tidy(() => dequantizeBlocks(quantizeBlocks(x, { signed: true }), { shape: [65_536], signed: true }));
-    const [a, b] = [await x.data(), await signed.data()];
+    const [a, b] = [(await x.data()) as Float32Array, (await signed.data()) as Float32Array];
     const power = a.reduce((sum, value) => sum + value * value, 0);
     const error = a.reduce((sum, value, i) => sum + (value - b[i]!) ** 2, 0) / power;
     expect(error).toBeGreaterThan(1.05e-4);

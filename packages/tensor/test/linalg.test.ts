@@ -131,7 +131,7 @@ describe('truncatedSvd', () => {
       // A spectrum that falls, as that of trained matrices does.
       const a = tidy(() => {
         const falling = tensor1d(Array.from({ length: 60 }, (_, k) => 0.8 ** k));
-        return matMul(mul(random(rows, 60, 'u'), falling) as Tensor2D, random(columns, 60, 'v'), false, true);
+        return matMul(mul(random(rows, 60, 'u'), falling) as Tensor2D, random(columns, 60, 'v'), false, true) as Tensor2D;
       });
       const [exact, near] = [await svd(a), await truncatedSvd(a, { rank: 8, noise: address })];
       tidy(() => {
@@ -159,7 +159,7 @@ describe('truncatedSvd', () => {
   });
 
   it('gives the same numbers twice, and survives a matrix of lower rank', async () => {
-    const a = tidy(() => matMul(random(80, 3, 'l'), random(3, 70, 'r')));
+    const a = tidy(() => matMul(random(80, 3, 'l'), random(3, 70, 'r')) as Tensor2D);
     const [one, two] = [await truncatedSvd(a, { rank: 6, noise: address }), await truncatedSvd(a, { rank: 6, noise: address })];
     expect([...one.u.dataSync()]).toEqual([...two.u.dataSync()]);
     const values = one.s.dataSync();
