@@ -2,7 +2,10 @@ import { describe, expect, it } from 'vitest';
 import { memory } from '@niwaki/tensor';
 import { forward, initializeModel, tokenBatch, type Model } from '@niwaki/nn';
 import { disposeBatch } from '@niwaki/engine';
+import { gpuMissing } from '../../testing/src/gpu.ts';
 import { prune, wanda, type PruneMethodOptions } from '../src/index.ts';
+
+const missing = await gpuMissing();
 
 const config = {
   model_type: 'llama',
@@ -35,7 +38,7 @@ async function logitsOf(options: PruneMethodOptions): Promise<Float32Array> {
   return values;
 }
 
-describe('pruning on WebGPU', () => {
+describe.skipIf(missing)('pruning on WebGPU', () => {
   it('gives the same logits however the zeros are stored', async () => {
     const before = memory().numTensors;
     const masked = await logitsOf({ n: 2, m: 4 });

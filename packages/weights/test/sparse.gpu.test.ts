@@ -1,6 +1,9 @@
 import { describe, expect, it } from 'vitest';
 import { denseParameter, dispose, matMul, packBits, packBytes, tensor2d, unpackFields, type Tensor } from '@niwaki/tensor';
+import { gpuMissing } from '../../testing/src/gpu.ts';
 import { createCall, csr, denseWeight, disposeWeight, masked, nOfM, packCsr, packMask, packNOfM, type Weight } from '../src/index.ts';
+
+const missing = await gpuMissing();
 
 const values = async (t: Tensor): Promise<number[]> => {
   const host = Array.from(await t.data(), (v) => v + 0);
@@ -32,7 +35,7 @@ const kinds: [string, () => Weight][] = [
   ],
 ];
 
-describe('on WebGPU', () => {
+describe.skipIf(missing)('on WebGPU', () => {
   it.each([1, 2, 3, 4, 5, 6, 8, 16])('fields of %i bits come out of words', async (bits) => {
     const fields = Array.from({ length: 1003 }, (_, i) => (i * 7919 + (i % 3) * 40503) % 2 ** bits);
     const words = packBytes(packBits(fields, { bits }));
