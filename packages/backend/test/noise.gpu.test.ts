@@ -26,7 +26,7 @@ describe.skipIf(missing)('noise on WebGPU', () => {
     const attrs = { ...address, distribution: 'gaussian', length, keep: 1 };
     const [expected] = await reference(noiseOp as never, {}, attrs);
     const [given] = await onGpu(noiseOp as never, {}, attrs);
-    const worst = given!.values.reduce((most, v, i) => Math.max(most, Math.abs(v - expected!.values[i]!)), 0);
+    const worst = Array.from(given!.values).reduce((most, v, i) => Math.max(most, Math.abs(v - expected!.values[i]!)), 0);
     expect(worst).toBeLessThanOrEqual(2e-5);
   });
 

@@ -176,7 +176,7 @@ describe('LQ-LoRA', () => {
     const draw = createDraw(5, 0);
     const side = (name: string): Tensor2D => tidy(() => exp(noise([12, 1], draw.at(name), 'gaussian')) as Tensor2D);
     const [rows, columns, m] = [side('r'), side('c'), noise([12, 12], draw.at('m'), 'gaussian') as Tensor2D];
-    const f = matMul(rows, columns, false, true);
+    const f = matMul(rows, columns, false, true) as Tensor2D;
     const { a, b } = await weightedPair(m, { rank: 3, scale: 1, draw, aPath: 'a' }, f);
     const gap = (): Tensor2D => mul(f, sub(m, matMul(b, a))) as Tensor2D;
     expect(await norm(() => matMul(gap(), transpose(a)) as Tensor2D)).toBeLessThan(1e-4);

@@ -14,7 +14,7 @@ const things: { dispose(): void }[] = [];
 const start = memory().numTensors;
 
 afterEach(() => {
-  for (const thing of things.splice(0).toReversed()) thing.dispose();
+  for (const thing of things.splice(0).reverse()) thing.dispose();
   batches.splice(0).forEach(disposeBatch);
   const left = memory().numTensors - start;
   if (left !== 0) throw new Error(`${left} tensors are left of a test`);
