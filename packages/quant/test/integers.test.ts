@@ -6,25 +6,10 @@ import { weightBytes } from '@niwaki/weights';
 import { awq, gptq, quantize, rtn } from '../src/index.ts';
 import { searchScales } from '../src/awq.ts';
 import { compensatedRounding } from '../src/compensated-rounding.ts';
+import { calibrationConfig as config, calibrationSequences } from '../../testing/src/calibration-model.ts';
 
-const config = {
-  model_type: 'llama',
-  vocab_size: 40,
-  hidden_size: 32,
-  intermediate_size: 64,
-  num_hidden_layers: 2,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  max_position_embeddings: 32,
-  rms_norm_eps: 1e-5,
-  hidden_act: 'silu',
-  rope_theta: 10000,
-  tie_word_embeddings: false,
-  initializer_range: 0.2,
-};
 const build = (): Promise<Model> => initializeModel(config, { seed: 1, trainable: false });
-// Ids in cycles of two lengths: some inputs are large far more often than others.
-const sequences = Array.from({ length: 4 }, (_, b) => Array.from({ length: 24 }, (_, t) => (t * (b + 1) + (t % 3) * b) % 40));
+const sequences = calibrationSequences(4, 24);
 const batchesOf = (): TokenBatch[] => sequences.map((row) => tokenBatch([row], { vocabularySize: 40 }));
 
 async function logitsOf(model: Model): Promise<Float32Array> {

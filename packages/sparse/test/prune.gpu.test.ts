@@ -4,25 +4,12 @@ import { forward, initializeModel, tokenBatch, type Model } from '@niwaki/nn';
 import { disposeBatch } from '@niwaki/engine';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { prune, wanda, type PruneMethodOptions } from '../src/index.ts';
+import { calibrationConfig, calibrationSequences } from '../../testing/src/calibration-model.ts';
 
 const missing = await gpuMissing();
 
-const config = {
-  model_type: 'llama',
-  vocab_size: 40,
-  hidden_size: 32,
-  intermediate_size: 64,
-  num_hidden_layers: 1,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  max_position_embeddings: 32,
-  rms_norm_eps: 1e-5,
-  hidden_act: 'silu',
-  rope_theta: 10000,
-  tie_word_embeddings: false,
-  initializer_range: 0.2,
-};
-const sequences = Array.from({ length: 2 }, (_, b) => Array.from({ length: 16 }, (__, t) => (t * (b + 1) + (t % 3) * b) % 40));
+const config = { ...calibrationConfig, num_hidden_layers: 1 };
+const sequences = calibrationSequences(2, 16);
 
 /** Logits of a model pruned so. */
 async function logitsOf(options: PruneMethodOptions): Promise<Float32Array> {

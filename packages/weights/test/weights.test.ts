@@ -42,25 +42,8 @@ import {
   weightBytes,
   type Weight,
 } from '../src/index.ts';
+import { nf4 } from './nf4.ts';
 
-const nf4 = Float32Array.of(
-  -1,
-  -0.6961928009986877,
-  -0.5250730514526367,
-  -0.39491748809814453,
-  -0.28444138169288635,
-  -0.18477343022823334,
-  -0.09105003625154495,
-  0,
-  0.07958029955625534,
-  0.16093020141124725,
-  0.24611230194568634,
-  0.33791524171829224,
-  0.44070982933044434,
-  0.5626170039176941,
-  0.7229568362236023,
-  1,
-);
 /** Any increasing table of 256 does for storage; the real one belongs to the method. */
 const table = Float32Array.from({ length: 256 }, (_, i) => (i - 127) / 128);
 
