@@ -8,12 +8,13 @@ export const options = {
   /** New tokens that count. */
   steps: { type: 'string', default: '64' },
   threads: { type: 'string', default: '2' },
+  device: { type: 'string', default: 'wasm' },
   base: { type: 'string', default: 'q4_1' },
 };
 
 export async function run(values) {
   const [length, steps, threads] = ['length', 'steps', 'threads'].map((name) => Number(values[name]));
-  const { description } = await init({ device: 'wasm', threads });
+  const { description } = await init({ device: values.device, threads, software: true });
   const model = await smollm2(values.base);
   const seconds = [];
   let started = performance.now();

@@ -18,6 +18,7 @@ export const options = {
   length: { type: 'string', default: '256' },
   steps: { type: 'string', default: '5' },
   threads: { type: 'string', default: '2' },
+  device: { type: 'string', default: 'wasm' },
   base: { type: 'string', default: 'f32' },
   rank: { type: 'string', default: '8' },
   /** Bytes of tensors that a step may take; default the least. */
@@ -27,7 +28,7 @@ export const options = {
 export async function run(values) {
   const [batch, length, steps, threads, rank] = ['batch', 'length', 'steps', 'threads', 'rank'].map((name) => Number(values[name]));
   const budget = values['memory-budget'] === undefined ? {} : { memoryBudget: Number(values['memory-budget']) };
-  const { description } = await init({ device: 'wasm', threads });
+  const { description } = await init({ device: values.device, threads, software: true });
   const ledger = openMemoryLedger();
   const model = await smollm2(values.base);
   await adapt(model, lora({ rank, alpha: 2 * rank }), { at: 'all-linear', seed: 1 });
