@@ -1,5 +1,6 @@
 import type { Parameter, Tensor, Tensor2D } from '@niwaki/tensor';
 import type { Call, Weight } from '@niwaki/weights';
+import type { Coupling } from './coupling.ts';
 
 /** Streams between stages: 'h' [rows, width], and others where a family or method needs them. */
 export type Carry = Readonly<Record<string, Tensor>>;
@@ -123,6 +124,8 @@ export interface Model {
    * store a weight; with them those of these points, modules included.
    */
   sites(at: Selector, options?: SiteOptions): readonly Site[];
+  /** Which rows give what which columns read, in the model's order; none where a family does not say. */
+  readonly couplings: readonly Coupling[];
   /** Every parameter by path: the base's and those of attached adapters. Tied names are one. */
   parameters(): ReadonlyMap<string, Parameter>;
   /**

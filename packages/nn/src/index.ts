@@ -1,4 +1,6 @@
 export * from './graph.ts';
+export * from './coupling.ts';
+export * from './permute-units.ts';
 export * from './run-site.ts';
 export * from './model.ts';
 export type { StageSpec } from './stage-parameters.ts';

@@ -30,6 +30,7 @@ export function createGraph(spec: GraphSpec): Model {
   const stages = specs.map((stage): Stage => ({ ...stage, parameters: () => unique(parametersOf(stage, adapters)) }));
   const allSites = specs.flatMap((stage) => stage.sites);
   const places = specs.flatMap(placesOf);
+  const couplings = specs.flatMap((stage) => stage.couplings ?? []);
   const placeAt = new Map(places.map((site) => [site.path, site]));
   const siteAt = new Map(allSites.map((site) => [site.path, site]));
   const ties = new Map(allSites.flatMap((site) => (site.tiedTo === undefined ? [] : [[site, site.tiedTo] as const])));
@@ -47,6 +48,7 @@ export function createGraph(spec: GraphSpec): Model {
     },
     stages: () => stages,
     sites: (at, { points } = {}) => selectSites(points === undefined ? allSites : places.filter((site) => points.includes(site.point)), at),
+    couplings,
     parameters: () => new Map(everything().map((parameter) => [parameter.path, parameter])),
     replace: (path, weight, options = {}) => {
       replaceWeight(siteOf(path), allSites, weight, options);

@@ -1,5 +1,6 @@
 import type { Parameter } from '@niwaki/tensor';
 import type { Call } from '@niwaki/weights';
+import type { Coupling } from './coupling.ts';
 import type { AdapterSet, Carry, Site } from './graph.ts';
 
 /** A stage as a family writes it: what it stores apart from its sites is listed, the rest follows from them. */
@@ -11,6 +12,8 @@ export interface StageSpec {
   readonly sites: readonly Site[];
   /** Sites without a weight: modules around those of `sites`. */
   readonly modules?: readonly Site[];
+  /** What its sites and norms share inside the stage. */
+  readonly couplings?: readonly Coupling[];
   /** Parameters that belong to no site: norms. */
   readonly own: readonly Parameter[];
   run(carry: Carry, call: Call): Carry;

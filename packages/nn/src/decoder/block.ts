@@ -1,5 +1,6 @@
 import { add, attention, reshape, rope, slice, swiglu, type Parameter, type Tensor2D, type Tensor3D, type Tensor4D } from '@niwaki/tensor';
 import type { Call } from '@niwaki/weights';
+import type { CoupledRows, Coupling } from '../coupling.ts';
 import type { Carry, Site } from '../graph.ts';
 import { cacheOf } from '../kv-cache.ts';
 import { prefixRows, promptRows, shifted, withPrefixes } from '../lead.ts';
@@ -27,6 +28,7 @@ export function blockStage(config: DecoderConfig, weights: BlockWeights, layer: 
     constants: attend.streams,
     sites: [...attend.sites, ...mlp.sites],
     modules: [whole, norms.input, attend.module, norms.mlp, mlp.module],
+    couplings: couplingsOf(config, path),
     own: [weights.inputNorm, weights.mlpNorm, ...[weights.queryNorm, weights.keyNorm].filter((own) => own !== undefined)],
     run: (carry, call) => {
       const layers = (h: Tensor2D): Tensor2D => {
@@ -38,6 +40,41 @@ export function blockStage(config: DecoderConfig, weights: BlockWeights, layer: 
       return { h: last ? withoutPrompts(out, carry, call, attached) : out };
     },
   };
+}
+
+/** In the order of the forward pass. */
+function couplingsOf({ width, heads, kvHeads, headSize, mlpWidth }: DecoderConfig, path: string): Coupling[] {
+  const rows = (name: string, serves = 1): CoupledRows => ({ path: `${path}.${name}`, serves });
+  const at = (module: string, names: readonly string[]): string[] => names.map((name) => `${path}.${module}.${name}`);
+  const norm = (name: string, readers: readonly string[]): Coupling => ({
+    kind: 'norm',
+    units: width,
+    size: 1,
+    source: rows(name),
+    along: [],
+    readers,
+  });
+  const group = heads / kvHeads;
+  return [
+    norm('input_layernorm', at('self_attn', ['q_proj', 'k_proj', 'v_proj'])),
+    {
+      kind: 'heads',
+      units: heads,
+      size: headSize,
+      source: rows('self_attn.v_proj', group),
+      along: [rows('self_attn.q_proj'), rows('self_attn.k_proj', group)],
+      readers: at('self_attn', ['o_proj']),
+    },
+    norm('post_attention_layernorm', at('mlp', ['gate_proj', 'up_proj'])),
+    {
+      kind: 'channels',
+      units: mlpWidth,
+      size: 1,
+      source: rows('mlp.up_proj'),
+      along: [rows('mlp.gate_proj')],
+      readers: at('mlp', ['down_proj']),
+    },
+  ];
 }
 
 const embedding = moduleOf('model.embed_tokens', 'embedding');
