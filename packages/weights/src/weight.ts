@@ -24,6 +24,8 @@ export interface Weight {
   readonly exact?: boolean;
   /** Some rows, in the given order, in the same format. */
   take?(rows: Int32Array, path: string): Promise<Weight>;
+  /** A form that is being fitted, as it will be stored: new parts, and this one stays. */
+  settle?(): Promise<Weight>;
   readonly gradient?: 'exact' | 'surrogate';
 }
 
