@@ -1,5 +1,6 @@
 export * from './traits.ts';
 export * from './method.ts';
+export * from './adapter-method.ts';
 export type { BlockProgress, Calibrate, Walk } from './calibration/calibrate.ts';
 export * from './calibration/collector.ts';
 export * from './calibration/statistics.ts';

@@ -10,7 +10,10 @@ import type { Traits } from './traits.ts';
 /** What a method decided over all sites before it made the first: global budgets, shared parameters. */
 export type Plan = Readonly<Record<string, unknown>>;
 
-/** What a method made for one site: the member its `makes` names. An adapter may come with the weight it starts from. */
+/**
+ * What a method made for one site: the member its `makes` names. An adapter may come with the weight it starts from. A
+ * method that makes adapters may leave sites out.
+ */
 export interface Made {
   /** Beside an adapter: what the site has to hold for the adapter to mean what it should. The caller's to put there. */
   readonly weight?: Weight;
@@ -144,15 +147,15 @@ async function makeAdapters<P extends Plan>(
   { signal, onProgress }: ApplyOptions,
 ): Promise<ReadonlyMap<string, Made>> {
   const made = new Map<string, Made>();
+  let done = 0;
   try {
     for (const site of sites) {
       throwIfAborted(signal, method.kind);
       const part = await atSite(method, site, () => method.make(site, plan));
-      if (part.adapter === undefined)
-        throw new StateError(`internal: ${method.kind} made no adapter for '${site.path}'`, { path: site.path });
-      made.set(site.path, part);
-      onProgress?.({ done: made.size, total: sites.length, path: site.path });
+      if (part.adapter !== undefined) made.set(site.path, part);
+      onProgress?.({ done: ++done, total: sites.length, path: site.path });
     }
+    if (made.size === 0) throw new StateError(`internal: ${method.kind} made no adapter`);
   } catch (error) {
     for (const { adapter, weight } of made.values()) {
       for (const parameter of Object.values(adapter!.parameters)) parameter.dispose();

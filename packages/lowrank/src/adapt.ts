@@ -66,7 +66,12 @@ export async function adapt(model: Model, method: AdapterMethod, options: AdaptO
       sites: new Map([...adapters, ...rows.flatMap((map) => [...map])]),
       replaced,
       base: model.info.source,
-      targets: targetsFor(model, at, sites, method),
+      targets: targetsFor(
+        model,
+        at,
+        sites.filter(({ path }) => adapters.has(path)),
+        method,
+      ),
       fields: {
         ...fieldsFor(model),
         ...method.fileFields?.(model),

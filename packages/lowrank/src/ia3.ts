@@ -1,6 +1,5 @@
 import {
   ConfigError,
-  createDraw,
   mul,
   noise,
   ones,
@@ -13,7 +12,7 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { defineMethod, type Method } from '@niwaki/engine';
+import { defineMethod, unbound, type Method } from '@niwaki/engine';
 import type { Adapter, Site } from '@niwaki/nn';
 import type { AdapterMethod, Binding } from './adapter-method.ts';
 import { adapterParameter, parameterPath } from './lora-adapter.ts';
@@ -62,9 +61,8 @@ export function ia3(options: Ia3Options = {}): AdapterMethod {
       ...shared,
       make: async (site) => ({ adapter: at(site, factors(shapeOf(site), site.path, settings, binding), binding) }),
     });
-  const alone: Binding = { name: 'default', draw: createDraw(0, 0), biasOf: () => undefined, warn: () => {} };
   return {
-    ...bind(alone),
+    ...bind(unbound),
     peftType: 'IA3',
     targeting: settings,
     slots: [slot],

@@ -1,4 +1,4 @@
-import { denseParameter, type Parameter, type Role, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import type { Parameter, Tensor2D } from '@niwaki/tensor';
 import type { Weight } from '@niwaki/weights';
 import type { Adapter, Point } from '@niwaki/nn';
 
@@ -42,16 +42,7 @@ export interface LoraSpec {
   readonly ownBias?: Parameter | undefined;
 }
 
-/** A parameter of an adapter. `slot` is its PEFT name, such as `lora_A.weight`; the set's name goes in before the ending. */
-export function adapterParameter(path: string, name: string, slot: string, value: Tensor, role: Role): Parameter {
-  return denseParameter(parameterPath(path, name, slot), value, { role, trainable: role !== 'statistic' });
-}
-
-/** `<path>.lora_A.<name>.weight`: where PEFT itself puts the name in a live model. */
-export function parameterPath(path: string, name: string, slot: string): string {
-  const ending = /\.(?:weight|bias)$/.exec(slot)?.[0] ?? '';
-  return `${path}.${slot.slice(0, slot.length - ending.length)}.${name}${ending}`;
-}
+export { adapterParameter, parameterPath } from '@niwaki/engine';
 
 /** Whether a value is an adapter with a strength. */
 export const isScalable = (adapter: Adapter): adapter is ScalableAdapter => 'strength' in adapter;

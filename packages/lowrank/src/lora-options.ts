@@ -1,21 +1,8 @@
+import type { TargetOptions } from '@niwaki/engine';
 import { ConfigError } from '@niwaki/tensor';
 import { findInitializer, type Initializer } from './initialization.ts';
 
-/** What every adapter method in PEFT form may say about its targets and about what trains beside them. */
-export interface TargetOptions {
-  /** Taken out of the targets: a Python regular expression of the whole path, or names matched as dotted suffixes. */
-  readonly excludeModules?: string | readonly string[];
-  /** Keep only these layers (the first number of a path); targets given by their whole path stay. */
-  readonly layersToTransform?: number | readonly number[];
-  /** Names of the containers whose number counts as the layer; default any. */
-  readonly layersPattern?: string | readonly string[];
-  /** Modules trained and stored whole, each a full copy: 4 bytes an entry. A name is the end of a path: `norm` means every norm. */
-  readonly modulesToSave?: readonly string[];
-  /** Base biases trained beside the adapter: of adapted modules, or of the whole model. Copies: the base stays as it is. */
-  readonly bias?: 'none' | 'lora_only' | 'all';
-  /** Embedding rows trained and stored whole, by token id; tied heads follow. A list means the input embedding. */
-  readonly trainableTokens?: readonly number[] | Readonly<Record<string, readonly number[]>>;
-}
+export type { TargetOptions } from '@niwaki/engine';
 
 export interface LoraOptions extends TargetOptions {
   /** Default 8. */

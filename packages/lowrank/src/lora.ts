@@ -1,5 +1,5 @@
-import { ConfigError, createDraw, ShapeError, tidy, zeros, type Json, type Tensor, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
-import { defineMethod, type Method } from '@niwaki/engine';
+import { ConfigError, ShapeError, tidy, zeros, type Json, type Tensor, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
+import { defineMethod, unbound, type Method } from '@niwaki/engine';
 import { disposeWeight } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
 import type { AdapterMethod, Binding, Restored, StoredShapes } from './adapter-method.ts';
@@ -29,9 +29,8 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
     makes: 'adapter' as const,
     validate: (site: Site, model: Model) => checkSite(site, settings, model),
   };
-  const alone: Binding = { name: 'default', draw: createDraw(0, 0), biasOf: () => undefined, warn: () => {} };
   return {
-    ...bind(alone),
+    ...bind(unbound),
     peftType: 'LORA',
     targeting: settings,
     slots: ['lora_A.weight', 'lora_B.weight', 'lora_B.bias', 'lora_embedding_A', 'lora_embedding_B', 'lora_magnitude_vector'],

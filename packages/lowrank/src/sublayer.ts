@@ -1,12 +1,10 @@
-import { add, ConfigError, createDraw, mul, noise, sub, tidy, type Draw, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { add, ConfigError, mul, noise, sub, tidy, type Draw, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import type { Adapter, Point, Site } from '@niwaki/nn';
-import type { Binding } from './adapter-method.ts';
 
 /** Where an adapter of a sub-layer's output goes: after attention or feed-forward, before the residual sum. */
 export const sublayerPoints: readonly Point[] = ['attention', 'ffn'];
 
-/** For a method before it is told its set's name. */
-export const unbound: Binding = { name: 'default', draw: createDraw(0, 0), biasOf: () => undefined, warn: () => {} };
+export { unbound } from '@niwaki/engine';
 
 /** @throws ConfigError for a place that gives nothing to the residual stream */
 export function checkSublayer(kind: string, { path, point }: Site): void {

@@ -1,4 +1,5 @@
 import { openSafetensors, parseJsonObject, type Folder, type SafetensorsFile } from '@niwaki/hub';
+import type { AdapterFile } from '@niwaki/engine';
 import { FormatError, NotFoundError, type Json } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
@@ -11,6 +12,7 @@ import { collectWarnings, type Warn, type Warning } from '../warning.ts';
 import { BaseModelError } from './errors.ts';
 import { peftFamilies } from './families.ts';
 import type { PeftFamily, ReadConfig } from './family.ts';
+import { ownFamily } from './own-family.ts';
 import { folderOf, type AdapterSource } from './folders.ts';
 import { matchContent, type Content } from './match.ts';
 import { restoreSet } from './restore.ts';
@@ -24,6 +26,8 @@ export interface LoadAdapterOptions {
   readonly trainable?: boolean;
   /** Default 'warn': another `base_model_name_or_path` than the model's is a warning, since names of files differ. */
   readonly base?: 'warn' | 'require';
+  /** Types of adapters that other packages bring. */
+  readonly types?: readonly AdapterFile[];
   readonly signal?: AbortSignal;
   readonly onWarning?: (warning: Warning) => void;
 }
@@ -38,11 +42,11 @@ const maxConfigBytes = 2 ** 24;
  * @example const set = await loadAdapter(model, './my-adapter', { name: 'mine' });
  */
 export async function loadAdapter(model: Model, source: AdapterSource, options: LoadAdapterOptions = {}): Promise<PeftSet> {
-  const { name = 'default', strict = true, trainable = false, base = 'warn', signal, onWarning } = options;
+  const { name = 'default', strict = true, trainable = false, base = 'warn', types = [], signal, onWarning } = options;
   checkName(model, name);
   const { list: warnings, warn } = collectWarnings(onWarning);
   const folder = await folderOf(source, { signal });
-  const config = await readConfig(folder, model, warn);
+  const config = await readConfig(folder, model, types, warn);
   checkBase(config, model, base, warn);
   const file = await openTensors(folder);
   try {
@@ -70,28 +74,29 @@ export async function loadAdapter(model: Model, source: AdapterSource, options: 
   }
 }
 
-async function readConfig(folder: Folder, model: Model, warn: Warn): Promise<ReadConfig> {
+async function readConfig(folder: Folder, model: Model, types: readonly AdapterFile[], warn: Warn): Promise<ReadConfig> {
   const source = await folder.open('adapter_config.json');
   if (source === undefined) throw new NotFoundError(`no adapter_config.json in ${folder.name}`, { folder: folder.name });
   try {
     if (source.size > maxConfigBytes)
       throw new FormatError(`adapter_config.json has ${source.size} bytes`, { size: source.size, limit: maxConfigBytes });
     const json = parseJsonObject(await source.read(0, source.size), 'adapter_config.json');
-    return familyOf(json).read(json, model, warn);
+    return familyOf(json, types).read(json, model, warn);
   } finally {
     await source.close?.();
   }
 }
 
-function familyOf(json: { readonly [field: string]: Json }): PeftFamily {
+function familyOf(json: { readonly [field: string]: Json }, types: readonly AdapterFile[]): PeftFamily {
   const type = json['peft_type'];
-  const family = typeof type === 'string' ? peftFamilies.get(type) : undefined;
+  const families = new Map([...peftFamilies, ...types.map((file) => [file.peftType, ownFamily(file)] as const)]);
+  const family = typeof type === 'string' ? families.get(type) : undefined;
   if (family !== undefined) return family;
   throw new FormatError(
     type === undefined ? 'adapter_config.json has no peft_type' : `adapters of peft_type ${JSON.stringify(type)} are not read here`,
     {
       peftType: type,
-      known: [...peftFamilies.keys()],
+      known: [...families.keys()],
     },
   );
 }

@@ -69,7 +69,7 @@ export async function restoreSet(
       for (const [slot, tensorName] of names) tensors.set(slot, await read(tensorName));
       ofSite.set(site.path, tensors);
       if (method.shared !== undefined) continue;
-      const { adapter, weight } = await method.restore(site, tensors, binding);
+      const { adapter, weight } = await method.restore(site, tensors, binding, model);
       sites.set(site.path, own(adapter));
       if (weight !== undefined) weights.set(site.path, weight);
     }

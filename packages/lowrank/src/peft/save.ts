@@ -4,6 +4,7 @@ import type { AdapterSet } from '@niwaki/nn';
 import { isPeftSet, type PeftSet } from '../adapter-method.ts';
 import { isTokens } from '../trainable-tokens.ts';
 import { peftFamilies } from './families.ts';
+import { ownFamily } from './own-family.ts';
 import { writeFiles } from './folders.ts';
 import { portableSet, portableTensors } from './portable.ts';
 import { parameterKey, slotKey } from './keys.ts';
@@ -32,7 +33,8 @@ export interface SaveAdapterOptions {
 export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: SaveAdapterOptions = {}): Promise<void> {
   const { dtype = 'f32', tokenizer, form = 'portable', signal } = options;
   const peft = form === 'portable' ? portableSet(peftForm(set)) : peftForm(set);
-  const family = peftFamilies.get(peft.method.peftType);
+  const { file } = peft.method;
+  const family = file === undefined ? peftFamilies.get(peft.method.peftType) : ownFamily(file);
   if (family === undefined)
     throw new ConfigError(`no writer for adapters of type ${peft.method.peftType}`, { peftType: peft.method.peftType });
   const type = ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype];

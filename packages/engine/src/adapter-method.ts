@@ -1,0 +1,128 @@
+import { createDraw, denseParameter, type Draw, type Json, type Parameter, type Role, type Tensor } from '@niwaki/tensor';
+import type { Adapter, AdapterSet, Model, Site } from '@niwaki/nn';
+import type { Weight } from '@niwaki/weights';
+import type { Method } from './method.ts';
+
+/** What every adapter method may say about its targets and about what trains beside them, as in PEFT. */
+export interface TargetOptions {
+  /** Taken out of the targets: a Python regular expression of the whole path, or names matched as dotted suffixes. */
+  readonly excludeModules?: string | readonly string[];
+  /** Keep only these layers (the first number of a path); targets given by their whole path stay. */
+  readonly layersToTransform?: number | readonly number[];
+  /** Names of the containers whose number counts as the layer; default any. */
+  readonly layersPattern?: string | readonly string[];
+  /** Modules trained and stored whole, each a full copy: 4 bytes an entry. A name is the end of a path: `norm` means every norm. */
+  readonly modulesToSave?: readonly string[];
+  /** Base biases trained beside the adapter: of adapted modules, or of the whole model. Copies: the base stays as it is. */
+  readonly bias?: 'none' | 'lora_only' | 'all';
+  /** Embedding rows trained and stored whole, by token id; tied heads follow. A list means the input embedding. */
+  readonly trainableTokens?: readonly number[] | Readonly<Record<string, readonly number[]>>;
+}
+
+/** Something a user should know that is no error: returned with the result and passed to `onWarning`, never printed. */
+export interface Warning {
+  readonly kind:
+    | 'unknown-field'
+    | 'default-field'
+    | 'unused-pattern'
+    | 'skipped-tensor'
+    | 'base-name'
+    | 'already-merged'
+    | 'unused-exclude'
+    | 'rank';
+  readonly message: string;
+  /** The names the message speaks of: config fields, tensors, patterns. */
+  readonly names: readonly string[];
+}
+
+export type Warn = (kind: Warning['kind'], message: string, names: readonly string[]) => void;
+
+/** What a method must know of the set it makes adapters for. */
+export interface Binding {
+  readonly name: string;
+  readonly draw: Draw;
+  /** The bias this set trains in place of the site's. */
+  biasOf(site: Site): Parameter | undefined;
+  readonly warn: Warn;
+}
+
+/** For a method before it is told its set's name. */
+export const unbound: Binding = { name: 'default', draw: createDraw(0, 0), biasOf: () => undefined, warn: () => {} };
+
+/** Shapes by slot; 'rank' stands for a side that the tensors decide. */
+export type StoredShapes = Readonly<Record<string, readonly (number | 'rank')[]>>;
+
+export interface Restored {
+  readonly adapter: Adapter;
+  readonly weight?: Weight;
+}
+
+/** A method whose adapters live in PEFT files. */
+export interface AdapterMethod extends Method {
+  /** `peft_type` of the files. */
+  readonly peftType: string;
+  readonly targeting: TargetOptions;
+  /** PEFT's names of the tensors an adapter may store, such as `lora_A.weight`. */
+  readonly slots: readonly string[];
+  /** The tensors a site's adapter does store. */
+  stored(site: Site, model: Model): StoredShapes;
+  /** The rank that the options give a site; undefined for methods without one. */
+  rankAt(site: Site): number | undefined;
+  /** Tensors that all its sites share, in files under their own names with no module before them. */
+  readonly shared?: SharedTensors;
+  /** Fields of its files that the model decides. */
+  fileFields?(model: Model): FileFields;
+  /** The form of its files, where it is no type of Python's PEFT. */
+  readonly file?: AdapterFile;
+  /** The same method, making the adapters of one set. */
+  bind(binding: Binding): Method;
+  /**
+   * An adapter from stored tensors by PEFT parameter name; it takes them over. With the weight that the site must hold,
+   * where the file was made for a rewritten base.
+   */
+  restore(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding, model: Model): Promise<Restored>;
+  /** What adapters of this method make of the base, if anything; then no other set may share their sites. */
+  readonly rewrites?: 'residual' | 'quantized';
+  /** Whether the name in a file is enough to rewrite the base again. */
+  readonly repeatable?: boolean;
+}
+
+export interface SharedTensors {
+  /** Such as `prompt_embeddings`. */
+  readonly slots: readonly string[];
+  stored(sites: readonly Site[], model: Model): StoredShapes;
+  /**
+   * The adapters of all sites, by path, from stored tensors by slot; they take them over.
+   * @param ofSite what is each site's own, by path and slot
+   */
+  restore(
+    sites: readonly Site[],
+    tensors: ReadonlyMap<string, Tensor>,
+    binding: Binding,
+    ofSite: ReadonlyMap<string, ReadonlyMap<string, Tensor>>,
+  ): ReadonlyMap<string, Adapter>;
+}
+
+/** Fields of adapter_config.json that say nothing about the method and are kept for whoever reads the file next. */
+export type FileFields = Readonly<Record<string, unknown>>;
+
+/** How a method stands in adapter_config.json, beside the fields that all types have. */
+export interface AdapterFile {
+  readonly peftType: string;
+  /** Names of the fields that `write` gives. */
+  readonly fields: readonly string[];
+  write(set: AdapterSet): { readonly [field: string]: Json };
+  /** @throws ConfigError, FormatError naming the field */
+  read(fields: { readonly [field: string]: Json }): AdapterMethod;
+}
+
+/** A parameter of an adapter. `slot` is its PEFT name, such as `lora_A.weight`; the set's name goes in before the ending. */
+export function adapterParameter(path: string, name: string, slot: string, value: Tensor, role: Role): Parameter {
+  return denseParameter(parameterPath(path, name, slot), value, { role, trainable: role !== 'statistic' && role !== 'index' });
+}
+
+/** `<path>.lora_A.<name>.weight`: where PEFT itself puts the name in a live model. */
+export function parameterPath(path: string, name: string, slot: string): string {
+  const ending = /\.(?:weight|bias)$/.exec(slot)?.[0] ?? '';
+  return `${path}.${slot.slice(0, slot.length - ending.length)}.${name}${ending}`;
+}
