@@ -21,7 +21,7 @@ import {
   type Tensor,
   type Tensor1D,
 } from '@niwaki/tensor';
-import type { Carry, Stage } from '@niwaki/nn';
+import { pickRows, rowStreams, type Carry, type Stage } from '@niwaki/nn';
 import type { Turn } from './estimator.ts';
 import type { Pass } from './pass.ts';
 
@@ -102,7 +102,7 @@ function createHead(pass: Pass, { objective, batch, scale }: Turn): Head {
   const { index, target, everyRow = false } = tidy(() => ({ ...objective.rows(batch) }));
   const own = [index, target].filter((tensor) => !Object.values(batch).includes(tensor));
   own.forEach(keep);
-  const rowStreams = rowStreamsOf(stage, entering, pass.wanted(s));
+  checkRows(stage, entering, pass.wanted(s));
   const parts = new Map<string, Tensor[]>(pass.wanted(s).map((name) => [name, []]));
   const gradients = new Map<Parameter, Tensor>();
   let loss: Tensor | undefined;
@@ -114,8 +114,7 @@ function createHead(pass: Pass, { objective, batch, scale }: Turn): Head {
     if (!everyRow) return gather(value, cut(index, chunk));
     return whole(chunk) ? value : slice(value, [chunk.from, ...value.shape.slice(1).map(() => 0)], [chunk.count, ...value.shape.slice(1)]);
   };
-  const inputsOf = (chunk: Chunk): Carry =>
-    Object.fromEntries(stage.reads.map((name) => [name, rowStreams.has(name) ? rowsOf(entering[name]!, chunk) : entering[name]!]));
+  const inputsOf = (chunk: Chunk): Carry => pickRows(stage, entering, (stream) => rowsOf(stream, chunk));
   const addTo = (before: Tensor | undefined, value: Tensor): Tensor => {
     const total = keep(before === undefined ? value : add(before, value));
     if (before !== undefined) dispose([before, value]);
@@ -175,18 +174,17 @@ function createHead(pass: Pass, { objective, batch, scale }: Turn): Head {
   };
 }
 
-/** Streams that have a row for each row of `h`: only the scored rows of these go through the head. */
-function rowStreamsOf(stage: Stage, entering: Carry, wanted: readonly string[]): ReadonlySet<string> {
+/** Only the scored rows go through the head: what gradients go into must have a row for each row of 'h'. */
+function checkRows(stage: Stage, entering: Carry, wanted: readonly string[]): void {
   const h = entering['h'];
   if (h === undefined)
     throw new ConfigError(`the last stage '${stage.path}' does not read the stream 'h', whose rows the objective scores`, {
       stage: stage.path,
       reads: stage.reads,
     });
-  const constants = new Set(stage.constants);
-  const names = stage.reads.filter((name) => !constants.has(name) && entering[name]!.shape[0] === h.shape[0]);
+  const names = rowStreams(stage, entering);
   const other = wanted.find((name) => !names.includes(name));
-  if (other === undefined) return new Set(names);
+  if (other === undefined) return;
   throw new ConfigError(
     `the last stage '${stage.path}' reads '${other}' [${entering[other]!.shape}], which has no row for each of the ${h.shape[0]} rows of 'h'`,
     {

@@ -2,7 +2,7 @@ import { add, ConfigError, dispose, keep, recordTape, type Draw, type Parameter,
 import { createCall, type Call } from '@niwaki/weights';
 import type { Carry, Stage } from '@niwaki/nn';
 import type { Turn } from './estimator.ts';
-import type { Route } from './route.ts';
+import { differentiates, type Route } from './route.ts';
 
 /** A stage's forward with the tape on. */
 export interface Recorded {
@@ -33,15 +33,16 @@ export interface Pass {
   /** A parameter's gradient from one stage; pushed once the lowest stage that reads it has given its part. */
   addGradient(s: number, parameter: Parameter, value: Tensor | undefined, sink: Sink): void;
   backward(s: number, sink: Sink): void;
-  /** What the stage gave in the first forward, or undefined where its record is kept. */
+  /** What the stage gave in the first forward, or undefined where its record is kept or no gradient goes through it. */
   given(s: number): Carry | undefined;
   dispose(): void;
 }
 
 export function createPass(turn: Turn, route: Route): Pass {
-  const { stages, first, trained, uses } = route;
+  const { stages, trained, dependent, uses } = route;
   const streams = new Map<string, Tensor>();
-  const dependent = new Set<string>();
+  /** Streams around stages that gradients go through: these are computed again, so nothing of theirs may go. */
+  const needed = new Set<Tensor>();
   const enteringAt: (Carry | undefined)[] = [];
   const wantedAt: (readonly string[])[] = [];
   const writtenBy: (Carry | undefined)[] = [];
@@ -77,10 +78,10 @@ export function createPass(turn: Turn, route: Route): Pass {
 
   const enter = (s: number): Carry => {
     const stage = stages[s]!;
-    const entering = Object.fromEntries(stage.reads.map((name) => [name, streamOf(streams, stage, name)]));
-    const constants = new Set(stage.constants);
+    for (const name of stage.reads) if (!streams.has(name)) checkWritten(stages, s, name);
+    const entering = Object.fromEntries(stage.reads.flatMap((name) => (streams.has(name) ? [[name, streams.get(name)!]] : [])));
     enteringAt[s] = entering;
-    wantedAt[s] = stage.reads.filter((name) => dependent.has(name) && !constants.has(name) && entering[name]!.dtype === 'float32');
+    wantedAt[s] = dependent[s]!.filter((name) => entering[name]?.dtype === 'float32');
     return entering;
   };
 
@@ -137,13 +138,14 @@ export function createPass(turn: Turn, route: Route): Pass {
       const out = recorded?.tape.value ?? run(s, (call) => stages[s]!.run(entering, call));
       recordOf[s] = recorded;
       const written: Record<string, Tensor> = {};
+      if (differentiates(route, s)) for (const value of [...Object.values(entering), ...Object.values(out)]) needed.add(value);
       for (const [name, value] of Object.entries(out)) {
         if (value === entering[name]) continue;
         if (!given.has(value)) written[name] = keep(value);
-        // Below the first trained stage nobody comes back for what is overwritten.
-        if (s < first) dropOverwritten(writtenBy, streams.get(name));
+        const before = streams.get(name);
+        // Nobody comes back for it.
+        if (before !== undefined && !needed.has(before)) dropOverwritten(writtenBy, before);
         streams.set(name, value);
-        if (s >= first) dependent.add(name);
       }
       writtenBy[s] = written;
     },
@@ -161,7 +163,7 @@ export function createPass(turn: Turn, route: Route): Pass {
     addCotangent,
     addGradient,
     backward,
-    given: (s) => (recordOf[s] === undefined ? writtenBy[s] : undefined),
+    given: (s) => (recordOf[s] === undefined && differentiates(route, s) ? writtenBy[s] : undefined),
     dispose: () => {
       for (const recorded of recordOf) recorded?.tape.dispose();
       writtenBy.forEach((_, s) => disposeCarry(writtenBy, s));
@@ -171,9 +173,10 @@ export function createPass(turn: Turn, route: Route): Pass {
   };
 }
 
-function streamOf(streams: ReadonlyMap<string, Tensor>, stage: Stage, name: string): Tensor {
-  const value = streams.get(name);
-  if (value !== undefined) return value;
+/** A stage that an adapter brought writes nothing in calls that do not read its set; a stream that no stage can write is a mistake. */
+function checkWritten(stages: readonly Stage[], s: number, name: string): void {
+  const stage = stages[s]!;
+  if (stages.slice(0, s).some(({ writes }) => writes.includes(name))) return;
   throw new ConfigError(`stage '${stage.path}' reads the stream '${name}', which no stage before it writes`, {
     stage: stage.path,
     stream: name,
@@ -185,8 +188,8 @@ function disposeCarry(written: (Carry | undefined)[], s: number): void {
   delete written[s];
 }
 
-function dropOverwritten(written: readonly (Carry | undefined)[], value: Tensor | undefined): void {
-  if (value !== undefined && written.some((carry) => carry !== undefined && Object.values(carry).includes(value))) value.dispose();
+function dropOverwritten(written: readonly (Carry | undefined)[], value: Tensor): void {
+  if (written.some((carry) => carry !== undefined && Object.values(carry).includes(value))) value.dispose();
 }
 
 /** Tensors anywhere in the choices a stage made: they are replayed, so they outlive its tidy. */

@@ -3,6 +3,7 @@ import type { BackpropOptions } from './backprop.ts';
 import type { Turn } from './estimator.ts';
 import { defaultChunkBytes } from './head.ts';
 import type { Pass } from './pass.ts';
+import { differentiates } from './route.ts';
 
 /** What the records of stages may take: bytes of their own, or what is left of a bound on all tensors there are. */
 export interface Room {
@@ -38,7 +39,7 @@ export function createRecords(pass: Pass, turn: Turn, { room, chunkBytes = defau
 
   return {
     forward: (s) => {
-      const record = s >= pass.route.first && !never;
+      const record = differentiates(pass.route, s) && !never;
       const before = ledger.bytes();
       ledger.resetPeak();
       tidy(() => pass.forward(s, { record }));

@@ -10,6 +10,8 @@ export interface Route {
   readonly first: number;
   /** Trained parameters each stage reads. */
   readonly trained: readonly (readonly Parameter[])[];
+  /** Entering streams of each stage that depend on a trained parameter: gradients go into them. */
+  readonly dependent: readonly (readonly string[])[];
   /** Stages that read a parameter, ascending: its gradient is final after the first of them. */
   readonly uses: ReadonlyMap<Parameter, readonly number[]>;
 }
@@ -34,5 +36,24 @@ export function routeOf(model: Model, wrt: ReadonlySet<Parameter>): Route {
     throw new ConfigError('nothing to train: no parameter was chosen', {
       help: 'Adapt the model first, or set `trainable` on some of its parameters.',
     });
-  return { stages, head: stages.length - 1, first, trained, uses };
+  return { stages, head: stages.length - 1, first, trained, dependent: dependentStreams(stages, trained), uses };
+}
+
+/**
+ * Whether gradients go through a stage. Through one that neither trains nor reads what depends on something trained (a
+ * base beside a side network) none do: it is not recorded and not computed again.
+ */
+export const differentiates = ({ trained, dependent }: Route, s: number): boolean => trained[s]!.length > 0 || dependent[s]!.length > 0;
+
+function dependentStreams(stages: readonly Stage[], trained: Route['trained']): Route['dependent'] {
+  const dependent = new Set<string>();
+  return stages.map(({ reads, writes, constants = [] }, s) => {
+    const entering = reads.filter((name) => dependent.has(name) && !constants.includes(name));
+    const depends = entering.length > 0 || trained[s]!.length > 0;
+    for (const name of writes) {
+      if (depends) dependent.add(name);
+      else dependent.delete(name);
+    }
+    return entering;
+  });
 }

@@ -28,15 +28,16 @@ export function forward(model: Model, batch: Batch, options: ForwardOptions = {}
 
 /**
  * Runs stages one after another, each in its own tidy, and disposes every stream once nothing reads it any more. The
- * result holds what the last stage wrote; tensors of the given carry stay the caller's, emitted ones become the caller's.
+ * result holds the streams of `give`, by default what the last stage writes; tensors of the given carry stay the caller's,
+ * emitted ones become the caller's.
  */
 export function runStages(
   stages: readonly Stage[],
   carry: Carry,
   call: Call,
-  { emitted }: { emitted?: ReadonlyMap<string, readonly Tensor[]> } = {},
+  { emitted, give = stages.at(-1)?.writes ?? [] }: { emitted?: ReadonlyMap<string, readonly Tensor[]>; give?: readonly string[] } = {},
 ): Carry {
-  const readAfter = namesReadAfter(stages);
+  const readAfter = namesReadAfter(stages, give);
   const mine = new Set<Tensor>();
   let streams: Carry = carry;
   try {
@@ -66,9 +67,9 @@ export function runStages(
 
 const shownIn = (emitted: ReadonlyMap<string, readonly Tensor[]> | undefined): readonly Tensor[] => [...(emitted?.values() ?? [])].flat();
 
-/** For each stage, the streams that a later one reads, and those that the last one wrote. */
-function namesReadAfter(stages: readonly Stage[]): readonly ReadonlySet<string>[] {
-  let names: ReadonlySet<string> = new Set(stages.at(-1)?.writes);
+/** For each stage, the streams that a later one reads, and those given out in the end. */
+function namesReadAfter(stages: readonly Stage[], give: readonly string[]): readonly ReadonlySet<string>[] {
+  let names: ReadonlySet<string> = new Set(give);
   const after: ReadonlySet<string>[] = [];
   for (let i = stages.length - 1; i >= 0; i--) {
     after[i] = names;

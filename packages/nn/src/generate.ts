@@ -2,6 +2,7 @@ import {
   ConfigError,
   createDraw,
   DataError,
+  dispose,
   noise,
   slice,
   tensor2d,
@@ -14,8 +15,9 @@ import {
 import { createCall } from '@niwaki/weights';
 import { checkIds } from './batch.ts';
 import { runStages } from './forward.ts';
-import type { Model } from './graph.ts';
+import type { Carry, Model } from './graph.ts';
 import { createKeyValueCache, type KeyValueCache } from './kv-cache.ts';
+import { pickRows } from './row-streams.ts';
 import { candidatesOf, checkSampling, likeliest, logProbabilityOf, penalize, pick, type SamplingOptions } from './sampling.ts';
 
 export interface GenerateOptions extends SamplingOptions {
@@ -95,23 +97,22 @@ async function nextLogits(
     ...(cache === undefined ? {} : { session: { cache } }),
   });
   const stages = model.stages();
+  const head = stages.at(-1)!;
+  let streams: Carry = {};
   let logits: Tensor | undefined;
   try {
-    const { h } = runStages(stages.slice(0, -1), {}, call) as { h: Tensor2D };
+    streams = runStages(stages.slice(0, -1), {}, call, { give: head.reads });
     cache?.advance(ids.length);
-    const last = tidy(() => slice(h, [ids.length - 1, 0], [1, h.shape[1]]));
-    h.dispose();
-    try {
-      ({ logits } = runStages(stages.slice(-1), { h: last }, call));
-    } finally {
-      last.dispose();
-    }
+    ({ logits } = tidy(() => head.run(pickRows(head, streams, lastRow), call)));
     return (await logits!.data()) as Float32Array;
   } finally {
     tokenIds.dispose();
+    dispose(Object.values(streams));
     logits?.dispose();
   }
 }
+
+const lastRow = (stream: Tensor): Tensor => slice(stream as Tensor2D, [stream.shape[0]! - 1, 0], [1, stream.shape[1]!]);
 
 async function pointOf(seed: number | bigint, index: number): Promise<number> {
   const drawn = tidy(() => noise([1], createDraw(seed, index).at('generate#sample'), 'uniform'));

@@ -71,9 +71,19 @@ export interface Adapter {
   readonly prompt?: Prompt;
   /** At an attention. Tokens take the positions after the longest prefix of their set. */
   readonly prefix?: Prefix;
+  /**
+   * A side network: stages that run behind the one that holds the site, on streams of their own names, wherever a call
+   * reads the set. The parameters are read there and not at the site. Asked for once, as the set is attached.
+   */
+  stages?(model: Model): readonly AddedStage[];
+  /** Streams of added stages that `apply` finds in `call.streams`. */
+  readonly reads?: readonly string[];
   readonly startsFrom?: 'base' | 'near' | 'rewritten' | 'elsewhere';
   readonly gradient?: 'exact' | 'surrogate';
 }
+
+/** A stage that an adapter brings along. Its weights are the adapter's own parameters and no sites of the model. */
+export type AddedStage = Omit<Stage, 'sites'>;
 
 export interface MergedSite {
   /** The whole matrix, f32 [out, in]. */

@@ -1,8 +1,10 @@
 /** Rows in front of the tokens that stand for none of them: prompts and prefixes of the active adapters. */
 import { add, concat, fill, range, reshape, tile, zeros, type Tensor, type Tensor2D, type Tensor4D } from '@niwaki/tensor';
 import type { Batch, Call } from '@niwaki/weights';
-import type { KeyBounds } from './batch.ts';
+import { tokenIdsOf, type KeyBounds } from './batch.ts';
+import type { RopePositions } from './decoder/rope-tables.ts';
 import type { Site } from './graph.ts';
+import { cacheOf } from './kv-cache.ts';
 import { activeSets, type Attached } from './run-site.ts';
 
 /** Rows that the prompts of the active sets put in front of a sequence. */
@@ -10,7 +12,7 @@ export const promptRows = (site: Site, call: Call, attached: Attached): number =
   activeSets(call, attached).reduce((sum, { sites }) => sum + (sites.get(site.path)?.prompt?.count ?? 0), 0);
 
 /** Positions before the first row: the longest prefix of each active set, whatever the layer. */
-export const prefixPositions = (call: Call, attached: Attached): number =>
+const prefixPositions = (call: Call, attached: Attached): number =>
   activeSets(call, attached).reduce(
     (sum, { sites }) => sum + [...sites.values()].reduce((most, { prefix }) => Math.max(most, prefix?.count ?? 0), 0),
     0,
@@ -30,8 +32,22 @@ export function withPrompts(
   return reshape(concat([...rows, reshape(h, [batch, time, width])], 1), [-1, width]);
 }
 
+/**
+ * Positions of the rows that leave the embedding, prompts included: behind what is cached and behind the prefixes.
+ * @param site the embedding
+ */
+export function rowPositions(site: Site, call: Call, attached: Attached): RopePositions {
+  const [batch, time] = tokenIdsOf(call.batch).shape;
+  const past = cacheOf(call.session)?.length ?? 0;
+  const shift = promptRows(site, call, attached);
+  const prompt = past === 0 ? shift : 0;
+  const start = prefixPositions(call, attached) + shift - prompt;
+  const given = ledPositions(call.batch['positions'], { batch, time, prompt, start });
+  return { batch, time: prompt + time, past: start + past, given };
+}
+
 /** Positions of the rows with prompts in front; undefined where they count up from `start`. */
-export function ledPositions(
+function ledPositions(
   given: Batch[string],
   { batch, time, prompt, start }: { batch: number; time: number; prompt: number; start: number },
 ): Batch[string] {

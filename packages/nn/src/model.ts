@@ -1,4 +1,5 @@
 import type { Parameter } from '@niwaki/tensor';
+import { addedStages, streamsReadAt } from './added-stages.ts';
 import { checkActive, checkSet, unknownAdapter } from './check-adapters.ts';
 import type { AdapterSet, Model, ModelInfo, Site, Stage } from './graph.ts';
 import { replaceWeight } from './replace-weight.ts';
@@ -27,7 +28,15 @@ export function createGraph(spec: GraphSpec): Model {
     },
   };
   const specs = spec.stages(attached);
-  const stages = specs.map((stage): Stage => ({ ...stage, parameters: () => unique(parametersOf(stage, adapters)) }));
+  const stages = specs.map((stage): Stage => ({
+    ...stage,
+    get reads() {
+      return unique([...stage.reads, ...streamsReadAt(stage, adapters)]);
+    },
+    parameters: () => unique(parametersOf(stage, adapters)),
+    run: (carry, call) => stage.run(carry, { ...call, streams: carry }),
+  }));
+  const added = new Map<string, ReadonlyMap<StageSpec, readonly Stage[]>>();
   const allSites = specs.flatMap((stage) => stage.sites);
   const places = specs.flatMap(placesOf);
   const couplings = specs.flatMap((stage) => stage.couplings ?? []);
@@ -40,13 +49,13 @@ export function createGraph(spec: GraphSpec): Model {
 
   const siteOf = (path: string): Site => exactly(path, siteAt, 'site');
 
-  return {
+  const model: Model = {
     get info() {
       return [...ties].some(([site, to]) => !holds(site, to))
         ? { ...spec.info, config: { ...spec.info.config, tie_word_embeddings: false } }
         : spec.info;
     },
-    stages: () => stages,
+    stages: () => stages.flatMap((stage, s) => [stage, ...[...added.values()].flatMap((of) => of.get(specs[s]!) ?? [])]),
     sites: (at, { points } = {}) => selectSites(points === undefined ? allSites : places.filter((site) => points.includes(site.point)), at),
     couplings,
     parameters: () => new Map(everything().map((parameter) => [parameter.path, parameter])),
@@ -61,6 +70,7 @@ export function createGraph(spec: GraphSpec): Model {
     adapters,
     attach: (set) => {
       checkSet(set, { adapters, siteAt: placeAt, specs, taken: everything() });
+      added.set(set.name, addedStages(set, specs, model));
       adapters.set(set.name, set);
       if (adapters.size === 1) active = [set.name];
     },
@@ -68,6 +78,7 @@ export function createGraph(spec: GraphSpec): Model {
       const set = adapters.get(name);
       if (set === undefined) throw unknownAdapter(name, adapters);
       adapters.delete(name);
+      added.delete(name);
       active = active.filter((other) => other !== name);
       return set;
     },
@@ -83,7 +94,9 @@ export function createGraph(spec: GraphSpec): Model {
       for (const free of guests.splice(0)) free();
       for (const parameter of everything()) parameter.dispose();
       adapters.clear();
+      added.clear();
       active = [];
     },
   };
+  return model;
 }

@@ -1,7 +1,7 @@
 import type { Parameter } from '@niwaki/tensor';
 import type { Call } from '@niwaki/weights';
 import type { Coupling } from './coupling.ts';
-import type { AdapterSet, Carry, Site } from './graph.ts';
+import type { Adapter, AdapterSet, Carry, Site } from './graph.ts';
 
 /** A stage as a family writes it: what it stores apart from its sites is listed, the rest follows from them. */
 export interface StageSpec {
@@ -25,6 +25,10 @@ export const unique = <T>(list: readonly T[]): T[] => [...new Set(list)];
 /** Every place for an adapter, modules before what they hold. */
 export const placesOf = ({ modules = [], sites }: StageSpec): readonly Site[] => [...modules, ...sites];
 
+/** What a set has at a stage's places. */
+export const adaptersAt = (stage: StageSpec, { sites }: AdapterSet): Adapter[] =>
+  placesOf(stage).flatMap(({ path }) => sites.get(path) ?? []);
+
 /** What is stored at a site. */
 export const ofSite = (site: Site): Parameter[] => [
   ...Object.values(site.weight?.parts ?? {}),
@@ -45,7 +49,7 @@ export const replaceable = (stage: StageSpec): Map<string, readonly number[]> =>
 export function parametersOf(stage: StageSpec, adapters: ReadonlyMap<string, AdapterSet>): Parameter[] {
   const names = adapters.size === 0 ? undefined : replaceable(stage);
   const extra = [...adapters.values()].flatMap((set) => [
-    ...placesOf(stage).flatMap((site) => Object.values(set.sites.get(site.path)?.parameters ?? {})),
+    ...adaptersAt(stage, set).flatMap((adapter) => (adapter.stages === undefined ? Object.values(adapter.parameters) : [])),
     ...[...set.replaced].filter(([path]) => names?.has(path)).map(([, parameter]) => parameter),
   ]);
   return [...stage.own, ...stage.sites.flatMap(ofSite), ...extra];

@@ -50,6 +50,8 @@ export interface Call {
   wants(weight: Weight): boolean;
   give(weight: Weight, gradient: (rows?: Range) => Tensor): void;
   readonly session?: Session;
+  /** What the stage that runs was given, for adapters that read more than their site's input. */
+  readonly streams?: Readonly<Record<string, Tensor>>;
 }
 
 export interface CallOptions {

@@ -10,9 +10,17 @@ import type { DecoderConfig } from './config.ts';
 import { moduleOf, normSite, rmsNormOf, siteOf } from './parts.ts';
 import type { BlockWeights } from './weights.ts';
 
-/** One layer: h + attention(norm h), then + mlp(norm of that). */
-export function blockStage(config: DecoderConfig, weights: BlockWeights, layer: number, attached: Attached): StageSpec {
-  const path = `model.layers.${layer}`;
+/**
+ * One layer: h + attention(norm h), then + mlp(norm of that).
+ * @param options `path`: of a block beside those of the model, which has sites and a key-value cache of its own
+ */
+export function blockStage(
+  config: DecoderConfig,
+  weights: BlockWeights,
+  layer: number,
+  attached: Attached,
+  { path = `model.layers.${layer}` }: { readonly path?: string } = {},
+): StageSpec {
   const attend = selfAttention(config, weights, { path: `${path}.self_attn`, attached, layer });
   const mlp = gatedMlp(weights, { path: `${path}.mlp`, attached });
   const norm = rmsNormOf(config, attached);

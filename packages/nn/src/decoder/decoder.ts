@@ -2,7 +2,7 @@ import { reshape, zerosLike, type Tensor2D } from '@niwaki/tensor';
 import { batchBounds, tokenIdsOf, type KeyBounds } from '../batch.ts';
 import type { Carry, Model, ModelInfo, Site } from '../graph.ts';
 import { cacheOf } from '../kv-cache.ts';
-import { ledBounds, ledPositions, prefixPositions, promptRows, withPrompts } from '../lead.ts';
+import { ledBounds, promptRows, rowPositions, withPrompts } from '../lead.ts';
 import { createGraph } from '../model.ts';
 import { runModule, runSite, type Attached } from '../run-site.ts';
 import type { StageSpec } from '../stage-parameters.ts';
@@ -49,15 +49,13 @@ function embedStage(config: DecoderConfig, { embedding }: DecoderWeights, attach
       call.emit(path, tokens);
       const shift = promptRows(site, call, attached);
       const fresh = past === 0 ? shift : 0;
-      const start = prefixPositions(call, attached) + shift - fresh;
       const bounds = (limit?: number): KeyBounds => ledBounds(batchBounds(call.batch, { past, window: limit }), { shift, fresh });
-      const given = ledPositions(call.batch['positions'], { batch, time, prompt: fresh, start });
       const { from, to } = bounds();
       // Where no bound is given all keys are seen from the first on: the prompts' too.
       const all = shift > 0 && call.batch['keysFrom'] === undefined;
       const streams: Carry = {
         h: fresh === 0 ? tokens : withPrompts(site, tokens, { batch, time }, call, attached),
-        ...ropeTables(config.rope, { batch, time: fresh + time, past: start + past, given }),
+        ...ropeTables(config.rope, rowPositions(site, call, attached)),
         from: all ? zerosLike(from) : from,
         to,
       };

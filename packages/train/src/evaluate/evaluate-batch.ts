@@ -1,6 +1,6 @@
 import { ConfigError, dispose, gather, slice, tidy, throwIfAborted, type Tensor, type Tensor1D, type View } from '@niwaki/tensor';
 import { createCall, type Batch } from '@niwaki/weights';
-import type { Carry, Model } from '@niwaki/nn';
+import { pickRows, type Carry, type Model } from '@niwaki/nn';
 import type { Objective } from '@niwaki/engine';
 
 export interface EvaluateBatchOptions {
@@ -37,15 +37,15 @@ export async function evaluateBatch(
       const alive = new Set(Object.values(carry));
       dispose([...new Set([...Object.values(before), ...Object.values(written)])].filter((stream) => !alive.has(stream)));
     }
-    const { h } = carry;
-    if (h === undefined) throw new ConfigError(`the last stage '${head.path}' must read the stream 'h'`, { stage: head.path });
+    if (carry['h'] === undefined) throw new ConfigError(`the last stage '${head.path}' must read the stream 'h'`, { stage: head.path });
     const losses = new Float32Array(index.size);
     const size = Math.max(1, Math.floor(chunkBytes / 4 / model.info.vocabularySize));
     for (let from = 0; from < index.size; from += size) {
       throwIfAborted(signal, 'evaluation');
       const scores = tidy(() => {
         const chunk = { index: cut(index, from, size), target: cut(target, from, size) };
-        return objective.score(head.run({ ...carry, h: gather(h, chunk.index) }, call), chunk.target);
+        const streams = pickRows(head, carry, (stream) => gather(stream, chunk.index));
+        return objective.score(head.run(streams, call), chunk.target);
       });
       losses.set((await scores.data()) as Float32Array, from);
       scores.dispose();
