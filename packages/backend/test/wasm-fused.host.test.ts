@@ -79,7 +79,7 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
           a: lowRank([rank, width]),
           b: lowRank([out, rank]),
         });
-        expect(error(loraOp, { ...factors(), base: lowRank([rows, out]) }, { scale: 0.7 })).toBeLessThan(4 * tolerance);
+        expect(error(loraOp, { ...factors(), base: lowRank([rows, out]) }, { scale: 0.7, unread: false })).toBeLessThan(4 * tolerance);
         const inner = lowRank([rows, rank]);
         expect(error(loraGradOp, { ...factors(), dy: lowRank([rows, out]), inner }, { scale: 0.7 })).toBeLessThan(4 * tolerance);
       }

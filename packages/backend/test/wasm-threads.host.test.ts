@@ -86,7 +86,7 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
       { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
     ),
     'low-rank products': [
-      ...run(loraOp, { base: dy, ...lowRank }, { scale: 2 }),
+      ...run(loraOp, { base: dy, ...lowRank }, { scale: 2, unread: false }),
       ...run(loraGradOp, { dy, inner, ...lowRank }, { scale: 2 }),
     ],
     'packed products': [false, true].flatMap((transposed) =>

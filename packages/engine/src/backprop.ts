@@ -26,7 +26,8 @@ export interface BlockwiseOptions extends BackpropOptions {
 /**
  * Backprop that keeps only what stages read from one another (one hidden state a block), computes each stage again under
  * the tape and hands its gradients to the sink at once. Memory: `blocks · rows · width · 4` bytes plus one block's tape;
- * price: one more forward (Chen et al. 2016, with one segment a block), less what `keepBytes` or `memoryBudget` let stay.
+ * price: one more forward without the product that ends each block, whose value only the next one reads (Chen et al. 2016,
+ * with one segment a block), less what `keepBytes` or `memoryBudget` let stay.
  * The result is the same bit for bit, whatever stays.
  */
 export function blockwiseBackprop({ keepBytes = 0, memoryBudget, ...options }: BlockwiseOptions = {}): Estimator {

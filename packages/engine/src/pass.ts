@@ -26,8 +26,8 @@ export interface Pass {
   wanted(s: number): readonly string[];
   /** Runs a function of a stage with a call of this micro-batch. `part`: which chunk of the head it is. */
   run<V>(s: number, forward: (call: Call) => V, options?: { part?: number; watched?: ReadonlyMap<Parameter, Tensor> }): V;
-  /** The same with the tape on and the stage's trained parameters watched. */
-  record(s: number, forward: (call: Call) => Carry, options?: { part?: number }): Recorded;
+  /** The same with the tape on and the stage's trained parameters watched. `unread`: nobody reads the values, the record is all. */
+  record(s: number, forward: (call: Call) => Carry, options?: { part?: number; unread?: boolean }): Recorded;
   /** A stream's cotangent, summed over its readers; takes the tensor over. */
   addCotangent(name: string, value: Tensor): void;
   /** A parameter's gradient from one stage; pushed once the lowest stage that reads it has given its part. */
@@ -66,12 +66,12 @@ export function createPass(turn: Turn, route: Route): Pass {
     return out;
   };
 
-  const record: Pass['record'] = (s, forward, { part = 0 } = {}) => {
+  const record: Pass['record'] = (s, forward, { part = 0, unread = false } = {}) => {
     const watched = new Map<Parameter, Tensor>();
     const tape = recordTape(() => {
       // Read inside: where the store is packed the value is transient, and the tape knows it by id alone.
       for (const parameter of trained[s]!) watched.set(parameter, parameter.read());
-      return run(s, forward, { part, watched });
+      return run(s, (call) => forward(unread ? { ...call, unread } : call), { part, watched });
     });
     return { tape, watched };
   };
@@ -94,7 +94,7 @@ export function createPass(turn: Turn, route: Route): Pass {
       for (const parameter of trained[s]!) addGradient(s, parameter, undefined, sink);
       return;
     }
-    const { tape, watched } = recordOf[s] ?? record(s, (call) => stages[s]!.run(entering, call));
+    const { tape, watched } = recordOf[s] ?? record(s, (call) => stages[s]!.run(entering, call), { unread: true });
     delete recordOf[s];
     const out = tape.value;
     // A stream that the stage hands through keeps its cotangent as it is.

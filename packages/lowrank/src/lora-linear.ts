@@ -63,6 +63,7 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
       loraTail(next(x), x, call.value(a) as Tensor2D, call.value(b) as Tensor2D, {
         scale: scale(),
         factorGradients: tracked(call),
+        unread: call.unread === true,
         ...dropped(call, a, dropout),
       }),
       call,

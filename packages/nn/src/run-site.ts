@@ -1,7 +1,7 @@
 import { add, cast, ConfigError, equal, mul, NotFoundError, reshape, ShapeError, tile, type Parameter, type Tensor } from '@niwaki/tensor';
 import type { Tensor1D, Tensor2D } from '@niwaki/tensor';
-import { denseWeight, type Call, type Weight } from '@niwaki/weights';
-import type { AdapterSet, Site } from './graph.ts';
+import { asRead, denseWeight, type Call, type Weight } from '@niwaki/weights';
+import type { Adapter, AdapterSet, Site } from './graph.ts';
 
 /** Adapter sets on a model and the ones used when a call says nothing: a `Model` is one. */
 export interface Attached {
@@ -9,28 +9,48 @@ export interface Attached {
   readonly active: readonly string[];
 }
 
+export interface RunOptions {
+  /** What is given is only added to what the stage writes: where nobody reads that (`call.unread`), nobody reads this. */
+  readonly last?: boolean;
+}
+
 /**
  * One linear map or embedding as the model sees it: weight and bias, then each active adapter wrapped around the ones
  * before it, the first nearest to the base. `view.adapters` of the call overrides the model's own list.
  * @param x [rows, in] f32, or ids [rows] int32 at an embedding
  */
-export function runSite(site: Site, x: Tensor, call: Call, attached: Attached): Tensor2D {
+export function runSite(site: Site, x: Tensor, call: Call, attached: Attached, { last = false }: RunOptions = {}): Tensor2D {
   const chosen = call.view.adapters ?? attached.active;
-  if (isRowIndex(chosen)) return runMixed(site, x, call, attached, chosen);
+  if (isRowIndex(chosen)) return runMixed(site, x, asRead(call), attached, chosen);
   const sets = setsOf(chosen, attached);
-  return around(site, call, sets, (input) => runBase(site, input, call, sets))(x);
+  const own = last && sets.every((set) => onlyAdds(set.sites.get(site.path))) ? call : asRead(call);
+  return around(site, own, sets, (input) => runBase(site, input, own, sets))(x);
 }
 
+/** An adapter that adds to what it is around needs none of it for a gradient. */
+const onlyAdds = (adapter: Adapter | undefined): boolean => adapter === undefined || adapter.delta !== undefined;
+
 /**
- * A module around linear maps (a site without a weight), with the active adapters of its path around it.
+ * A module around linear maps (a site without a weight), with the active adapters of its path around it. `module` is given
+ * the call to go on with.
  * @throws ConfigError where a batch has an adapter for each row and one of the sets is at this module
  */
-export function runModule<X extends Tensor>(site: Site, x: X, module: (x: X) => Tensor2D, call: Call, attached: Attached): Tensor2D {
-  if (attached.adapters.size === 0) return module(x);
+export function runModule<X extends Tensor>(
+  site: Site,
+  x: X,
+  module: (x: X, call: Call) => Tensor2D,
+  call: Call,
+  attached: Attached,
+): Tensor2D {
+  if (attached.adapters.size === 0) return module(x, call);
   const chosen = call.view.adapters ?? attached.active;
-  if (!isRowIndex(chosen)) return around(site, call, setsOf(chosen, attached), (input) => module(input as X))(x);
+  if (!isRowIndex(chosen)) {
+    const sets = setsOf(chosen, attached);
+    const own = sets.some((set) => set.sites.has(site.path)) ? asRead(call) : call;
+    return around(site, own, sets, (input) => module(input as X, own))(x);
+  }
   for (const set of attached.adapters.values()) if (set.sites.has(site.path)) throw cannotMix(set, site);
-  return module(x);
+  return module(x, call);
 }
 
 /** The sets that a call reads; none where each row has its own. */

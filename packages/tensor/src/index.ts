@@ -35,3 +35,4 @@ export * from './ops/groups.ts';
 export * from './ops/all-finite.ts';
 export * from './ops/choose.ts';
 export * from './ops/lora.ts';
+export * from './ops/unwritten.ts';

@@ -49,10 +49,18 @@ export interface Call {
   /** Whether somebody asked for the gradient of a frozen matrix. */
   wants(weight: Weight): boolean;
   give(weight: Weight, gradient: (rows?: Range) => Tensor): void;
+  /**
+   * Nobody reads what this call gives: a stage is computed again only for what its backward pass keeps. The product at its
+   * end may then be left out (`unwritten`).
+   */
+  readonly unread?: boolean;
   readonly session?: Session;
   /** What the stage that runs was given, for adapters that read more than their site's input. */
   readonly streams?: Readonly<Record<string, Tensor>>;
 }
+
+/** The same call where what it gives is read. */
+export const asRead = (call: Call): Call => (call.unread === true ? { ...call, unread: false } : call);
 
 export interface CallOptions {
   readonly batch: Batch;

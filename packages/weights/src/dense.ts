@@ -6,10 +6,12 @@ import {
   slice,
   tensor1d,
   tidy,
+  unwritten,
   withGradient,
   type Parameter,
   type Tensor2D,
 } from '@niwaki/tensor';
+import type { Call } from './call.ts';
 import type { Weight } from './weight.ts';
 import { observe } from './observe.ts';
 
@@ -28,8 +30,7 @@ export function denseWeight(parameter: Parameter): Weight {
     exact: true,
     apply: (x, call) => {
       const w = call.value(parameter) as Tensor2D;
-      // matMul would save both operands for the tape.
-      return observe(weight, x, call.tracks(parameter) ? matMul(x, w, false, true) : frozenMatMul(x, w), call);
+      return observe(weight, x, call.tracks(parameter) ? trackedMatMul(x, w, call) : frozenMatMul(x, w, call), call);
     },
     dense: (rows) => {
       const w = parameter.read() as Tensor2D;
@@ -50,14 +51,26 @@ function matrixShape({ path, shape }: Parameter): readonly [number, number] {
   throw new ShapeError(`a weight is a matrix [out, in]; '${path}' has the shape [${shape}]`, { path, given: shape });
 }
 
-/** x·wᵀ for a w that nothing differentiates: holds w, no copy of it, and not x. */
-export function frozenMatMul(x: Tensor2D, w: Tensor2D): Tensor2D {
+function trackedMatMul(x: Tensor2D, w: Tensor2D, { unread = false }: Pick<Call, 'unread'>): Tensor2D {
+  if (!unread) return matMul(x, w, false, true);
+  return withGradient(
+    [x, w],
+    (save) => {
+      save([x, w]);
+      return unwritten(x.shape[0], w.shape[0]);
+    },
+    (dy, [sx, sw]) => [matMul(dy, sw!), matMul(dy, sx!, true, false)],
+  ) as Tensor2D;
+}
+
+/** x·wᵀ for a w that nothing differentiates: holds w, no copy of it, and not x, where matMul would save both for the tape. */
+export function frozenMatMul(x: Tensor2D, w: Tensor2D, { unread = false }: Pick<Call, 'unread'> = {}): Tensor2D {
   return withGradient(
     [x],
     (save) => {
       // Read through a view, w may be a tensor of this pass alone.
       save([w]);
-      return matMul(x, w, false, true);
+      return unread ? unwritten(x.shape[0], w.shape[0]) : matMul(x, w, false, true);
     },
     (dy, [saved]) => [matMul(dy, saved!)],
   ) as Tensor2D;

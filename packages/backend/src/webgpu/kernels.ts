@@ -15,6 +15,7 @@ import { cumprodKernel, cumsumKernel } from './kernels/scan.ts';
 import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
 import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
 import { unpackFieldsKernel } from './kernels/unpack-fields.ts';
+import { unwrittenKernel } from './kernels/unwritten.ts';
 
 const kernels: readonly Kernel[] = [
   adamKernel,
@@ -39,6 +40,7 @@ const kernels: readonly Kernel[] = [
   swigluGradKernel,
   unpackFieldsKernel,
   unsortedSegmentSumKernel,
+  unwrittenKernel,
 ];
 
 /** Every kernel of ours, for one backend. */

@@ -39,9 +39,9 @@ export function blockStage(
     couplings: couplingsOf(config, path),
     own: [weights.inputNorm, weights.mlpNorm, ...[weights.queryNorm, weights.keyNorm].filter((own) => own !== undefined)],
     run: (carry, call) => {
-      const layers = (h: Tensor2D): Tensor2D => {
+      const layers = (h: Tensor2D, own: Call): Tensor2D => {
         const attended: Tensor2D = add(h, attend.run(normed(norms.input, h, weights.inputNorm, call), carry, call));
-        return add(attended, mlp.run(normed(norms.mlp, attended, weights.mlpNorm, call), call));
+        return add(attended, mlp.run(normed(norms.mlp, attended, weights.mlpNorm, call), own));
       };
       const out = runModule(whole, carry['h'] as Tensor2D, layers, call, attached);
       call.emit(path, out);
@@ -167,10 +167,10 @@ function gatedMlp(
   const down = siteOf(`${path}.down_proj`, 'linear', `${path}.down_proj`, weights.down);
   const module = moduleOf(path, 'ffn');
   const run = (x: Tensor2D, call: Call): Tensor2D =>
-    runSite(down, swiglu(runSite(gate, x, call, attached), runSite(up, x, call, attached)), call, attached);
+    runSite(down, swiglu(runSite(gate, x, call, attached), runSite(up, x, call, attached)), call, attached, { last: true });
   return {
     module,
     sites: [gate, up, down],
-    run: (x, call) => runModule(module, x, (input) => run(input, call), call, attached),
+    run: (x, call) => runModule(module, x, run, call, attached),
   };
 }

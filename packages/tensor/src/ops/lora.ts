@@ -1,14 +1,16 @@
 import { add, matMul, mul, type Tensor, type Tensor2D } from '../tfjs.ts';
 import { runOp, withGradient, type Op } from '../op.ts';
+import { unwritten } from './unwritten.ts';
 
 /**
- * Inputs base [rows, out], x [rows, in], a [rank, in], b [out, rank]. Outputs [base + scale·(x·aᵀ)·bᵀ, x·aᵀ [rows, rank]].
- * The product b·a is never formed.
+ * Inputs base [rows, out], x [rows, in], a [rank, in], b [out, rank]. Outputs [base + scale·(x·aᵀ)·bᵀ, x·aᵀ [rows, rank]];
+ * with `unread` the first is unwritten. The product b·a is never formed.
  */
-export const loraOp: Op<{ base: Tensor; x: Tensor; a: Tensor; b: Tensor }, { scale: number }> = {
+export const loraOp: Op<{ base: Tensor; x: Tensor; a: Tensor; b: Tensor }, { scale: number; unread: boolean }> = {
   kernelName: 'NiwakiLora',
-  reference: ({ base, x, a, b }, { scale }) => {
+  reference: ({ base, x, a, b }, { scale, unread }) => {
     const inner = matMul(x, a, false, true);
+    if (unread) return [unwritten(base.shape[0]!, base.shape[1]!), inner];
     return [add(base, matMul(mul(inner, scale), b, false, true)), inner];
   },
 };
@@ -28,6 +30,8 @@ export interface LoraTailOptions {
   readonly input?: (x: Tensor) => Tensor;
   /** Whether a and b want gradients, default true. Without, x and x·aᵀ are not kept. */
   readonly factorGradients?: boolean;
+  /** Only the gradients are asked for: the result is `unwritten`, and entries of `base` are not read. */
+  readonly unread?: boolean;
 }
 
 /**
@@ -40,14 +44,14 @@ export interface LoraTailOptions {
  * @param b [out, rank]
  */
 export function loraTail(base: Tensor2D, x: Tensor2D, a: Tensor2D, b: Tensor2D, options: LoraTailOptions): Tensor2D {
-  const { scale, input, factorGradients = true } = options;
+  const { scale, input, factorGradients = true, unread = false } = options;
   const mapped = (value: Tensor): Tensor => (input === undefined ? value : input(value));
   if (!factorGradients) {
     return withGradient(
       [base, x],
       (save) => {
         save([a, b]);
-        return runOp(loraOp, { base, x: mapped(x), a, b }, { scale })[0]!;
+        return unread ? unwritten(...base.shape) : runOp(loraOp, { base, x: mapped(x), a, b }, { scale, unread })[0]!;
       },
       (dy, [sa, sb]) => [dy, mapped(matMul(mul(matMul(dy as Tensor2D, sb as Tensor2D), scale), sa as Tensor2D))],
     ) as Tensor2D;
@@ -55,7 +59,7 @@ export function loraTail(base: Tensor2D, x: Tensor2D, a: Tensor2D, b: Tensor2D, 
   return withGradient(
     [base, x, a, b],
     (save) => {
-      const [y, inner] = runOp(loraOp, { base, x: mapped(x), a, b }, { scale });
+      const [y, inner] = runOp(loraOp, { base, x: mapped(x), a, b }, { scale, unread });
       save([x, a, b, inner!]);
       return y!;
     },

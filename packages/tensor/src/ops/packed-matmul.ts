@@ -2,6 +2,7 @@ import { matMul, tensor2d, type Tensor, type Tensor1D, type Tensor2D } from '../
 import { runOp, withGradient, type Op } from '../op.ts';
 import { decodePacked, type PackedParts, type PackedShape } from '../packed/layout.ts';
 import { bytesOf } from '../packed/words.ts';
+import { unwritten } from './unwritten.ts';
 
 /** The stored parts as tensors: bytes as int32 words, the rest f32; names as in `PackedParts`. */
 export type PackedTensors = { readonly [K in keyof PackedParts]: Tensor };
@@ -51,8 +52,14 @@ const everyRow = (shape: PackedShape): Int32Array => Int32Array.from({ length: s
 /**
  * x·Wᵀ over a packed W (out, in). Differentiable in x; backward holds the parts, and neither x nor a float copy of W.
  * @param x [rows, in] f32
+ * @param options `unread`: only the gradient is asked for, and the result is `unwritten`
  */
-export function packedMatMul(x: Tensor2D, parts: PackedTensors, shape: PackedShape): Tensor2D {
+export function packedMatMul(
+  x: Tensor2D,
+  parts: PackedTensors,
+  shape: PackedShape,
+  { unread = false }: { unread?: boolean } = {},
+): Tensor2D {
   const names = Object.keys(parts);
   const tensors = Object.values(parts) as Tensor[];
   return withGradient(
@@ -60,6 +67,7 @@ export function packedMatMul(x: Tensor2D, parts: PackedTensors, shape: PackedSha
     (save) => {
       // No copies: but a part read through a view (perturbed scales) may be a tensor of this pass alone.
       save(tensors);
+      if (unread) return unwritten(x.shape[0], shape.out);
       return runOp(packedMatMulOp, { ...(parts as { [name: string]: Tensor }), x }, { ...shape, transposed: false })[0]!;
     },
     (dy, saved) => {

@@ -18,6 +18,7 @@ import { ropeKernels } from './rope.ts';
 import { signKernels } from './sign.ts';
 import { sumKernels } from './sum.ts';
 import { swigluKernels } from './swiglu.ts';
+import { unwrittenKernels } from './unwritten.ts';
 
 const families = [
   matMulKernels,
@@ -38,6 +39,7 @@ const families = [
   signKernels,
   blockCodeKernels,
   fieldKernels,
+  unwrittenKernels,
 ];
 
 /** Everything of ours that runs on the wasm device. */

@@ -11,16 +11,21 @@ const [fewestShares, mostShares] = [4, 16];
 
 /** An adapter's whole tail in one call forward and two backward, where composed ops take four and nine. */
 export const loraKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Inputs & { readonly base: TensorInfo }, { scale: number }>(device, loraOp.kernelName, ({ base, x, a, b }, { scale }) => {
-    const { rows, width, out, rank } = sidesOf(x, b);
-    const [y, inner] = [device.output([rows, out]), device.output([rows, rank])];
-    device.run('lora', [...[base, x, a, b, y, inner].map(device.address), rows, width, out, rank, scale], {
-      tasks: Math.ceil(rows / device.kernels['loraRows']!()),
-      work: rows * rank * (width + out),
-      scratchBytes: device.kernels['loraBytes']!(rank, width, out),
-    });
-    return [y, inner];
-  }),
+  wasmKernel<Inputs & { readonly base: TensorInfo }, { scale: number; unread: boolean }>(
+    device,
+    loraOp.kernelName,
+    ({ base, x, a, b }, { scale, unread }) => {
+      const { rows, width, out, rank } = sidesOf(x, b);
+      const [y, inner] = [device.output([rows, out]), device.output([rows, rank])];
+      const columns = unread ? 0 : out;
+      device.run('lora', [...[base, x, a, b, y, inner].map(device.address), rows, width, columns, rank, scale], {
+        tasks: Math.ceil(rows / device.kernels['loraRows']!()),
+        work: rows * rank * (width + columns),
+        scratchBytes: device.kernels['loraBytes']!(rank, width, columns),
+      });
+      return [y, inner];
+    },
+  ),
   wasmKernel<Inputs & Readonly<Record<'dy' | 'inner', TensorInfo>>, { scale: number }>(
     device,
     loraGradOp.kernelName,
