@@ -2,6 +2,7 @@ import { createDraw, denseParameter, type Draw, type Json, type Parameter, type 
 import type { Adapter, AdapterSet, Model, Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
 import type { Method } from './method.ts';
+import type { Participant } from './participant.ts';
 
 /** What every adapter method may say about its targets and about what trains beside them, as in PEFT. */
 export interface TargetOptions {
@@ -70,6 +71,10 @@ export interface AdapterMethod extends Method {
   rankAt(site: Site): number | undefined;
   /** Tensors that all its sites share, in files under their own names with no module before them. */
   readonly shared?: SharedTensors;
+  /** Slots of whole numbers, int32 in files: what an adapter has there. `restore` is given them as int32 tensors. */
+  readonly integers?: { readonly [slot: string]: (adapter: Adapter) => Promise<Int32Array> };
+  /** What takes part in every step that trains a set of this method. */
+  participant?(set: AdapterSet): Participant;
   /** Fields of its files that the model decides. */
   fileFields?(model: Model): FileFields;
   /** The form of its files, where it is no type of Python's PEFT. */

@@ -1,5 +1,5 @@
-import type { Draw, Parameter, Scalar, Sink, View } from '@niwaki/tensor';
-import type { At, Batch } from '@niwaki/weights';
+import type { Draw, Parameter, Range, Scalar, Sink, Tensor, View } from '@niwaki/tensor';
+import type { At, Batch, Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { Objective } from './objective.ts';
 
@@ -15,6 +15,10 @@ export interface Turn {
   readonly draw: Draw;
   /** 1 / (target tokens of the whole accumulation window): gradients and the loss carry it. */
   readonly scale: number;
+  /** Weights whose gradient somebody wants to see, trained or not. */
+  readonly wanted?: ReadonlySet<Weight>;
+  /** Told of them in the backward pass, inside its tidy. */
+  readonly onGradient?: (weight: Weight, gradient: (rows?: Range) => Tensor) => void;
   /** Called at piece boundaries (never inside a tidy): progress, abort, letting the event loop breathe. */
   readonly between?: () => Promise<void>;
   /** Called once, before the first gradient is pushed, with what `estimate` will return; stays the estimator's. */

@@ -16,6 +16,8 @@ import { dense } from './gradient.ts';
 /** The optimizer's state, one record a parameter, and the way an update reaches a parameter. It owns the tensors. */
 export interface OptimizerStates {
   get(parameter: Parameter): State;
+  /** Between steps: another state of the same form. What only the old one holds is disposed. */
+  replace(parameter: Parameter, state: State): void;
   /**
    * Those that train from now on: the state of the others is freed, that of new ones made.
    * @param updates applied updates so far, from which a new state counts its own
@@ -55,6 +57,7 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
 
   return {
     get: (parameter) => states.get(parameter)!,
+    replace,
     select: (chosen, updates) => {
       for (const [parameter, state] of states) {
         if (chosen.has(parameter)) continue;

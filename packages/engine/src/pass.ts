@@ -56,11 +56,21 @@ export function createPass(turn: Turn, route: Route): Pass {
   const run: Pass['run'] = (s, forward, { part = 0, watched } = {}) => {
     const decisions = decisionsOf.get(`${s}/${part}`) ?? new Map<string, unknown>();
     decisionsOf.set(`${s}/${part}`, decisions);
-    const { batch, view, at, draw } = turn;
+    const { batch, view, at, draw, wanted, onGradient } = turn;
     // Chunks of the head are forwards of their own: they draw under their own names.
     const own: Draw = part === 0 ? draw : { at: (name, sample) => draw.at(`${name}@${part}`, sample) };
     const out = forward(
-      createCall({ batch, view, at, draw: own, training: true, decisions, ...(watched === undefined ? {} : { watched }) }),
+      createCall({
+        batch,
+        view,
+        at,
+        draw: own,
+        training: true,
+        decisions,
+        ...(watched === undefined ? {} : { watched }),
+        ...(wanted === undefined ? {} : { wanted }),
+        ...(onGradient === undefined ? {} : { onGradient }),
+      }),
     );
     keepAll([...decisions.values()]);
     return out;

@@ -7,7 +7,8 @@ import type { Estimator } from './estimator.ts';
 import { planGradients, type GradientPlan } from './gradient-plan.ts';
 import type { Objective } from './objective.ts';
 import { createOptimizerStates } from './optimizer-state.ts';
-import { chosenBy, type Participant } from './participant.ts';
+import { chosenBy, type Participant, type StepMoment } from './participant.ts';
+import { restoreParticipants, statesOf, watching } from './taking-part.ts';
 import { routeOf } from './route.ts';
 import { runAtomic, runEager } from './window.ts';
 
@@ -48,6 +49,8 @@ export interface StepResult {
   readonly gradNorm: number;
   /**
    * False: the loss or the gradient was not finite, parameters and state are as before. In 'eager' a finite loss with a
+  /** Steps of the run, where they are known. */
+  readonly steps?: number;
    * gradient that is not keeps back only the parameters it reaches.
    */
   readonly applied: boolean;
@@ -61,7 +64,7 @@ export interface Step {
   run(input: StepInput): Promise<StepResult>;
   /** Applied updates so far. */
   updates(): number;
-  /** Optimizer state by parameter path. */
+  /** Optimizer state by parameter path, and what participants must find again. */
   state(): ReadonlyMap<string, State>;
   /** Puts back what `state()` and `updates()` gave; takes the tensors over. */
   restore(state: ReadonlyMap<string, State>, updates: number): void;
@@ -109,12 +112,21 @@ export function createStep(options: StepOptions): Step {
       const tokens = weights.reduce((sum, weight) => sum + weight, 0);
       checkWindow(weights, commit);
       phase = 'running';
-      const moment = { model, attempt: input.attempt, draw: input.draw, parameters: [...wrt] };
+      const moment: StepMoment = {
+        model,
+        attempt: input.attempt,
+        draw: input.draw,
+        parameters: [...wrt],
+        updates,
+        ...(input.steps !== undefined && { steps: input.steps }),
+        microBatches: weights.filter((weight) => weight > 0).length,
+        optimizer,
+      };
       try {
         if (choosing) choose(chosenBy(participants, moment));
         const result = await (commit === 'eager' ? runEager : runAtomic)({
           ...input,
-          estimate: (turn, store) => estimator.estimate({ ...turn, model, objective, wrt: chosen, view }, { push: store.add }),
+          estimate: (turn, store) => estimator.estimate({ ...turn, ...watch, model, objective, wrt: chosen, view }, { push: store.add }),
           optimizer,
           states,
           weights,
@@ -123,22 +135,24 @@ export function createStep(options: StepOptions): Step {
         });
         states.settle(result.counted);
         if (result.counted) updates++;
-        for (const { end } of participants) await end?.({ ...moment, applied: result.applied });
+        const editable = { get: states.get, replace: states.replace, updates: (parameter: Parameter) => updates - states.since(parameter) };
+        for (const { end } of participants) await end?.({ ...moment, applied: result.applied, states: editable });
         return { loss: result.loss, gradNorm: Math.sqrt(result.squaredNorm), applied: result.applied, tokens };
       } finally {
         phase = 'idle';
       }
     },
     updates: () => updates,
-    state: () => states.byPath(),
+    state: () => new Map([...states.byPath(), ...statesOf(participants)]),
     restore: (given, count) => {
       mustBeIdle('restore()');
-      states.restore(given);
+      states.restore(restoreParticipants(participants, given));
       updates = count;
     },
     stateBytes: () => states.bytes(),
     dispose: () => {
       mustBeIdle('dispose()');
+        const watch = watching(participants, moment);
       states.dispose();
       phase = 'disposed';
     },
@@ -167,6 +181,7 @@ function checkWindow(weights: readonly number[], commit: 'step' | 'eager'): void
     throw new DataError(`the ${weights.length} batches of this step have nothing to learn: no target`, { batches: weights.length });
   }
   if (commit === 'eager' && weights.length > 1) {
+      for (const { dispose } of participants) dispose?.();
     throw new ConfigError(`commit 'eager' updates after each backward and cannot accumulate ${weights.length} micro-batches`, {
       batches: weights.length,
       help: "Use commit: 'step', or one batch a step.",

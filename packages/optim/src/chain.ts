@@ -1,4 +1,5 @@
 import { ConfigError, type Commit } from '@niwaki/tensor';
+import { beginEntries } from './begin-entries.ts';
 import { prefixed, substate } from './part-of.ts';
 import type { State, Transform } from './transform.ts';
 
@@ -42,6 +43,11 @@ export function chain(...transforms: readonly Transform[]): Chain {
       }
       return { update, state: next, ...(how === undefined ? {} : { how }) };
     },
+    begin: (state, entries, parameter) =>
+      Object.assign(
+        {},
+        ...parts.map((part, i) => prefixed(beginEntries(part, substate(state, keys[i]!), entries, parameter), keys[i]!)),
+      ) as State,
     ...(measuring ? { measure: (gradient, state) => first!.measure!(gradient, substate(state, keys[0]!)) } : {}),
     ...(parts.some(({ prepare }) => prepare !== undefined)
       ? {

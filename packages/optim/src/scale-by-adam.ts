@@ -1,4 +1,5 @@
 import { adamStep, biasCorrection, ConfigError, div, mul, scalar, sqrt, zeros, type Scalar, type Tensor } from '@niwaki/tensor';
+import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
 
@@ -47,6 +48,15 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
       );
       const corrected = correctLast ? mul(direction, div(sqrt(correction(beta2)), correction(beta1))) : direction;
       return { update: dense(corrected), state };
+    },
+    // The count is the parameter's, so a new entry begins with what it turns into the means of its gradients.
+    begin: ({ momentum, variance }, entries) => {
+      const { mean, meanSquare } = entries.seen ?? {};
+      const risen = (beta: number): number => -Math.expm1(entries.updates * Math.log(beta));
+      return {
+        momentum: beginAt(entries, momentum, mean && mul(mean, risen(beta1))),
+        variance: beginAt(entries, variance, meanSquare && mul(meanSquare, risen(beta2))),
+      };
     },
   };
 }

@@ -1,4 +1,5 @@
 import { add, ConfigError, mul, sign, zeros, type Tensor } from '@niwaki/tensor';
+import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
 
@@ -26,5 +27,9 @@ export function scaleByLion({ beta1 = 0.9, beta2 = 0.99 }: LionDirectionOptions 
       const mixed = (beta: number): Tensor => add(mul(momentum, beta), mul(value, 1 - beta));
       return { update: dense(sign(mixed(beta1))), state: { momentum: mixed(beta2) } };
     },
+    // Where as many steps of one gradient would have brought it.
+    begin: ({ momentum }, entries) => ({
+      momentum: beginAt(entries, momentum, entries.seen && mul(entries.seen.mean, 1 - beta2 ** entries.seen.steps)),
+    }),
   };
 }

@@ -1,4 +1,5 @@
 import { add, ConfigError, mul, zeros, type Tensor } from '@niwaki/tensor';
+import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
 
@@ -21,5 +22,9 @@ export function scaleByMomentum({ momentum = 0.9, nesterov = false }: MomentumOp
       const next = add(mul(buffer, momentum), value);
       return { update: dense(nesterov ? add(value, mul(next, momentum)) : next), state: { buffer: next } };
     },
+    // Where as many steps of one gradient would have brought it.
+    begin: ({ buffer }, entries) => ({
+      buffer: beginAt(entries, buffer, entries.seen && mul(entries.seen.mean, (1 - momentum ** entries.seen.steps) / (1 - momentum))),
+    }),
   };
 }

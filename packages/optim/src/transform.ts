@@ -13,7 +13,7 @@ export interface Transform<S extends State = State> {
   /** Gradient kinds taken as they are; default dense only: others are materialized first. */
   readonly accepts?: readonly Gradient['kind'][];
   /** How each state tensor is laid out. */
-  readonly layout?: { readonly [K in keyof S]?: { readonly per: 'entry' | 'row' | 'column' | 'tensor'; readonly signed?: boolean } };
+  readonly layout?: { readonly [K in keyof S]?: StateLayout };
   init(parameter: Parameter): S;
   /** Pure: returns new tensors, disposes nothing. Runs inside the step's tidy. */
   update(gradient: Gradient, state: S, context: UpdateContext): { update: Gradient; state: S; how?: Commit };
@@ -24,6 +24,29 @@ export interface Transform<S extends State = State> {
   prepare?(gradient: Gradient, state: S, context: UpdateContext): Promise<S>;
 }
 
+  /**
+   * The state after some entries of the parameter gave their places to new ones: of these as their gradients so far tell,
+   * or as at the start; of the others bit for bit as it was. Pure. Called through `beginEntries`.
+   */
+  begin?(state: S, entries: NewEntries, parameter: Parameter): S;
+}
+
+/** How one tensor of a state is laid out. */
+export interface StateLayout {
+  readonly per: 'entry' | 'row' | 'column' | 'tensor';
+  readonly signed?: boolean;
+  /** Counts, which a byte cannot hold: stored as they are where the rest of a state is in 8 bits. */
+  readonly exact?: boolean;
+}
+
+/** Entries of a parameter that begin in the place of others, in tensors of its shape. */
+export interface NewEntries {
+  /** 1 where an entry is new, else 0; f32. */
+  readonly fresh: Tensor;
+  /** Mean of the gradients that a new entry would have had, over some steps, and of their squares. Absent: nobody looked. */
+  readonly seen?: { readonly mean: Tensor; readonly meanSquare: Tensor; readonly steps: number };
+  /** Updates that the parameter's state has counted. */
+  readonly updates: number;
 export interface UpdateContext {
   readonly parameter: Parameter;
   readonly attempt: number;

@@ -1,6 +1,6 @@
 import { ConfigError, ShapeError, StateError } from './errors.ts';
 import { add, keep, maximum, minimum, mul, reshape, tidy, type Scalar, type Tensor } from './tfjs.ts';
-import type { Commit, Constraint, Gradient, Parameter, RawTensor, Role } from './parameter.ts';
+import type { Commit, Constraint, Gradient, Parameter, Places, RawTensor, Role } from './parameter.ts';
 import { choose } from './ops/choose.ts';
 import { unpackFields } from './ops/unpack-fields.ts';
 import { bytesOf } from './packed/words.ts';
@@ -9,6 +9,7 @@ export interface DenseParameterOptions {
   readonly role: Role;
   readonly trainable?: boolean;
   readonly constraint?: Constraint;
+  readonly places?: Places;
   /** Logical shape where the stored tensor is packed words; default the tensor's own. */
   readonly shape?: readonly number[];
   /** How `raw()` names and measures the bytes of packed words, e.g. { dtype: 'U8', shape: [128, 1], bytes: 128 }. */
@@ -19,7 +20,7 @@ const neverTrained: ReadonlySet<Role> = new Set<Role>(['codes', 'index', 'statis
 
 /** A parameter that is one tensor on the device: dense f32, or the int32 words of something packed. It owns the tensor. */
 export function denseParameter(path: string, value: Tensor, options: DenseParameterOptions): Parameter {
-  const { role, constraint, file } = options;
+  const { role, constraint, places, file } = options;
   const shape = options.shape ?? value.shape;
   let stored: Tensor | undefined = keep(value);
   let version = 0;
@@ -72,6 +73,7 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
       stored = undefined;
     },
     ...(constraint === undefined ? {} : { constraint }),
+    ...(places === undefined ? {} : { places }),
   };
   if (options.trainable) parameter.trainable = true;
   return parameter;

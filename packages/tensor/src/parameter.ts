@@ -1,4 +1,4 @@
-import type { Scalar, Tensor, Tensor1D } from './tfjs.ts';
+import type { Scalar, Tensor, Tensor1D, Tensor2D } from './tfjs.ts';
 import type { Noise } from './noise.ts';
 
 export type Role =
@@ -42,9 +42,18 @@ export interface Parameter {
   /** Applies an update the way its storage does, constraint last; the old value stays where `ok` is 0. */
   commit(update: Gradient, ok: Scalar, how?: Commit): void;
   readonly constraint?: Constraint;
+  /** Of a parameter that holds some entries of a matrix: where these are now. */
+  readonly places?: Places;
   /** File dtype and bytes. */
   raw(): Promise<RawTensor>;
   dispose(): void;
+}
+
+/** Places in a matrix, one an entry of a parameter. They may change between steps. */
+export interface Places {
+  readonly shape: readonly [rows: number, columns: number];
+  /** Row and column of each entry, int32 [entries, 2]: a new tensor. */
+  read(): Tensor2D;
 }
 
 export interface Constraint {

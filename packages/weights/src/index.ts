@@ -16,3 +16,6 @@ export { isSparse, maskOf, packMask } from './entry-mask.ts';
 export { masked, isHalf } from './masked.ts';
 export { checkGroups, checkNOfM, indexBits, nOfM, packNOfM, type NOfM } from './n-of-m.ts';
 export { csr, packCsr, type CsrParts } from './csr.ts';
+export { checkPlaces, flatPlaces, packPlaces, placedParameters, sparseDelta, type SparseDeltaParts } from './sparse-delta.ts';
+export { entriesOf, largestOf, type Largest } from './entries.ts';
+export * from './traits.ts';
