@@ -3,6 +3,7 @@ export * from './method.ts';
 export * from './adapter-method.ts';
 export type { BlockProgress, Calibrate, Walk } from './calibration/calibrate.ts';
 export * from './calibration/collector.ts';
+export * from './calibration/collect-inputs.ts';
 export * from './calibration/statistics.ts';
 export type { Replayed, Window } from './calibration/window.ts';
 export { createBreath } from './breath.ts';

@@ -10,7 +10,7 @@ export * from '@niwaki/lowrank';
 export * from '@niwaki/sparse';
 export * from '@niwaki/train';
 // Wired with everything: these take the place of the bare ones.
-export { load } from './load.ts';
+export { load, loadAdapter } from './load.ts';
 export { recipeKit, runRecipe } from './kit.ts';
 export { knownModelResolver, knownModels } from './known-models.ts';
 export { saveQuantized, type SaveQuantizedOptions } from './save-quantized.ts';

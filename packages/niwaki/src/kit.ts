@@ -1,24 +1,13 @@
 import { init } from '@niwaki/backend';
 import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
-import {
-  adapt,
-  bottleneck,
-  compacter,
-  frugal,
-  galore,
-  ia3,
-  loadAdapter,
-  lora,
-  prefixTuning,
-  promptTuning,
-  saveAdapter,
-} from '@niwaki/lowrank';
+import { adapt, bottleneck, compacter, frugal, galore, ia3, lora, prefixTuning, promptTuning, saveAdapter } from '@niwaki/lowrank';
 import { adamw, lion, schedules, sgd } from '@niwaki/optim';
 import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
+import { s2ft } from '@niwaki/sparse';
 import { NotFoundError } from '@niwaki/tensor';
 import { diskFolder, runRecipe as runWith, type Recipe, type RecipeKit, type RecipeResult, type RunRecipeOptions } from '@niwaki/train';
-import { load } from './load.ts';
+import { load, loadAdapter } from './load.ts';
 
 /** Everything a recipe may name. Options are checked by the factories themselves, so they pass through as they are. */
 export const recipeKit: RecipeKit = {
@@ -47,6 +36,7 @@ export const recipeKit: RecipeKit = {
       adapt(model, promptTuning(options as never), { at, seed, ...(signal && { signal }) }),
     bottleneck: (model, options, { at, seed, signal }) =>
       adapt(model, bottleneck(options as never), { at, seed, ...(signal && { signal }) }),
+    s2ft: (model, options, { at, seed, signal }) => adapt(model, s2ft(options as never), { at, seed, ...(signal && { signal }) }),
     compacter: (model, options, { at, seed, signal }) => adapt(model, compacter(options as never), { at, seed, ...(signal && { signal }) }),
   },
   loadAdapter,

@@ -13,6 +13,7 @@ import {
   prefixTuning,
   promptTuning,
   quantize,
+  s2ft,
   train,
   type AdapterMethod,
   type Model,
@@ -33,6 +34,7 @@ const kinds: Readonly<Record<string, Kind>> = {
   'prefix tuning': { make: () => prefixTuning({ virtualTokens: 4 }), at: '**.self_attn' },
   'prompt tuning': { make: () => promptTuning({ init: [1, 2, 3] }), at: 'embed_tokens' },
   bottleneck: { make: () => bottleneck({ reduction: 4 }), at: outputs },
+  's2ft, whose slices are drawn': { make: () => s2ft({ outputRatio: 0.25, downRatio: 0.25 }), at: ['o_proj', 'down_proj'] },
   'compacter with the norms': { make: () => compacter({ reduction: 4, division: 2 }), at: outputs },
 };
 
@@ -58,7 +60,7 @@ async function trained(
   return { bytes, losses, ids };
 }
 
-describe('adapters that are no branch of a linear map, over 4-bit matrices and packed rows', () => {
+describe('adapters other than low-rank ones, over 4-bit matrices and packed rows', () => {
   it.each(Object.entries(kinds))('learn, and go on from a checkpoint as if they had not stopped: %s', async (_, kind) => {
     const before = memory().numTensors;
     const whole = await trained(kind);

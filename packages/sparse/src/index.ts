@@ -6,3 +6,7 @@ export { wanda, type WandaOptions } from './wanda.ts';
 export { sparsegpt, type SparseGptOptions } from './sparsegpt.ts';
 export { dsnot, type DsnotOptions } from './dsnot.ts';
 export * from './lisa.ts';
+export { adapterFiles } from './adapter-files.ts';
+export { s2ft, s2ftFile, slicesOf, type S2ftAdapter, type S2ftOptions } from './s2ft.ts';
+export type { SliceStrategy } from './choose-slices.ts';
+export type { Slices } from './slices.ts';

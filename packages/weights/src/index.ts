@@ -12,6 +12,7 @@ export * from './fake-quant.ts';
 export * from './gguf-block.ts';
 export * from './encode-gguf.ts';
 export * from './low-rank.ts';
+export * from './slice.ts';
 export { isSparse, maskOf, packMask } from './entry-mask.ts';
 export { masked, isHalf } from './masked.ts';
 export { checkGroups, checkNOfM, indexBits, nOfM, packNOfM, type NOfM } from './n-of-m.ts';

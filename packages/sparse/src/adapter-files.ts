@@ -1,0 +1,5 @@
+import type { AdapterFile } from '@niwaki/engine';
+import { s2ftFile } from './s2ft.ts';
+
+/** Files of this package's adapters: for `loadAdapter(model, files, { types: adapterFiles })`. */
+export const adapterFiles: readonly AdapterFile[] = [s2ftFile];
