@@ -10,3 +10,5 @@ export { adapterFiles } from './adapter-files.ts';
 export { s2ft, s2ftFile, slicesOf, type S2ftAdapter, type S2ftOptions } from './s2ft.ts';
 export type { SliceStrategy } from './choose-slices.ts';
 export type { Slices } from './slices.ts';
+export { sftFile, spiel, spielParticipant, type SpielAdapter, type SpielOptions } from './spiel.ts';
+export { reselectionRate, type ReselectionOptions } from './reselection.ts';

@@ -1,5 +1,5 @@
 import { adapterContract } from '../../testing/src/adapter-contract.ts';
-import { s2ft, type Slices } from '../src/index.ts';
+import { s2ft, spiel, type Slices } from '../src/index.ts';
 import { verbs } from './verbs.ts';
 
 const contract = adapterContract(verbs);
@@ -21,4 +21,19 @@ contract('s2ft of rows', {
   at: ['v_proj', 'up_proj'],
   trained: ([out, width]) => width * (out === 8 ? 4 : 3),
   seeded: false,
+});
+
+// Of 512 entries of a down_proj each trains, and so does each of 256 of an o_proj.
+contract('spiel of every entry', {
+  make: () => spiel({ numTunable: 2 * (512 + 256) }),
+  at: ['o_proj', 'down_proj'],
+  trained: ([out, width]) => out * width,
+  seeded: false,
+});
+// Another seed has other entries: of a planted change it can learn what lies at its own.
+contract('spiel', {
+  make: () => spiel({ numTunable: 512 + 256 }),
+  at: ['o_proj', 'down_proj'],
+  trained: ([out, width]) => (out * width) / 2,
+  leaves: 0.7,
 });

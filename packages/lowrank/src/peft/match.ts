@@ -83,7 +83,7 @@ export function matchContent(
   if (skipped.length > 0) warn('skipped-tensor', `not taken from the file: ${skipped.join(', ')}`, skipped);
 
   const content: Content = { sites: matched, tokens, parameters, shared: shared && { sites: matched.map(({ site }) => site), ...shared } };
-  checkShapes(file, content, model);
+  checkShapes(file, content, model, new Set(Object.keys(method.integers ?? {})));
   for (const part of matched) checkRank(file, part, statesRank ? method.rankAt(part.site) : undefined, { strict, warn });
   return content;
 }
@@ -133,11 +133,17 @@ const missingTensors = (missing: readonly string[], unexpected: readonly string[
     help: 'Fetch the file again; strict: false takes what fits.',
   });
 
-function checkShapes(file: SafetensorsFile, { sites, tokens, parameters, shared }: Content, model: Model): void {
-  const check = (name: string, path: string, expected: readonly (number | 'rank')[]): void => {
+function checkShapes(
+  file: SafetensorsFile,
+  { sites, tokens, parameters, shared }: Content,
+  model: Model,
+  integers: ReadonlySet<string>,
+): void {
+  const check = (name: string, path: string, expected: readonly (number | 'rank')[], { whole = false } = {}): void => {
     const { dtype, shape } = file.info(name);
-    if (!/^(?:F16|BF16|F32|F64|F8_.*)$/.test(dtype)) {
-      throw new TensorTypeError(`'${name}' is stored as ${dtype}, an adapter holds floating point numbers`, { tensor: name, dtype, path });
+    if (!(whole ? /^I32$/ : /^(?:F16|BF16|F32|F64|F8_.*)$/).test(dtype)) {
+      const holds = whole ? 'this one holds 32-bit integers' : 'an adapter holds floating point numbers';
+      throw new TensorTypeError(`'${name}' is stored as ${dtype}, ${holds}`, { tensor: name, dtype, path });
     }
     const fits = shape.length === expected.length && expected.every((side, i) => side === 'rank' || side === shape[i]);
     if (fits) return;
@@ -150,7 +156,8 @@ function checkShapes(file: SafetensorsFile, { sites, tokens, parameters, shared 
       help: 'The adapter was made for a base of another size or vocabulary.',
     });
   };
-  for (const { site, names, shapes } of sites) for (const [slot, name] of names) check(name, site.path, shapes[slot]!);
+  for (const { site, names, shapes } of sites)
+    for (const [slot, name] of names) check(name, site.path, shapes[slot]!, { whole: integers.has(slot) });
   for (const [slot, name] of shared?.names ?? []) check(name, slot, shared!.shapes[slot]!);
   for (const { target, name } of tokens) check(name, target.sites[0]!.path, [target.ids.length, target.sites[0]!.weight!.shape[1]]);
   for (const { name, tensor: tensorName, like } of parameters) check(tensorName, name, like.shape);

@@ -34,7 +34,10 @@ export async function restoreSet(
     throwIfAborted(signal, 'loading the adapter');
     const raw = await file.read(tensorName);
     // A copy: bytes in memory are the caller's, and a device may keep what it is given.
-    const value = tensor(decodeFloats(raw).slice(), [...raw.shape], 'float32');
+    const value =
+      raw.dtype === 'I32'
+        ? tensor(new Int32Array(raw.bytes.slice().buffer), [...raw.shape], 'int32')
+        : tensor(decodeFloats(raw).slice(), [...raw.shape], 'float32');
     loose.add(value);
     return value;
   };

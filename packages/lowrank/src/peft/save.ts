@@ -1,5 +1,5 @@
 import { encodeFloats, writeSafetensors, type ByteSink, type LazyTensor, type SaveTarget } from '@niwaki/hub';
-import { ConfigError, type Json, type Parameter } from '@niwaki/tensor';
+import { bytesOf, ConfigError, type Json, type Parameter } from '@niwaki/tensor';
 import type { AdapterSet } from '@niwaki/nn';
 import { isPeftSet, type PeftSet } from '../adapter-method.ts';
 import { isTokens } from '../trainable-tokens.ts';
@@ -40,8 +40,11 @@ export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: 
   const type = ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype];
   const tensors = storedTensors(peft, { form }).map((tensor) => ({
     ...tensor,
-    dtype: type,
-    read: async () => encodeFloats(await tensor.values(), type),
+    dtype: tensor.integers ? 'I32' : type,
+    read: async () => {
+      const values = await tensor.values();
+      return values instanceof Int32Array ? bytesOf(values) : encodeFloats(values, type);
+    },
   }));
   const json = (content: string) => (sink: ByteSink) => sink.write(new TextEncoder().encode(content));
   const files = new Map<string, (sink: ByteSink) => Promise<void>>();
@@ -64,7 +67,9 @@ function peftForm(set: AdapterSet): PeftSet {
 }
 
 export interface StoredTensor extends Pick<LazyTensor, 'name' | 'shape'> {
-  values(): Promise<Float32Array>;
+  /** Whether the values are whole numbers. */
+  readonly integers?: boolean;
+  values(): Promise<Float32Array | Int32Array>;
 }
 
 /** What a file holds of a set. Statistics and tables are made again on loading. */
@@ -82,6 +87,11 @@ export function storedTensors(set: PeftSet, { form }: { readonly form: 'portable
   for (const [path, adapter] of set.sites) {
     const changed = form === 'portable' ? portableTensors(adapter) : new Map<string, Omit<StoredTensor, 'name'>>();
     for (const [slot, parameter] of Object.entries(adapter.parameters)) {
+      const integers = set.method.integers?.[slot];
+      if (integers !== undefined) {
+        tensors.push({ name: slotKey(path, slot), shape: parameter.shape, integers: true, values: () => integers(adapter) });
+        continue;
+      }
       const other = changed.get(slot);
       if (other === undefined) add(shared.has(slot) ? slot : slotKey(path, slot), parameter);
       else tensors.push({ name: slotKey(path, slot), ...other });

@@ -7,6 +7,7 @@ import {
   createStep,
   disposeBatch,
   type Estimator,
+  type AdapterMethod,
   type Objective,
   type Participant,
   type StepOptions,
@@ -52,7 +53,7 @@ export interface TrainOptions {
    * would compute again: up to a fourth of the time, and the same result bit for bit. Default: nothing is kept.
    */
   readonly memoryBudget?: number;
-  /** What else takes part in each step, e.g. lisa(). */
+  /** What else takes part in each step, e.g. lisa(); adapters that need one bring their own. */
   readonly participants?: readonly Participant[];
   /** Refused steps (the loss was not finite) in a row that end the run; default 5. */
   readonly maxRefused?: number;
@@ -71,7 +72,8 @@ export interface TrainOptions {
  */
 export async function* train(model: Model, options: TrainOptions): AsyncGenerator<TrainEvent, void, undefined> {
   const { batchSize, accumulate, clip, seed, maxRefused, ...length } = checkOptions(options);
-  const { data, objective = causalLM(), signal, evaluate, commit, participants = [] } = options;
+  const { data, objective = causalLM(), signal, evaluate, commit } = options;
+  const participants = [...(options.participants ?? []), ...participantsOf(model)];
   const estimator = estimatorOf(options);
   const plan = data.plan({ batchSize, accumulate, seed });
   const steps = length.steps ?? length.epochs * plan.stepsPerEpoch;
@@ -126,6 +128,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
             progress: attempt / steps,
             draw: createDraw(seed, attempt),
             // Eager updates cannot be taken back: such a step runs to its end.
+            steps,
             ...(signal && commit !== 'eager' && { signal }),
           });
         } finally {
@@ -174,6 +177,12 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
 
 /** Time left by the mean pace so far. */
 function createPace(steps: number): { remaining(): number } {
+/** What the adapters that train bring along. */
+const participantsOf = (model: Model): readonly Participant[] =>
+  [...model.adapters.values()]
+    .filter(({ sites }) => [...sites.values()].some(({ parameters }) => Object.values(parameters).some(({ trainable }) => trainable)))
+    .flatMap((set) => (set.method as Partial<AdapterMethod>).participant?.(set) ?? []);
+
   const started = performance.now();
   let done = 0;
   return {
