@@ -1,4 +1,5 @@
 import { dispose, tidy, type Scalar, type Sink } from '@niwaki/tensor';
+import { backpropTraits } from './check.ts';
 import type { Estimator, Turn } from './estimator.ts';
 import { backwardHead } from './head.ts';
 import { createPass, type Pass } from './pass.ts';
@@ -45,6 +46,7 @@ export function fullTapeBackprop(options: BackpropOptions = {}): Estimator {
 function backprop(name: string, room: Room, options: BackpropOptions): Estimator {
   return {
     name,
+    traits: backpropTraits,
     gives: 'dense',
     estimate: async (turn, sink) => {
       const pass = createPass(turn, routeOf(turn.model, turn.wrt));

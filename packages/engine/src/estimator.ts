@@ -1,4 +1,4 @@
-import type { Draw, Parameter, Range, Scalar, Sink, Tensor, View } from '@niwaki/tensor';
+import type { Draw, Parameter, Range, Scalar, Sink, Tensor, Traits, View } from '@niwaki/tensor';
 import type { At, Batch, Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { Objective } from './objective.ts';
@@ -31,6 +31,7 @@ export interface Turn {
  */
 export interface Estimator {
   readonly name: string;
+  readonly traits?: Traits;
   readonly gives: 'dense' | 'noise';
   /** 'eval': dropout off (zeroth order). */
   readonly mode?: 'train' | 'eval';

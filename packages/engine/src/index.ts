@@ -1,4 +1,4 @@
-export * from './traits.ts';
+export * from './check.ts';
 export * from './method.ts';
 export * from './adapter-method.ts';
 export type { BlockProgress, Calibrate, Walk } from './calibration/calibrate.ts';

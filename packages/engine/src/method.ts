@@ -1,11 +1,21 @@
-import { AbortError, ConfigError, NiwakiError, StateError, throwIfAborted, type Json } from '@niwaki/tensor';
+import {
+  AbortError,
+  ConfigError,
+  NiwakiError,
+  refuse,
+  StateError,
+  throwIfAborted,
+  type Json,
+  type Party,
+  type Traits,
+} from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
-import type { Adapter, Model, Point, Selector, Site } from '@niwaki/nn';
+import { siteParty, type Adapter, type Model, type Point, type Selector, type Site } from '@niwaki/nn';
+import { check } from './check.ts';
 import { calibrate, sitesFrom, type Calibrate, type Walk } from './calibration/calibrate.ts';
 import type { Collectors } from './calibration/collector.ts';
 import type { Window } from './calibration/window.ts';
 import { createReplacements, messageOf } from './replacements.ts';
-import type { Traits } from './traits.ts';
 
 /** What a method decided over all sites before it made the first: global budgets, shared parameters. */
 export type Plan = Readonly<Record<string, unknown>>;
@@ -27,7 +37,10 @@ export interface Made {
 export interface Method<P extends Plan = Plan> {
   /** The method's name in recipes and errors: 'nf4', 'lora'. */
   readonly kind: string;
+  /** What errors and tables call it where its options make another thing of it; default `kind`. */
+  readonly title?: string;
   readonly options: { readonly [name: string]: Json };
+  /** Of the method, and of what it makes. */
   readonly traits: Traits;
   /** 'weight': replaces what the site stores. 'adapter': adds middleware at the site. */
   readonly makes: 'weight' | 'adapter';
@@ -54,9 +67,15 @@ export interface Method<P extends Plan = Plan> {
   toJSON(): { kind: string; options: { readonly [name: string]: Json } };
 }
 
-/** A method with its recipe form, from everything else. */
+/** A method with its recipe form, and the traits that follow from how it works, from everything else. */
 export function defineMethod<P extends Plan = Plan>(method: Omit<Method<P>, 'toJSON'>): Method<P> {
-  return { ...method, toJSON: () => ({ kind: method.kind, options: method.options }) };
+  return { ...method, traits: completed(method), toJSON: () => ({ kind: method.kind, options: method.options }) };
+}
+
+/** Who looks at data needs inputs; who makes a weight without looking around can do it for any matrix. */
+function completed<P extends Plan>({ traits, makes, plan, collect, visit }: Omit<Method<P>, 'toJSON'>): Traits {
+  if (collect !== undefined || visit !== undefined) return { ...traits, needs: [...(traits.needs ?? []), 'inputs'] };
+  return makes === 'weight' && plan === undefined ? { ...traits, gives: [...(traits.gives ?? []), 'alone'] } : traits;
 }
 
 export interface MethodProgress {
@@ -102,7 +121,7 @@ export async function applyMethod<P extends Plan>(model: Model, method: Method<P
   const selected = selectSites(model, method, options);
   const from = options.calibrate?.from;
   const sites = from === undefined ? selected : sitesFrom(model, selected, from);
-  for (const site of sites) atSite(method, site, () => method.validate?.(site, model));
+  validateSites(method, sites, model);
   throwIfAborted(options.signal, method.kind);
   const plan = method.plan === undefined ? ({} as P) : await method.plan(sites, model);
   const made =
@@ -110,6 +129,14 @@ export async function applyMethod<P extends Plan>(model: Model, method: Method<P
       ? await makeAdapters(method, sites, plan, options)
       : await replaceWeights(model, method, sites, plan, options);
   return { plan, made };
+}
+
+/** Refuses sites that a method cannot serve, by its traits and by its own say. Allocates nothing. */
+export function validateSites<P extends Plan>(method: Method<P>, sites: readonly Site[], model: Model): void {
+  for (const site of sites) {
+    refuse(check({ sites: [siteParty(site)], methods: [method] }), { path: site.path });
+    atSite(method, site, () => method.validate?.(site, model));
+  }
 }
 
 /** The sites a method will serve: `at` without `exclude`, in the model's order; tied sites once where weights are made. */

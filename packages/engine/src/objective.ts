@@ -1,4 +1,4 @@
-import type { Scalar, Tensor1D } from '@niwaki/tensor';
+import type { Scalar, Tensor1D, Traits } from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
 import type { Carry } from '@niwaki/nn';
 
@@ -9,6 +9,7 @@ import type { Carry } from '@niwaki/nn';
  */
 export interface Objective {
   readonly name: string;
+  readonly traits?: Traits;
   /** Target tokens or rows of a batch, known on the host before any pass. A batch of weight 0 is not run. */
   weight(batch: Batch): number;
   /**

@@ -1,8 +1,8 @@
-import { ConfigError, type Draw, type Parameter, type Range, type Tensor } from '@niwaki/tensor';
+import { ConfigError, type Draw, type Parameter, type Range, type Tensor, type Traits } from '@niwaki/tensor';
 import type { Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
-
 import type { State, Transform } from '@niwaki/optim';
+
 /** What a participant is told of a step. */
 export interface StepMoment {
   readonly model: Model;
@@ -11,7 +11,6 @@ export interface StepMoment {
   readonly draw: Draw;
   /** Everything the run trains, in the model's order. */
   readonly parameters: readonly Parameter[];
-}
   /** Applied updates before this step. */
   readonly updates: number;
   /** Steps of the whole run, where they are known. */
@@ -29,25 +28,19 @@ export interface EditableStates {
   replace(parameter: Parameter, state: State): void;
   /** Updates that a parameter's state has counted. */
   updates(parameter: Parameter): number;
+}
 
 /** Something that takes part in every step beside objective and optimizer, e.g. chooses what trains in it. */
 export interface Participant {
   /** Says what it does and with which options: a run resumes with the same name only. */
   readonly name: string;
+  readonly traits?: Traits;
   /**
    * Before the first pass, never between micro-batches: the parameters that train in this step, or undefined for all. What
    * leaves the choice loses its optimizer state and the memory of it; what comes back starts anew, bias correction too.
    * Must be a function of what it is given, so that a resumed run chooses the same. No read-backs.
    */
   begin?(moment: StepMoment): ReadonlySet<Parameter> | undefined;
-  /** After the step. May read back. @param applied whether the step changed anything */
-  end?(moment: StepMoment & { readonly applied: boolean; readonly states: EditableStates }): Promise<void>;
-  /** What a resumed run must find again, by names without spaces. The tensors stay its own. */
-  state?(): ReadonlyMap<string, State>;
-  /** Takes over what `state` gave in the run that was saved. @throws StateError for what is none of its own */
-  restore?(state: ReadonlyMap<string, State>): void;
-  /** Frees what it holds; it may take part in another run afterwards. */
-  dispose?(): void;
   /** Before the first pass: weights whose gradient it wants to see in this step, trained or not. */
   wants?(moment: StepMoment): ReadonlySet<Weight>;
   /**
@@ -56,6 +49,14 @@ export interface Participant {
    * the step will be applied is told at its end.
    */
   gradient?(weight: Weight, gradient: (rows?: Range) => Tensor, moment: StepMoment): void;
+  /** After the step. May read back. @param applied whether the step changed anything */
+  end?(moment: StepMoment & { readonly applied: boolean; readonly states: EditableStates }): Promise<void>;
+  /** What a resumed run must find again, by names without spaces. The tensors stay its own. */
+  state?(): ReadonlyMap<string, State>;
+  /** Takes over what `state` gave in the run that was saved. @throws StateError for what is none of its own */
+  restore?(state: ReadonlyMap<string, State>): void;
+  /** Frees what it holds; it may take part in another run afterwards. */
+  dispose?(): void;
 }
 
 /** What trains in a step: what every participant lets train. @throws ConfigError where that is nothing */

@@ -1,8 +1,20 @@
-import { ConfigError, DataError, plainView, StateError, type Draw, type Parameter, type View } from '@niwaki/tensor';
+import {
+  ConfigError,
+  DataError,
+  plainView,
+  refuse,
+  StateError,
+  type Conflict,
+  type Draw,
+  type Parameter,
+  type Party,
+  type View,
+} from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
-import type { Model } from '@niwaki/nn';
-import type { State, Transform } from '@niwaki/optim';
+import { siteParty, type Model } from '@niwaki/nn';
+import { transformParty, type State, type Transform } from '@niwaki/optim';
 import { blockwiseBackprop } from './backprop.ts';
+import { check, partyOf, type CommitMode } from './check.ts';
 import type { Estimator } from './estimator.ts';
 import { planGradients, type GradientPlan } from './gradient-plan.ts';
 import type { Objective } from './objective.ts';
@@ -25,7 +37,7 @@ export interface StepOptions {
    * 'step' (default): everything atomic at the end; clipping and accumulation work.
    * 'eager': each stage's update right after its backward; one stage of gradient memory; no global norm, no accumulation.
    */
-  readonly commit?: 'step' | 'eager';
+  readonly commit?: CommitMode;
   /** What else takes part in each step, e.g. a choice of what trains in it. */
   readonly participants?: readonly Participant[];
 }
@@ -37,6 +49,8 @@ export interface StepInput {
   readonly rate: number;
   /** Part of the run that is done, [0, 1]. */
   readonly progress: number;
+  /** Steps of the run, where they are known. */
+  readonly steps?: number;
   readonly draw: Draw;
   /** Honored between pieces until the first parameter changes; the step throws AbortError and nothing has changed. */
   readonly signal?: AbortSignal;
@@ -49,8 +63,6 @@ export interface StepResult {
   readonly gradNorm: number;
   /**
    * False: the loss or the gradient was not finite, parameters and state are as before. In 'eager' a finite loss with a
-  /** Steps of the run, where they are known. */
-  readonly steps?: number;
    * gradient that is not keeps back only the parameters it reaches.
    */
   readonly applied: boolean;
@@ -81,7 +93,21 @@ export function createStep(options: StepOptions): Step {
   const { model, objective, optimizer, estimator = blockwiseBackprop(), view = plainView, commit = 'step' } = options;
   const { participants = [] } = options;
   const wrt = new Set(options.wrt ?? [...model.parameters().values()].filter(({ trainable }) => trainable));
-  check(options, wrt);
+  refuseFrozen(wrt);
+  const sites = trainedSites(model, wrt);
+  const conflicts = (accumulate: number): readonly Conflict[] =>
+    check({
+      sites,
+      training: {
+        optimizer: transformParty(optimizer),
+        estimator: partyOf(estimator),
+        objective: partyOf(objective),
+        participants: participants.map(partyOf),
+        commit,
+        accumulate,
+      },
+    });
+  refuse(conflicts(1), { optimizer: optimizer.name });
   const planOf = (trained: ReadonlySet<Parameter>): GradientPlan =>
     planGradients(routeOf(model, trained), { commit, measured: optimizer.measure !== undefined });
   const states = createOptimizerStates(optimizer, [...wrt]);
@@ -110,7 +136,8 @@ export function createStep(options: StepOptions): Step {
       mustBeIdle('run()');
       const weights = input.batches.map((batch) => objective.weight(batch));
       const tokens = weights.reduce((sum, weight) => sum + weight, 0);
-      checkWindow(weights, commit);
+      refuseEmpty(weights);
+      if (weights.length > 1) refuse(conflicts(weights.length), { batches: weights.length });
       phase = 'running';
       const moment: StepMoment = {
         model,
@@ -124,6 +151,7 @@ export function createStep(options: StepOptions): Step {
       };
       try {
         if (choosing) choose(chosenBy(participants, moment));
+        const watch = watching(participants, moment);
         const result = await (commit === 'eager' ? runEager : runAtomic)({
           ...input,
           estimate: (turn, store) => estimator.estimate({ ...turn, ...watch, model, objective, wrt: chosen, view }, { push: store.add }),
@@ -152,14 +180,14 @@ export function createStep(options: StepOptions): Step {
     stateBytes: () => states.bytes(),
     dispose: () => {
       mustBeIdle('dispose()');
-        const watch = watching(participants, moment);
       states.dispose();
+      for (const { dispose } of participants) dispose?.();
       phase = 'disposed';
     },
   };
 }
 
-function check({ optimizer, commit }: StepOptions, wrt: ReadonlySet<Parameter>): void {
+function refuseFrozen(wrt: ReadonlySet<Parameter>): void {
   for (const { path, trainable, role } of wrt) {
     if (!trainable)
       throw new ConfigError(`'${path}' is frozen and cannot be trained`, {
@@ -168,23 +196,17 @@ function check({ optimizer, commit }: StepOptions, wrt: ReadonlySet<Parameter>):
         help: 'Set `trainable` on it, or leave it out of `wrt`.',
       });
   }
-  if (commit === 'eager' && optimizer.measure !== undefined) {
-    throw new ConfigError(`'${optimizer.name}' measures the whole gradient, which commit 'eager' never holds at once`, {
-      optimizer: optimizer.name,
-      help: "Use commit: 'step', or an optimizer without a global norm.",
-    });
-  }
 }
 
-function checkWindow(weights: readonly number[], commit: 'step' | 'eager'): void {
-  if (!weights.some((weight) => weight > 0)) {
-    throw new DataError(`the ${weights.length} batches of this step have nothing to learn: no target`, { batches: weights.length });
-  }
-  if (commit === 'eager' && weights.length > 1) {
-      for (const { dispose } of participants) dispose?.();
-    throw new ConfigError(`commit 'eager' updates after each backward and cannot accumulate ${weights.length} micro-batches`, {
-      batches: weights.length,
-      help: "Use commit: 'step', or one batch a step.",
-    });
-  }
+/** Sites whose own matrix trains. */
+const trainedSites = (model: Model, wrt: ReadonlySet<Parameter>): readonly Party[] =>
+  model
+    .stages()
+    .flatMap(({ sites }) => sites)
+    .filter(({ weight }) => weight !== undefined && Object.values(weight.parts).some((part) => wrt.has(part)))
+    .map(siteParty);
+
+function refuseEmpty(weights: readonly number[]): void {
+  if (weights.some((weight) => weight > 0)) return;
+  throw new DataError(`the ${weights.length} batches of this step have nothing to learn: no target`, { batches: weights.length });
 }

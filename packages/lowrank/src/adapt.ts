@@ -39,7 +39,7 @@ export async function adapt(model: Model, method: AdapterMethod, options: AdaptO
   refuseWholeAndRows(tokenSites, targeting);
   refuseBoth(sites, tokenSites);
   const paths = [...sites, ...tokenSites].map((site) => site.path);
-  refuseShared(model, paths, { rewrites: method.rewrites !== undefined, merged: mergedAdapters(model) });
+  refuseShared(model, paths, { method, merged: mergedAdapters(model) });
 
   const owned: Parameter[] = [];
   const weights = new Map<string, Weight>();

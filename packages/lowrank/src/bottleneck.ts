@@ -42,7 +42,7 @@ export function bottleneck(options: BottleneckOptions = {}): AdapterMethod {
     defineMethod({
       kind: 'bottleneck',
       options: settings as unknown as { readonly [name: string]: Json },
-      traits: { needs: ['vjp'], gives: ['frozen-base'] },
+      traits: {},
       makes: 'adapter',
       points: sublayerPoints,
       validate: (site, model) => {

@@ -55,7 +55,7 @@ export function compacter(options: CompacterOptions = {}): AdapterMethod {
     defineMethod({
       kind: 'compacter',
       options: settings as unknown as { readonly [name: string]: Json },
-      traits: { needs: ['vjp'], gives: ['frozen-base'] },
+      traits: {},
       makes: 'adapter',
       points: sublayerPoints,
       validate: (site, model) => {

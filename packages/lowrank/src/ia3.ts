@@ -46,7 +46,7 @@ export function ia3(options: Ia3Options = {}): AdapterMethod {
   const shared = {
     kind: 'ia3',
     options: settings as unknown as { readonly [name: string]: Json },
-    traits: { needs: ['vjp'] as const, gives: ['frozen-base'] as const },
+    traits: { needs: ['base-values'] as const, gives: ['merge'] as const },
     makes: 'adapter' as const,
     validate: checkSite,
   };

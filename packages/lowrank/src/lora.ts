@@ -1,10 +1,10 @@
-import { ConfigError, ShapeError, tidy, zeros, type Json, type Tensor, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
+import { ConfigError, ShapeError, tidy, zeros, type Json, type Tensor, type Tensor1D, type Tensor2D, type Traits } from '@niwaki/tensor';
 import { defineMethod, unbound, type Method } from '@niwaki/engine';
 import { disposeWeight } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
 import type { AdapterMethod, Binding, Restored, StoredShapes } from './adapter-method.ts';
 import { columnNorms, rowNorms } from './direction.ts';
-import { initialEmbedding, initializerOf, type InitContext, type InitialPair } from './initialization.ts';
+import { initialEmbedding, initializerOf, type InitContext, type InitialPair, type Initializer } from './initialization.ts';
 import { parameterPath, type LoraSpec } from './lora-adapter.ts';
 import { checkRewritable } from './rewritten.ts';
 import { loraEmbedding, tableFactors } from './lora-embedding.ts';
@@ -24,8 +24,9 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
   const bind = (binding: Binding): Method => defineMethod({ ...shared, ...making(settings, binding) });
   const shared = {
     kind: 'lora',
+    title: `${settings.dora ? 'dora' : 'lora'}${start.rewrites === undefined ? '' : ` (${start.name})`}`,
     options: asJson(settings),
-    traits: { needs: settings.dora ? (['dense-tile'] as const) : (['vjp'] as const), gives: ['frozen-base'] as const },
+    traits: loraTraits(settings, start),
     makes: 'adapter' as const,
     validate: (site: Site, model: Model) => checkSite(site, settings, model),
   };
@@ -40,6 +41,13 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
     ...(start.rewrites && { rewrites: start.rewrites, repeatable: start.repeatable ?? false }),
     restore: (site, tensors, binding) => restoreLora(site, tensors, binding, settings),
   };
+}
+
+function loraTraits({ dora, loraBias }: LoraSettings, { rewrites }: Initializer): Traits {
+  const gives = dora || loraBias ? (['merge'] as const) : (['merge', 'delta'] as const);
+  if (rewrites === undefined) return { gives, needs: ['base-values'] };
+  const help = { floats: 'Start from a model that is not quantized yet, and pass the quantizer: pissa({ quantizer: nf4() }).' };
+  return { gives, needs: ['floats'], forbids: ['zeros'], claims: ['base-values'], help };
 }
 
 /** LoRA with a trained magnitude for each output row (Liu et al. 2024): `lora({ dora: true })`. */

@@ -1,7 +1,6 @@
 import {
   abs,
   cast,
-  ConfigError,
   denseParameter,
   equal,
   keep,
@@ -9,6 +8,7 @@ import {
   max,
   notEqual,
   NumericError,
+  refuse,
   slice,
   square,
   stack,
@@ -18,9 +18,9 @@ import {
   type Parameter,
   type Tensor,
 } from '@niwaki/tensor';
-import { denseWeight, isSparse, type Weight } from '@niwaki/weights';
-import type { AdapterSet, Model, Site } from '@niwaki/nn';
-import { isHalf } from './float-weight.ts';
+import { check } from '@niwaki/engine';
+import { denseWeight, type Weight } from '@niwaki/weights';
+import { adapterParty, siteParty, type AdapterSet, type Model, type Place, type Site } from '@niwaki/nn';
 import { mergedSite, refuseNonFinite, roundedTo, type Before, type MergedValues } from './merge-site.ts';
 
 export interface MergeOptions {
@@ -73,13 +73,13 @@ interface Fresh {
  */
 export async function rewrite(model: Model, sets: readonly AdapterSet[], before: Originals, options: MergeOptions): Promise<Rewritten> {
   const sites = model.sites(() => true);
-  refuseModules(sets, sites);
+  refuseUnmergeable(sets, options);
   const touched = sites.filter((site) => touches(sets, site));
   const originals = new Map(before.sites);
   for (const site of touched) if (!originals.has(site)) originals.set(site, { weight: site.weight!, bias: site.bias });
   const of = (site: Site): Before => originals.get(site)!;
   refuseLossy(
-    touched.map((site) => ({ path: site.path, weight: of(site).weight })),
+    touched.map((site) => ({ ...site, ...of(site) })),
     options,
   );
 
@@ -104,37 +104,24 @@ export async function rewrite(model: Model, sets: readonly AdapterSet[], before:
   }
 }
 
-/** @throws ConfigError for adapters of modules, which have no matrix that could stand for them */
-function refuseModules(sets: readonly AdapterSet[], sites: readonly Site[]): void {
-  const known = new Set(sites.map(({ path }) => path));
-  for (const { name, sites: adapters } of sets) {
-    const found = [...adapters].find(([path]) => !known.has(path));
-    if (found === undefined) continue;
-    const [path, { kind }] = found;
-    throw new ConfigError(`adapter '${name}' (${kind}) at '${path}' cannot be merged: no matrix does what it does`, { path, name, kind });
-  }
+/** @throws ConfigError for adapters that no matrix could stand for */
+function refuseUnmergeable(sets: readonly AdapterSet[], { into }: MergeOptions): void {
+  for (const { name, sites } of sets)
+    for (const [path, adapter] of sites)
+      refuse(check({ adapters: [adapterParty(name, path, adapter)], merge: { into } }), { path, name, kind: adapter.kind });
 }
 
 const touches = (sets: readonly AdapterSet[], { path }: Site): boolean =>
   sets.some((set) => set.sites.has(path) || set.replaced.has(`${path}.weight`) || set.replaced.has(`${path}.bias`));
 
-function refuseLossy(sites: readonly { readonly path: string; readonly weight: Weight }[], { into }: MergeOptions): void {
-  if (into !== undefined) return;
-  const lossy = sites.filter(({ weight }) => weight.exact !== true && !isHalf(weight));
-  if (lossy.length === 0) return;
-  const pruned = lossy.filter(({ weight }) => isSparse(weight));
-  if (pruned.length > 0) {
-    throw new ConfigError(`'${pruned[0]!.path}' is pruned: merging either fills its zeros or loses what the adapter does there`, {
-      paths: pruned.map(({ path }) => path),
-      kind: pruned[0]!.weight.kind,
-      help: "Say which: into: 'dense' (f32, the report counts the zeros lost) or into: 'requantize' (the zeros stay; the report says what is lost).",
-    });
-  }
-  throw new ConfigError(`merging into ${lossy[0]!.weight.kind} weights either widens them or loses part of the adapter`, {
-    paths: lossy.map(({ path }) => path),
-    kind: lossy[0]!.weight.kind,
-    help: "Say which: into: 'dense' (f32, more memory) or into: 'requantize' (the same format; the report says what is lost).",
-  });
+/** @throws ConfigError for matrices that cannot take the sum as it is, where nobody said how */
+function refuseLossy(sites: readonly Place[], { into }: MergeOptions): void {
+  const refused = sites
+    .map((site) => ({ site, conflicts: check({ sites: [siteParty(site)], merge: { into } }) }))
+    .filter(({ conflicts }) => conflicts.length > 0);
+  const [first] = refused;
+  if (first === undefined) return;
+  refuse(first.conflicts, { paths: refused.map(({ site }) => site.path), kind: first.site.weight!.kind });
 }
 
 /** Tied sites stay tied when the merged sets do the same to both: trained token rows, which they share. */
@@ -162,8 +149,6 @@ async function freshSite(
     const stored = await roundedTo(values.matrix, dtype);
     const { weight: old } = before;
     const encode = into !== 'dense' || old.exact === true ? old.encode : undefined;
-    if (encode === undefined && into === 'requantize')
-      throw new ConfigError(`${old.kind} weights cannot be made from a matrix`, { path, kind: old.kind, help: "Use into: 'dense'." });
     const role = point === 'embedding' ? 'embedding' : point === 'head' ? 'head' : 'matrix';
     const weight =
       encode === undefined ? denseWeight(denseParameter(`${path}.weight`, stored.clone(), { role })) : await encode(stored, path);

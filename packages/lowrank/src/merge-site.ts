@@ -1,21 +1,24 @@
 import {
   add,
   allFinite,
-  ConfigError,
+  conflictsOf,
   denseParameter,
   floatToBfloat,
   floatToHalf,
   halfToFloat,
   bfloatToFloat,
   NumericError,
+  refuse,
+  StateError,
   tensor2d,
   tidy,
   type Parameter,
+  type Party,
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
 import { denseWeight, type Weight } from '@niwaki/weights';
-import type { Adapter, AdapterSet, Site } from '@niwaki/nn';
+import { siteParty, type Adapter, type AdapterSet, type Site } from '@niwaki/nn';
 
 export interface Before {
   readonly weight: Weight;
@@ -32,7 +35,7 @@ export interface MergedValues {
 /**
  * The site's matrix and bias with these sets merged, in f32: product, scale and sum, and no cast. Replaced values come
  * first, then the adapters in order, the first nearest to the base, as the forward pass nests them.
- * @throws ConfigError for an adapter that no matrix can stand for; NumericError for a result that is not finite
+ * @throws ConfigError where a merged bias has no place to go; NumericError for a result that is not finite
  */
 export async function mergedSite(site: Site, before: Before, sets: readonly AdapterSet[]): Promise<MergedValues> {
   const scratch: Tensor[] = [];
@@ -65,12 +68,7 @@ export async function mergedSite(site: Site, before: Before, sets: readonly Adap
       if (adapter !== undefined) take(await mergeOne(adapter, { weight, bias, base: before.weight, path, name: set.name }));
     }
     const result: MergedValues = { matrix: matrix ?? keepDense(before.weight, scratch), bias: newBias };
-    if (result.bias !== undefined && before.bias === undefined) {
-      throw new ConfigError(`'${path}' has no bias that a merged one could go to`, {
-        path,
-        help: 'Train without loraBias to merge, or keep the adapter.',
-      });
-    }
+    if (result.bias !== undefined) refuse(conflictsOf(mergingBias, siteParty({ ...site, ...before }), 'site'), { path });
     await refuseNonFinite(result.matrix, `${path}.weight`);
     if (result.bias !== undefined) await refuseNonFinite(result.bias, `${path}.bias`);
     for (const tensor of scratch) if (tensor !== result.matrix && tensor !== result.bias) tensor.dispose();
@@ -80,6 +78,9 @@ export async function mergedSite(site: Site, before: Before, sets: readonly Adap
     throw error;
   }
 }
+
+/** An adapter with a bias of its own. */
+const mergingBias: Party = { name: 'merging a bias', traits: { needs: ['bias'] } };
 
 const lastOf = <T>(list: readonly (T | undefined)[]): T | undefined => list.reduce((found, value) => value ?? found, undefined);
 
@@ -100,11 +101,7 @@ async function mergeOne(adapter: Adapter, { weight, bias, base, path, name }: On
   if (adapter.merge !== undefined) return adapter.merge(weight, bias, base);
   const delta = adapter.delta?.();
   if (delta !== undefined) return { matrix: tidy(() => add(weight.dense(), delta.dense()) as Tensor2D) };
-  throw new ConfigError(`adapter '${name}' (${adapter.kind}) at '${path}' cannot be merged: no matrix does what it does`, {
-    path,
-    name,
-    kind: adapter.kind,
-  });
+  throw new StateError(`internal: adapter '${name}' (${adapter.kind}) at '${path}' was to be merged`, { path, name, kind: adapter.kind });
 }
 
 /** @throws NumericError; `name` is the parameter's */

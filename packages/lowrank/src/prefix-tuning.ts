@@ -39,7 +39,7 @@ export function prefixTuning(options: PrefixTuningOptions = {}): AdapterMethod {
   const shared = {
     kind: 'prefix-tuning',
     options: settings as unknown as { readonly [name: string]: Json },
-    traits: { needs: ['vjp'] as const, gives: ['frozen-base'] as const },
+    traits: {},
     makes: 'adapter' as const,
     points: ['attention'] as const,
   };

@@ -39,7 +39,7 @@ export function promptTuning(options: PromptTuningOptions = {}): AdapterMethod {
     defineMethod({
       kind: 'prompt-tuning',
       options: settings as unknown as { readonly [name: string]: Json },
-      traits: { needs: ['vjp'], gives: ['frozen-base'] },
+      traits: {},
       makes: 'adapter',
       points: ['embedding'],
       validate: ({ path, weight }) => {

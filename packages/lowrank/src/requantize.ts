@@ -1,18 +1,12 @@
-import { ConfigError, denseParameter, StateError, type Tensor2D } from '@niwaki/tensor';
+import { conflictsOf, denseParameter, refuse, StateError, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import { denseWeight, type Weight } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
 
-/** @throws ConfigError for what is no quantizer of single matrices: adapters, and methods that look at data or at the whole model */
-export function checkQuantizer(what: string, quantizer: Method): void {
-  const { kind, makes, plan, collect, visit } = quantizer;
-  if (makes === 'weight' && plan === undefined && collect === undefined && visit === undefined) return;
-  throw new ConfigError(
-    makes === 'weight'
-      ? `${what}: '${kind}' looks at more than one matrix, and the matrix to quantize changes as the start is sought`
-      : `${what}: a quantizer makes weights, '${kind}' makes an ${makes}`,
-    { quantizer: kind, help: 'Use nf4(), fp4() or rtn().' },
-  );
+/** The matrix to quantize changes as the start is sought. @throws ConfigError for what does not quantize a single matrix */
+export function checkQuantizer(what: string, { kind, traits }: Method): void {
+  const start = { name: what, traits: { needs: ['alone'], help: { alone: 'Use nf4(), fp4() or rtn().' } } } as const;
+  refuse(conflictsOf(start, { name: `'${kind}'`, traits }, 'method'), { quantizer: kind });
 }
 
 /** A matrix [out, in] as the quantizer stores the site's: a new weight. The matrix stays the caller's. */

@@ -1,7 +1,7 @@
-import { ConfigError, denseParameter, StateError } from '@niwaki/tensor';
+import { ConfigError, denseParameter, refuse, StateError } from '@niwaki/tensor';
+import { check, type AdapterMethod } from '@niwaki/engine';
 import { denseWeight, type Weight } from '@niwaki/weights';
-import type { AdapterSet, Model, Site } from '@niwaki/nn';
-import { isFloat } from './float-weight.ts';
+import { adapterParty, type AdapterSet, type Model, type Site } from '@niwaki/nn';
 import type { Initializer } from './initialization.ts';
 import type { LoraAdapter } from './lora-adapter.ts';
 
@@ -9,7 +9,7 @@ import type { LoraAdapter } from './lora-adapter.ts';
 // the base alone is not what was loaded, also under a view without adapters. Taking the set off with deleteAdapter puts
 // W back where it can be had (f32 rounding apart); where the rest is quantized, the codes stay.
 
-/** @throws ConfigError where the start cannot rewrite the site's matrix */
+/** @throws ConfigError where the site is no linear map of its own */
 export function checkRewritable(site: Site, { name }: Initializer, model: Model): void {
   const { path, point } = site;
   const weight = site.weight!;
@@ -18,12 +18,6 @@ export function checkRewritable(site: Site, { name }: Initializer, model: Model)
       path,
       point,
       help: 'Leave it out of `at`, or give it a set of its own.',
-    });
-  if (!isFloat(weight))
-    throw new ConfigError(`${name} needs the float matrix of '${path}', which is stored as ${weight.kind}`, {
-      path,
-      kind: weight.kind,
-      help: 'Start from a model that is not quantized yet, and pass the quantizer: pissa({ quantizer: nf4() }).',
     });
   const tied = model.sites((other) => other.weight === weight).find((other) => other !== site);
   if (tied !== undefined)
@@ -38,25 +32,19 @@ export function checkRewritable(site: Site, { name }: Initializer, model: Model)
 export function refuseShared(
   model: Model,
   paths: readonly string[],
-  { rewrites, merged }: { readonly rewrites: boolean; readonly merged: readonly string[] },
+  { method, merged }: { readonly method: AdapterMethod; readonly merged: readonly string[] },
 ): void {
-  if (rewrites && merged.length > 0)
+  if (method.rewrites !== undefined && merged.length > 0)
     throw new StateError(`adapters are merged (${merged.join(', ')}), and the weights under them cannot be rewritten`, {
       merged,
       help: 'Call unmergeAdapter, or forgetOriginals to make the merge one for good.',
     });
-  for (const set of model.adapters.values()) {
-    const path = paths.find((candidate) => {
-      const other = set.sites.get(candidate);
-      return other !== undefined && (rewrites || other.startsFrom === 'rewritten');
-    });
-    if (path === undefined) continue;
-    throw new StateError(
-      rewrites
-        ? `'${path}' has the adapter '${set.name}', and rewriting the matrix would change what that one does`
-        : `'${path}' belongs to adapter '${set.name}', which rewrote its matrix`,
-      { path, name: set.name, help: `Merge '${set.name}' for good (mergeAndUnload), or delete it first.` },
-    );
+  for (const { name, sites } of model.adapters.values()) {
+    for (const path of paths) {
+      const other = sites.get(path);
+      if (other === undefined) continue;
+      refuse(check({ adapters: [adapterParty(name, path, other)], methods: [method] }), { path, name }, StateError);
+    }
   }
 }
 

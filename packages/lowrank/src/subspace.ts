@@ -1,7 +1,9 @@
 import {
   add,
   ConfigError,
+  conflictsOf,
   mul,
+  refuse,
   reshape,
   sign,
   sub,
@@ -12,8 +14,9 @@ import {
   type Parameter,
   type Tensor,
   type Tensor2D,
+  type Traits,
 } from '@niwaki/tensor';
-import { countedFrom, partOf, prefixed, substate, type State, type Transform } from '@niwaki/optim';
+import { countedFrom, partOf, prefixed, substate, transformParty, type State, type Transform } from '@niwaki/optim';
 
 /** A part of a matrix's gradient that is cheaper to keep moments for, and the way back. `up` after `down` is an orthogonal projection. */
 export interface Subspace {
@@ -42,6 +45,12 @@ export interface SubspaceOptions {
   readonly rest?: { readonly rule: 'sign' | 'sgd'; readonly scale: number };
 }
 
+/** Of the transform inside. */
+const subspaceTraits: Traits = {
+  forbids: ['host-work', 'global-norm'],
+  help: { 'global-norm': 'Clip before, as the first part of a chain.' },
+};
+
 /**
  * Runs a transform on the part of each gradient that lies in a subspace, and brings its update back: what GaLore, FRUGAL
  * and their like share. The subspace is chosen on the host, between the pieces of a step, from the step's whole gradient,
@@ -52,15 +61,7 @@ export function inSubspace(name: string, inner: Transform, { of, every, scale, r
     throw new ConfigError(`${name}: every must be a whole number of updates, at least 1, got ${every}`, { every });
   }
   if (!(scale >= 0 && scale < Infinity)) throw new ConfigError(`${name}: scale must be at least 0 and finite, got ${scale}`, { scale });
-  if (inner.prepare !== undefined || inner.measure !== undefined) {
-    throw new ConfigError(
-      `${name}: '${inner.name}' ${inner.prepare ? 'has host work of its own' : 'measures whole gradients'}, which has no place inside`,
-      {
-        inner: inner.name,
-        help: 'Clip before, as the first part of a chain.',
-      },
-    );
-  }
+  refuse(conflictsOf({ name, traits: subspaceTraits }, transformParty(inner), 'transform'), { inner: inner.name });
   const subspaces = new WeakMap<Parameter, Subspace | 'whole' | 'none'>();
   const subspaceOf = (parameter: Parameter): Subspace | 'whole' | 'none' => {
     const known = subspaces.get(parameter) ?? of(parameter, sidesOf(parameter));

@@ -19,7 +19,7 @@ import {
 } from '@niwaki/tensor';
 import { denseWeight, disposeWeight } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
-import type { Method } from '@niwaki/engine';
+import { defineMethod, type Method } from '@niwaki/engine';
 import { distance, logits } from '../../testing/src/contract-model.ts';
 import { adapt, loadAdapter, loftq, lora, lqLora, type InitContext, type InitialPair, type LqLoraAllocation } from '../src/index.ts';
 import { decompose, free, weightedPair } from '../src/decompose.ts';
@@ -124,7 +124,7 @@ describe('LoftQ', () => {
   it('refuses quantizers that are none, and those that do not fit a site, before anything changes', async () => {
     expect(() => loftq({ quantizer: lora() })).toThrow(ConfigError);
     expect(() => loftq({ quantizer: integers(4, 8), iterations: 0 })).toThrow(ConfigError);
-    expect(() => loftq({ quantizer: { ...integers(4, 8), collect: {} } })).toThrow(/more than one matrix/);
+    expect(() => loftq({ quantizer: defineMethod({ ...integers(4, 8), traits: {}, collect: {} }) })).toThrow(/made of one matrix alone/);
     await onTiny(async (model) => {
       const bytes = await baseBytes(model);
       const error = await rejection(adapt(model, lora({ rank: 2, init: loftq({ quantizer: integers(4, 32) }) }), { at: ['q_proj'] }));

@@ -315,7 +315,7 @@ describe('what is refused, before anything changes', () => {
         const tensors = memory().numTensors;
         const error = await rejection(loadAdapter(other, files));
         expect(error).toBeInstanceOf(ConfigError);
-        expect(error.message).toContain('needs the float matrix');
+        expect(error.message).toContain('lora (pissa) needs the numbers of a matrix themselves');
         expect(memory().numTensors).toBe(tensors);
       }, wide);
     }, wide));

@@ -1,7 +1,8 @@
-import { ConfigError, ShapeError } from '@niwaki/tensor';
-import type { Weight } from '@niwaki/weights';
+import { conflictsOf, refuse, ShapeError } from '@niwaki/tensor';
+import { weightTraits, type Weight } from '@niwaki/weights';
 import type { ReplaceOptions, Site } from './graph.ts';
 import { ofSite } from './stage-parameters.ts';
+import { siteParty } from './traits.ts';
 
 /** `Model.replace` over the sites of a model; changes nothing where it throws. */
 export function replaceWeight(site: Site, sites: readonly Site[], weight: Weight, { keep, untie, bias }: ReplaceOptions): void {
@@ -16,12 +17,9 @@ export function replaceWeight(site: Site, sites: readonly Site[], weight: Weight
   const group = old === undefined ? [site] : sites.filter((other) => other.weight === old);
   const targets = untie ? [site] : group;
   const lookup = targets.find((target) => target.point === 'embedding');
-  if (lookup !== undefined && weight.lookup === undefined) {
-    throw new ConfigError(`'${lookup.path}' looks rows up by id, which a weight of kind '${weight.kind}' does not give`, {
-      path: lookup.path,
-      kind: weight.kind,
-      help: 'Leave embeddings out of the selection, or choose a format with lookup.',
-    });
+  if (lookup !== undefined) {
+    const given = { name: `a ${weight.kind} weight`, traits: weightTraits(weight) };
+    refuse(conflictsOf(siteParty(lookup), given, 'site'), { path: lookup.path, kind: weight.kind });
   }
   if (bias !== undefined && site.bias !== undefined && bias.shape.join() !== site.bias.shape.join()) {
     throw new ShapeError(`'${site.path}' has a bias [${site.bias.shape}], got [${bias.shape}]`, {

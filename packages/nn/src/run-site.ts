@@ -1,7 +1,22 @@
-import { add, cast, ConfigError, equal, mul, NotFoundError, reshape, ShapeError, tile, type Parameter, type Tensor } from '@niwaki/tensor';
+import {
+  add,
+  cast,
+  ConfigError,
+  conflictsOf,
+  equal,
+  mul,
+  NotFoundError,
+  refuse,
+  reshape,
+  ShapeError,
+  tile,
+  type Parameter,
+  type Tensor,
+} from '@niwaki/tensor';
 import type { Tensor1D, Tensor2D } from '@niwaki/tensor';
 import { asRead, denseWeight, type Call, type Weight } from '@niwaki/weights';
 import type { Adapter, AdapterSet, Site } from './graph.ts';
+import { adapterParty, mixing } from './traits.ts';
 
 /** Adapter sets on a model and the ones used when a call says nothing: a `Model` is one. */
 export interface Attached {
@@ -49,7 +64,7 @@ export function runModule<X extends Tensor>(
     const own = sets.some((set) => set.sites.has(site.path)) ? asRead(call) : call;
     return around(site, own, sets, (input) => module(input as X, own))(x);
   }
-  for (const set of attached.adapters.values()) if (set.sites.has(site.path)) throw cannotMix(set, site);
+  for (const set of attached.adapters.values()) if (set.sites.has(site.path)) refuseMixed(set, site);
   return module(x, call);
 }
 
@@ -71,14 +86,8 @@ function around(site: Site, call: Call, sets: readonly AdapterSet[], base: (x: T
   return next;
 }
 
-const cannotMix = ({ name, sites }: AdapterSet, { path }: Site): ConfigError => {
-  const { kind } = sites.get(path)!;
-  return new ConfigError(`adapter '${name}' (${kind}) at '${path}' adds nothing to the base output: it cannot be mixed by row`, {
-    path,
-    kind,
-    help: 'Mix additive adapters only, or run one adapter for the whole batch.',
-  });
-};
+const refuseMixed = ({ name, sites }: AdapterSet, { path }: Site): void =>
+  refuse(conflictsOf(mixing, adapterParty(name, path, sites.get(path)!), 'adapter'), { path });
 
 /** A parameter that belongs to no site (a norm), or what an active set puts in its place; `tracked` as in `call.tracks`. */
 export function readOwn(parameter: Parameter, call: Call, attached: Attached): { readonly value: Tensor; readonly tracked: boolean } {
@@ -145,8 +154,8 @@ function runMixed(site: Site, x: Tensor, call: Call, { adapters }: Attached, ind
     refuseReplaced(set);
     const adapter = set.sites.get(site.path);
     if (adapter === undefined) continue;
-    const delta = adapter.delta?.();
-    if (delta === undefined) throw cannotMix(set, site);
+    refuseMixed(set, site);
+    const delta = adapter.delta!();
     if (rows % batch !== 0) {
       throw new ShapeError(`'${site.path}' runs on ${rows} rows, which ${batch} adapter indices do not divide`, {
         path: site.path,

@@ -158,7 +158,7 @@ describe('sites of modules', () => {
       attachAt(model, 'a', [['model.layers.0.mlp', scaling('sublayer', 2)]]);
       const index = tensor1d([0], 'int32') as Tensor1D;
       const batch = one([1, 2]);
-      expect(() => forward(model, batch, { view: withAdapters(index) })).toThrow(/mixed by row/);
+      expect(() => forward(model, batch, { view: withAdapters(index) })).toThrow(/a batch with an adapter for each row needs .*(delta)/);
       index.dispose();
       for (const field of Object.values(batch)) if (field !== undefined && 'dispose' in field) field.dispose();
     }));

@@ -1,6 +1,18 @@
-import { checkBlockSize, ConfigError, dequantizeBlocks, quantizeBlocks, type Parameter, type Tensor, type Tensor1D } from '@niwaki/tensor';
+import {
+  checkBlockSize,
+  ConfigError,
+  conflictsOf,
+  dequantizeBlocks,
+  quantizeBlocks,
+  refuse,
+  type Parameter,
+  type Party,
+  type Tensor,
+  type Tensor1D,
+} from '@niwaki/tensor';
 import { beginEntries } from './begin-entries.ts';
 import { takes, type Selection } from './groups.ts';
+import { transformParty } from './traits.ts';
 import type { State, Transform } from './transform.ts';
 
 export interface BlockwiseStateOptions {
@@ -16,6 +28,11 @@ export interface BlockwiseStateOptions {
    */
   readonly strictBnb?: boolean;
 }
+
+const eightBits: Party = {
+  name: 'state in 8 bits',
+  traits: { forbids: ['host-work'], help: { 'host-work': 'Give 8-bit state to the transform inside it.' } },
+};
 
 /** How an optimizer stores its state. */
 export type StateStorage = '32bit' | '8bit' | BlockwiseStateOptions;
@@ -33,12 +50,7 @@ export function blockwiseState(
 ): Transform {
   checkBlockSize(blockSize);
   if (!(minSize >= 0)) throw new ConfigError(`minSize must be at least 0, got ${minSize}`, { minSize });
-  if (inner.prepare !== undefined) {
-    throw new ConfigError(`'${inner.name}' lays out state on the host, so it cannot be stored in 8 bits as a whole`, {
-      transform: inner.name,
-      help: 'Give 8-bit state to the transform inside it.',
-    });
-  }
+  refuse(conflictsOf(eightBits, transformParty(inner), 'transform'), { transform: inner.name });
   const { layout = {}, measure, ...rest } = inner;
   const stored = (name: string, value: Tensor | number, { shape }: Parameter): value is Tensor =>
     typeof value !== 'number' &&

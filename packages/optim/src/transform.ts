@@ -1,4 +1,4 @@
-import type { Commit, Draw, Gradient, Parameter, Scalar, Tensor } from '@niwaki/tensor';
+import type { Commit, Draw, Gradient, Parameter, Scalar, Tensor, Traits } from '@niwaki/tensor';
 
 export type State = Readonly<Record<string, Tensor | number>>;
 
@@ -8,6 +8,8 @@ export type State = Readonly<Record<string, Tensor | number>>;
  */
 export interface Transform<S extends State = State> {
   readonly name: string;
+  /** Beside what follows from `measure` and `prepare`. */
+  readonly traits?: Traits;
   /** What `context.rate` is where nobody gives a schedule. */
   readonly learningRate?: number;
   /** Gradient kinds taken as they are; default dense only: others are materialized first. */
@@ -22,8 +24,6 @@ export interface Transform<S extends State = State> {
   /** Host work between segments, awaited only when `due`. */
   due?(state: S, context: UpdateContext): boolean;
   prepare?(gradient: Gradient, state: S, context: UpdateContext): Promise<S>;
-}
-
   /**
    * The state after some entries of the parameter gave their places to new ones: of these as their gradients so far tell,
    * or as at the start; of the others bit for bit as it was. Pure. Called through `beginEntries`.
@@ -47,6 +47,8 @@ export interface NewEntries {
   readonly seen?: { readonly mean: Tensor; readonly meanSquare: Tensor; readonly steps: number };
   /** Updates that the parameter's state has counted. */
   readonly updates: number;
+}
+
 export interface UpdateContext {
   readonly parameter: Parameter;
   readonly attempt: number;

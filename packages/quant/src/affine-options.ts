@@ -12,6 +12,8 @@ export interface IntegerOptions {
    * max |w| / (2^(bits-1) - 1). 'gptq' and 'torchao': no zeros, scale = 2 max |w| / (2^bits - 1), as those two write it.
    */
   readonly symmetric?: boolean | 'gptq' | 'torchao';
+  /** Shrink a group's range where that makes its errors smaller, the largest of them counted more; default false. */
+  readonly mse?: boolean;
 }
 
 const grids = new Map<unknown, AffineGrid>([
@@ -24,11 +26,12 @@ const grids = new Map<unknown, AffineGrid>([
 /** What all integer methods take, checked, with defaults filled in. */
 export function integerOptions(
   kind: string,
-  { bits = 4, groupSize = 64, symmetric = false }: IntegerOptions,
+  { bits = 4, groupSize = 64, symmetric = false, mse = false }: IntegerOptions,
 ): {
   readonly bits: AffineBits;
   readonly groupSize: number | 'row';
   readonly symmetric: boolean | 'gptq' | 'torchao';
+  readonly mse: boolean;
   readonly grid: AffineGrid;
 } {
   const grid = grids.get(symmetric);
@@ -39,22 +42,12 @@ export function integerOptions(
   if (groupSize !== 'row' && !(Number.isInteger(groupSize) && groupSize > 0)) {
     throw new ConfigError(`${kind}: groupSize must be a whole number from 1, or 'row', got ${String(groupSize)}`, { groupSize });
   }
-  return { bits, groupSize, symmetric, grid };
+  if (typeof mse !== 'boolean') throw new ConfigError(`${kind}: mse must be true or false, got ${String(mse)}`, { mse });
+  return { bits, groupSize, symmetric, mse, grid };
 }
 
 /** Whether a site's matrix can be stored in groups of this size. Allocates nothing. */
 export function checkIntegerSite({ path, weight }: Site, groupSize: number | 'row'): void {
   if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to quantize`, { path });
   affineGroupSize(groupSize, weight.shape[1], path);
-}
-
-/** The same for methods that read what the matrix is applied to. */
-export function checkCalibratedSite(kind: string, site: Site, groupSize: number | 'row'): void {
-  if (site.point === 'embedding') {
-    throw new ConfigError(`${kind}: '${site.path}' looks rows up and has no input to calibrate with`, {
-      path: site.path,
-      help: 'Leave embeddings out of `at`, or quantize them with rtn().',
-    });
-  }
-  checkIntegerSite(site, groupSize);
 }

@@ -33,7 +33,7 @@ import {
 import { defineMethod, inputAbsMean, inputGram, type Method, type Window } from '@niwaki/engine';
 import { affine, affineGroupSize, encodeAffine, rowsOfTensor, type Weight } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
-import { checkCalibratedSite, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
 
 export interface AwqOptions extends Pick<IntegerOptions, 'bits' | 'groupSize'> {
   /** Also search how far each group's largest values may be cut; default true. */
@@ -83,10 +83,10 @@ export function awq(options: AwqOptions = {}): Method {
   return defineMethod({
     kind: 'awq',
     options: { bits, groupSize, clip },
-    traits: { gives: ['dense-tile', 'encode', 'float-scale', 'frozen-base'] },
+    traits: { gives: ['encode', 'lookup'] },
     makes: 'weight',
     walk: { advance: 'float' },
-    validate: (site) => checkCalibratedSite('awq', site, groupSize),
+    validate: (site) => checkIntegerSite(site, groupSize),
     visit,
     make: async ({ path }) => {
       throw new ConfigError(`awq rounds a block at a time and cannot make '${path}' alone`, { path });

@@ -24,7 +24,7 @@ export function codebook4Method(kind: 'nf4' | 'fp4', codebook: Float32Array, opt
   return defineMethod({
     kind,
     options: { blockSize, doubleQuant, dtype },
-    traits: { gives: ['dense-tile', 'encode', 'float-scale', 'frozen-base'] },
+    traits: { gives: ['encode', 'lookup'] },
     makes: 'weight',
     validate: ({ path, weight }) => {
       if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to quantize`, { path });

@@ -12,7 +12,7 @@ import {
   type Weight,
 } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
-import { checkCalibratedSite, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
 import { compensatedRounding } from './compensated-rounding.ts';
 
 export interface GptqOptions extends IntegerOptions {
@@ -39,7 +39,7 @@ export function gptq(options: GptqOptions = {}): Method {
   const { grid, ...named } = integerOptions('gptq', options);
   const { damping = 0.01, actOrder = false, sequential = true } = options;
   if (!(damping > 0 && damping < 1)) throw new ConfigError(`gptq: damping must be between 0 and 1, got ${damping}`, { damping });
-  const { bits, groupSize } = named;
+  const { bits, groupSize, mse } = named;
 
   const visit = async (window: Window): Promise<void> => {
     const breath = createBreath();
@@ -50,7 +50,7 @@ export function gptq(options: GptqOptions = {}): Method {
         const prepared = await prepareInput(statistics.get(group[0]!)!.gram, { damping, actOrder, breath });
         for (const site of group) {
           const size = affineGroupSize(groupSize, site.weight!.shape[1], site.path);
-          window.replace(site, { weight: await rounded(site, prepared, { bits, groupSize: size, grid, breath }) });
+          window.replace(site, { weight: await rounded(site, prepared, { bits, groupSize: size, grid, mse, breath }) });
         }
       }
     }
@@ -59,10 +59,10 @@ export function gptq(options: GptqOptions = {}): Method {
   return defineMethod({
     kind: 'gptq',
     options: { ...named, damping, actOrder, sequential },
-    traits: { gives: ['dense-tile', 'encode', 'float-scale', 'frozen-base'], ...(actOrder ? { claims: ['channel-order'] } : {}) },
+    traits: { gives: ['encode', 'lookup'] },
     makes: 'weight',
     walk: { advance: 'current' },
-    validate: (site) => checkCalibratedSite('gptq', site, groupSize),
+    validate: (site) => checkIntegerSite(site, groupSize),
     visit,
     make: async ({ path }) => {
       throw new ConfigError(`gptq rounds a block at a time and cannot make '${path}' alone`, { path });
@@ -109,11 +109,12 @@ interface RoundOptions {
   readonly bits: 2 | 3 | 4 | 8;
   readonly groupSize: number;
   readonly grid: AffineGrid;
+  readonly mse: boolean;
   readonly breath: () => Promise<void>;
 }
 
 async function rounded(site: Site, { factor, dead, order }: PreparedInput, options: RoundOptions): Promise<Weight> {
-  const { bits, groupSize, grid } = options;
+  const { bits, groupSize, grid, mse } = options;
   const { path } = site;
   const shape = site.weight!.shape;
   const [out, n] = shape;
@@ -125,7 +126,7 @@ async function rounded(site: Site, { factor, dead, order }: PreparedInput, optio
   for (let row = 0; row < out; row++) for (let k = 0; k < n; k++) w[row * n + k] = stored[row * n + (order?.[k] ?? k)]!;
   // A step of the whole row is that of the matrix as it was, before columns without input go (as in the reference).
   const whole: AffineStep[] | undefined =
-    groupSize === n ? Array.from({ length: out }, (_, row) => affineStep(w, [row * n, row * n + n], { bits, grid })) : undefined;
+    groupSize === n ? Array.from({ length: out }, (_, row) => affineStep(w, [row * n, row * n + n], { bits, grid, mse })) : undefined;
   const gone = new Set(dead);
   for (let k = 0; k < n; k++) if (gone.has(order?.[k] ?? k)) for (let row = 0; row < out; row++) w[row * n + k] = 0;
   const { codes, steps } = await compensatedRounding(w, factor, { shape, ...options, ...(whole && { steps: whole }) });

@@ -13,17 +13,17 @@ export type RtnOptions = IntegerOptions;
  */
 export function rtn(options: RtnOptions = {}): Method {
   const { grid, ...named } = integerOptions('rtn', options);
-  const { bits, groupSize } = named;
+  const { bits, groupSize, mse } = named;
   return defineMethod({
     kind: 'rtn',
     options: named,
-    traits: { gives: ['dense-tile', 'encode', 'float-scale', 'frozen-base'] },
+    traits: { gives: ['encode', 'lookup'] },
     makes: 'weight',
     validate: (site) => checkIntegerSite(site, groupSize),
     make: async ({ path, weight }) => {
       const shape = weight!.shape;
       const size = affineGroupSize(groupSize, shape[1], path);
-      const parts = await encodeAffine(`${path}.weight`, shape, rowsOf(weight!), { bits, groupSize: size, grid });
+      const parts = await encodeAffine(`${path}.weight`, shape, rowsOf(weight!), { bits, groupSize: size, grid, mse });
       return { weight: affine(path, shape, parts, { bits, groupSize: size, grid }) };
     },
   });

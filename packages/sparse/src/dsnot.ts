@@ -4,7 +4,7 @@ import type { Site } from '@niwaki/nn';
 import { isNOfM } from './amount.ts';
 import { inputMoments, type InputMoments } from './input-statistics.ts';
 import { keepByRows, type Scores } from './keep-entries.ts';
-import { checkSite, hostMatrix, prunedWeight, type HostMatrix, type Pruner, type Store } from './pruner.ts';
+import { checkSite, hostMatrix, prunedWeight, prunerTraits, type HostMatrix, type Pruner, type Store } from './pruner.ts';
 import { swapEntries } from './swap-entries.ts';
 import { wanda, wandaScores } from './wanda.ts';
 
@@ -86,11 +86,11 @@ export function dsnot(options: DsnotOptions = {}): Method {
       refine: typeof refine === 'string' ? refine : [...refine],
       store,
     },
-    traits: { gives: ['dense-tile', 'encode'], claims: ['entries'] },
+    traits: prunerTraits(store),
     makes: 'weight',
     collect: { ...choice.collect, moments: inputMoments() },
     walk: { advance: 'current' },
-    validate: (site) => checkSite('dsnot', site, { amount, store, calibrated: true }),
+    validate: (site) => checkSite(site, amount),
     plan: async (sites) => {
       if (sites.some(refined)) return {};
       throw new ConfigError('dsnot: no selected site is one of those to refine', {

@@ -3,7 +3,7 @@ import { defineMethod } from '@niwaki/engine';
 import type { Site } from '@niwaki/nn';
 import { isNOfM } from './amount.ts';
 import { clearBelow, clearSmallest, cut, keepByRows } from './keep-entries.ts';
-import { checkSite, hostMatrix, prunedWeight, pruneOptions, type PruneMethodOptions, type Pruner } from './pruner.ts';
+import { checkSite, hostMatrix, prunedWeight, pruneOptions, prunerTraits, type PruneMethodOptions, type Pruner } from './pruner.ts';
 
 export interface MagnitudeOptions extends PruneMethodOptions {
   /**
@@ -38,9 +38,9 @@ export function magnitude(options: MagnitudeOptions = {}): Pruner {
   const method = defineMethod({
     kind: 'magnitude',
     options: { ...named, ...(isNOfM(amount) ? {} : { scope }) },
-    traits: { gives: ['dense-tile', 'encode'], claims: ['entries'] },
+    traits: prunerTraits(store),
     makes: 'weight',
-    validate: (site) => checkSite('magnitude', site, { amount, store, calibrated: false }),
+    validate: (site) => checkSite(site, amount),
     plan: async (sites: readonly Site[]): Promise<{ readonly cuts?: Cuts }> =>
       isNOfM(amount) || scope !== 'global' ? {} : { cuts: await globalCuts(sites, amount.sparsity) },
     make: async (site, { cuts }) => {

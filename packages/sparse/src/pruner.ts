@@ -1,15 +1,17 @@
-import { ConfigError, denseParameter, NumericError, tensor2d, type Tensor2D } from '@niwaki/tensor';
+import { ConfigError, denseParameter, NumericError, tensor2d, type Tensor2D, type Traits } from '@niwaki/tensor';
 import {
   csr,
   denseWeight,
   encodeGgufBlocks,
   ggufBlock,
+  isHalf,
   masked,
   nOfM,
   packCsr,
   packMask,
   packNOfM,
   rowsOfTensor,
+  storedValues,
   type Weight,
 } from '@niwaki/weights';
 import type { Collectors, Method } from '@niwaki/engine';
@@ -66,29 +68,20 @@ export function pruneOptions(
   return { amount, store, named: { ...amount, store } };
 }
 
-/** Whether a site can be pruned and stored so. Allocates nothing. */
-export function checkSite(
-  kind: string,
-  { path, point, weight }: Site,
-  { amount, store, calibrated }: { amount: Amount; store: Store; calibrated: boolean },
-): void {
+/** A mask goes over whatever can be written again; the other stores hold the numbers that are kept, and no rows by id. */
+export const prunerTraits = (store: Store): Traits =>
+  store === 'masked'
+    ? { needs: ['encode'], gives: ['encode', 'zeros'], keeps: ['floats', 'trains', 'lookup'] }
+    : {
+        needs: ['floats'],
+        gives: ['floats', 'encode', 'zeros'],
+        keeps: ['trains'],
+        help: { floats: "Prune before quantizing, or use store: 'masked'." },
+      };
+
+/** Whether a site can be pruned so. Allocates nothing. */
+export function checkSite({ path, weight }: Site, amount: Amount): void {
   if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to prune`, { path });
-  if (point === 'embedding' && (calibrated || store !== 'masked')) {
-    throw new ConfigError(
-      `${kind}: '${path}' looks rows up, ${calibrated ? 'and has no input to calibrate with' : `which store '${store}' does not give`}`,
-      {
-        path,
-        help: 'Leave embeddings out of `at`, or prune them by magnitude into a mask.',
-      },
-    );
-  }
-  if (store === 'masked' ? weight.matrix === undefined && weight.encode === undefined : !isDense(weight) && halfOf(weight) === undefined) {
-    throw new ConfigError(`${kind}: '${path}' holds ${weight.kind} codes, which store '${store}' cannot be made of`, {
-      path,
-      kind: weight.kind,
-      help: "Prune before quantizing, or use store: 'masked'.",
-    });
-  }
   checkAmount(path, weight.shape, amount);
 }
 
@@ -169,22 +162,7 @@ async function valuesLike(old: Weight, values: Float32Array, shape: readonly [nu
   }
 }
 
-interface Described {
-  readonly kind?: string;
-  readonly options?: unknown;
-}
-
-/** What holds the values of a weight, a mask or positions taken off. */
-function valuesOf({ kind, options }: Described): Described {
-  const { base, values } = (options ?? {}) as { readonly base?: Described; readonly values?: Described };
-  const inner = base ?? values;
-  return inner === undefined ? { ...(kind !== undefined && { kind }), options } : valuesOf(inner);
-}
-
-const isDense = (weight: Weight): boolean => valuesOf(weight).kind === 'dense';
-
 function halfOf(weight: Weight): 'F16' | 'BF16' | undefined {
-  const { kind, options } = valuesOf(weight);
-  const { format } = (options ?? {}) as { readonly format?: unknown };
-  return kind === 'gguf' && (format === 'F16' || format === 'BF16') ? format : undefined;
+  const values = storedValues(weight);
+  return isHalf(values) ? (values.options as { readonly format: 'F16' | 'BF16' }).format : undefined;
 }

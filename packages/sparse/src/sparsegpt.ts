@@ -2,7 +2,16 @@ import { ConfigError, type Tensor2D } from '@niwaki/tensor';
 import { createBreath, defineMethod, inputGram } from '@niwaki/engine';
 import { isNOfM } from './amount.ts';
 import { eliminate } from './eliminate.ts';
-import { checkSite, hostMatrix, prunedWeight, pruneOptions, type HostMatrix, type PruneMethodOptions, type Pruner } from './pruner.ts';
+import {
+  checkSite,
+  hostMatrix,
+  prunedWeight,
+  pruneOptions,
+  prunerTraits,
+  type HostMatrix,
+  type PruneMethodOptions,
+  type Pruner,
+} from './pruner.ts';
 import { momentsCache } from './second-moments.ts';
 
 export interface SparseGptOptions extends PruneMethodOptions {
@@ -41,11 +50,11 @@ export function sparsegpt(options: SparseGptOptions = {}): Pruner {
   const method = defineMethod({
     kind: 'sparsegpt',
     options: { ...named, damping, blockSize },
-    traits: { gives: ['dense-tile', 'encode'], claims: ['entries'] },
+    traits: prunerTraits(store),
     makes: 'weight',
     collect,
     walk: { advance: 'current' },
-    validate: (site) => checkSite('sparsegpt', site, { amount, store, calibrated: true }),
+    validate: (site) => checkSite(site, amount),
     make: async (site, _, statistics) => {
       const { factor, dead } = await moments(statistics!);
       const { shape, values } = await hostMatrix(site);

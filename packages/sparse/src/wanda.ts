@@ -2,7 +2,16 @@ import { type Tensor1D } from '@niwaki/tensor';
 import { defineMethod } from '@niwaki/engine';
 import { keepByRows } from './keep-entries.ts';
 import { inputSquares } from './input-statistics.ts';
-import { checkSite, hostMatrix, prunedWeight, pruneOptions, type HostMatrix, type PruneMethodOptions, type Pruner } from './pruner.ts';
+import {
+  checkSite,
+  hostMatrix,
+  prunedWeight,
+  pruneOptions,
+  prunerTraits,
+  type HostMatrix,
+  type PruneMethodOptions,
+  type Pruner,
+} from './pruner.ts';
 
 export type WandaOptions = PruneMethodOptions;
 
@@ -22,11 +31,11 @@ export function wanda(options: WandaOptions = {}): Pruner {
   const method = defineMethod({
     kind: 'wanda',
     options: named,
-    traits: { gives: ['dense-tile', 'encode'], claims: ['entries'] },
+    traits: prunerTraits(store),
     makes: 'weight',
     collect,
     walk: { advance: 'current' },
-    validate: (site) => checkSite('wanda', site, { amount, store, calibrated: true }),
+    validate: (site) => checkSite(site, amount),
     make: async (site, _, statistics) => {
       const matrix = await hostMatrix(site);
       const kept = keepByRows(await scores(matrix, statistics!), matrix.shape, amount);

@@ -247,7 +247,7 @@ function trainingRules<M>({ trained, shared, leaves, exactGradient, startsAtBase
       onTiny(async (model) => {
         await storeAs(model, 'Q4_0');
         const given = await bytesOf(siteParameters(model));
-        await expect(start(model)).rejects.toThrow(/needs the float matrix/);
+        await expect(start(model)).rejects.toMatchObject({ details: { token: 'floats' } });
         expect(await bytesOf(siteParameters(model))).toEqual(given);
       }, wide));
   }

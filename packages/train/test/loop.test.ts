@@ -462,8 +462,8 @@ describe('bad options', () => {
     [{ evaluate: { every: 0, run: async () => ({}) } }, /evaluate\.every/],
     [{ checkpoint: { folder: memoryFolder(), every: 0 } }, /checkpoint\.every/],
     [{ checkpoint: { folder: memoryFolder(), keep: 0 } }, /checkpoint\.keep/],
-    [{ commit: 'eager', accumulate: 2, clip: 0 }, /eager.*accumulate 2/],
-    [{ commit: 'eager', accumulate: 1, clip: 1 }, /eager.*clip 1/],
+    [{ commit: 'eager', accumulate: 2, clip: 0 }, /a step of 2 micro-batches needs .* which commit 'eager' does not give/],
+    [{ commit: 'eager', accumulate: 1, clip: 1 }, /'clip → .*' needs all gradients .* which commit 'eager' does not give/],
     [{ optimizer: { ...sgd({ learningRate: 1 }), learningRate: undefined as never }, schedule: undefined as never }, /no learning rate/],
   ] satisfies [object, RegExp][])('%o are refused before the first step', async (options, message) => {
     const model = await tinyLlama();

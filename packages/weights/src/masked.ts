@@ -20,6 +20,7 @@ import type { Call } from './call.ts';
 import { denseWeight } from './dense.ts';
 import { expectMask } from './entry-mask.ts';
 import { observe } from './observe.ts';
+import { isHalf } from './stored-values.ts';
 import type { Weight } from './weight.ts';
 
 /**
@@ -139,9 +140,3 @@ export const decodedMatMul = (x: Tensor2D, decode: () => Tensor): Tensor2D =>
 
 const someRows = (values: Tensor2D, rows: Range | undefined): Tensor2D =>
   rows === undefined ? values : slice(values, [rows[0], 0], [rows[1] - rows[0], values.shape[1]]);
-
-/** Two bytes an entry, and 0 is one of the values. */
-export const isHalf = ({ kind, options }: Weight): boolean => {
-  const { format } = (options ?? {}) as { readonly format?: unknown };
-  return kind === 'gguf' && (format === 'F16' || format === 'BF16');
-};

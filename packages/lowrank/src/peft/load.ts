@@ -1,5 +1,5 @@
 import { openSafetensors, parseJsonObject, type Folder, type SafetensorsFile } from '@niwaki/hub';
-import type { AdapterFile } from '@niwaki/engine';
+import { validateSites, type AdapterFile } from '@niwaki/engine';
 import { FormatError, NotFoundError, type Json } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
@@ -55,9 +55,14 @@ export async function loadAdapter(model: Model, source: AdapterSource, options: 
     const paths = [...content.sites.map(({ site }) => site), ...content.tokens.flatMap(({ target }) => target.sites)].map(
       ({ path }) => path,
     );
-    const { rewrites } = config.method;
-    refuseShared(model, paths, { rewrites: rewrites !== undefined, merged: mergedAdapters(model) });
-    if (rewrites !== undefined) for (const { site } of content.sites) config.method.validate?.(site, model);
+    const { method } = config;
+    refuseShared(model, paths, { method, merged: mergedAdapters(model) });
+    if (method.rewrites !== undefined)
+      validateSites(
+        method,
+        content.sites.map(({ site }) => site),
+        model,
+      );
     const { set, weights } = await restoreSet(file, model, config, content, { name, trainable, warn, warnings, signal });
     try {
       if (trainable) attachActive(model, set);

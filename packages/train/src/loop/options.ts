@@ -29,21 +29,10 @@ export function checkOptions(options: TrainOptions): Settings {
   if (options.evaluate !== undefined) whole('evaluate.every', options.evaluate.every);
   if (options.checkpoint?.every !== undefined) whole('checkpoint.every', options.checkpoint.every);
   if (options.checkpoint?.keep !== undefined) whole('checkpoint.keep', options.checkpoint.keep);
-  if (options.commit === 'eager') refuseEager({ accumulate, clip });
   return { batchSize, accumulate, clip, seed, maxRefused, steps, epochs: epochs ?? 1 };
 }
 
 function whole(name: string, value: number): void {
   if (Number.isInteger(value) && value >= 1) return;
   throw new ConfigError(`train: ${name} must be a whole number of at least 1, got ${value}`, { [name]: value });
-}
-
-function refuseEager({ accumulate, clip }: { accumulate: number; clip: number }): void {
-  const given = accumulate > 1 ? `accumulate ${accumulate}` : clip > 0 ? `clip ${clip}` : undefined;
-  if (given === undefined) return;
-  throw new ConfigError(`train: commit 'eager' applies each gradient at once, so it cannot have ${given}`, {
-    accumulate,
-    clip,
-    help: "Use commit: 'step' (the default), or drop clip and accumulate.",
-  });
 }

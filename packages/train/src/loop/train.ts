@@ -1,13 +1,14 @@
-import { AbortError, ConfigError, createDraw, NumericError, throwIfAborted, type Json } from '@niwaki/tensor';
+import { AbortError, ConfigError, createDraw, NumericError, refuse, throwIfAborted, type Json } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
-import { chain, clipByGlobalNorm, type Schedule, type Transform } from '@niwaki/optim';
+import { chain, clipByGlobalNorm, transformParty, type Schedule, type Transform } from '@niwaki/optim';
 import {
   blockwiseBackprop,
   causalLM,
+  check,
   createStep,
   disposeBatch,
-  type Estimator,
   type AdapterMethod,
+  type Estimator,
   type Objective,
   type Participant,
   type StepOptions,
@@ -78,6 +79,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
   const plan = data.plan({ batchSize, accumulate, seed });
   const steps = length.steps ?? length.epochs * plan.stepsPerEpoch;
   const optimizer = clip > 0 ? chain(clipByGlobalNorm(clip), options.optimizer) : options.optimizer;
+  refuse(check({ training: { optimizer: transformParty(optimizer), accumulate, ...(commit && { commit }) } }), { accumulate, clip });
   const rate = rateOf(options, steps);
   const step = createStep({ model, objective, optimizer, participants, ...(estimator && { estimator }), ...(commit && { commit }) });
   const meter = openMemoryMeter(model, step);
@@ -126,9 +128,9 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
             attempt,
             rate: learningRate,
             progress: attempt / steps,
+            steps,
             draw: createDraw(seed, attempt),
             // Eager updates cannot be taken back: such a step runs to its end.
-            steps,
             ...(signal && commit !== 'eager' && { signal }),
           });
         } finally {
@@ -175,14 +177,14 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
   }
 }
 
-/** Time left by the mean pace so far. */
-function createPace(steps: number): { remaining(): number } {
 /** What the adapters that train bring along. */
 const participantsOf = (model: Model): readonly Participant[] =>
   [...model.adapters.values()]
     .filter(({ sites }) => [...sites.values()].some(({ parameters }) => Object.values(parameters).some(({ trainable }) => trainable)))
     .flatMap((set) => (set.method as Partial<AdapterMethod>).participant?.(set) ?? []);
 
+/** Time left by the mean pace so far. */
+function createPace(steps: number): { remaining(): number } {
   const started = performance.now();
   let done = 0;
   return {

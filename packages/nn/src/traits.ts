@@ -1,0 +1,39 @@
+import type { Party, Token, Traits } from '@niwaki/tensor';
+import { weightTraits } from '@niwaki/weights';
+import type { Adapter, Point, Site } from './graph.ts';
+
+const ofMatrices: ReadonlySet<Point> = new Set(['linear', 'conv', 'embedding', 'head']);
+
+/** A site as it is, or as it was. */
+export type Place = Pick<Site, 'path' | 'point'> & { readonly [K in 'weight' | 'bias']?: Site[K] | undefined };
+
+/** What a site gives with what it stores now, and what it needs of that. */
+export function siteTraits({ point, weight, bias }: Place): Traits {
+  const gives: Token[] = [...(weight === undefined ? [] : (weightTraits(weight).gives ?? [])), 'base-values'];
+  if (point !== 'embedding') gives.push('inputs');
+  if (bias !== undefined) gives.push('bias');
+  return { gives, ...(point === 'embedding' && { needs: ['lookup'] as const }) };
+}
+
+export const siteParty = (site: Place): Party => ({
+  name: site.weight === undefined ? `'${site.path}'` : `'${site.path}' (${site.weight.kind})`,
+  traits: siteTraits(site),
+});
+
+/** What an adapter gives, read off what it has, and what it stands on. Around a module there is no matrix to change. */
+export function adapterTraits({ point, delta, merge, prompt, startsFrom }: Adapter): Traits {
+  if (!ofMatrices.has(point) || prompt !== undefined) return {};
+  const gives: Token[] = [];
+  if (merge !== undefined || delta !== undefined) gives.push('merge');
+  if (delta !== undefined) gives.push('delta');
+  return startsFrom === 'rewritten' ? { gives, claims: ['base-values'] } : { gives, needs: ['base-values'] };
+}
+
+/** @param name of the set */
+export const adapterParty = (name: string, path: string, adapter: Adapter): Party => ({
+  name: `adapter '${name}' (${adapter.kind}) at '${path}'`,
+  traits: adapterTraits(adapter),
+});
+
+/** Rows of one batch with different adapters. */
+export const mixing: Party = { name: 'a batch with an adapter for each row', traits: { needs: ['delta'] } };
