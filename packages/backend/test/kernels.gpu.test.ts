@@ -1,6 +1,7 @@
 import { init } from '@niwaki/backend';
 import {
   adamOp,
+  addRmsNormOp,
   allFinite,
   allFiniteOp,
   choose,
@@ -32,8 +33,15 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
     async (rows, width) => {
       const [x, weight, dy] = [floats([rows, width]), floats([width], 2), floats([rows, width], 3)];
       await expectParity(rmsNormOp as never, { x, weight }, { eps: 1e-5 });
+      await expectParity(addRmsNormOp as never, { x, delta: dy, weight }, { eps: 1e-5 });
       // Sums over up to 65 rows, each term good to a few units in the last place.
       await expectParity(rmsNormGradOp as never, { dy, x, weight }, { eps: 1e-5, weightGradient: true }, 1e-5);
+      await expectParity(
+        rmsNormGradOp as never,
+        { dy, x, weight, beside: floats([rows, width], 4) },
+        { eps: 1e-5, weightGradient: true },
+        1e-5,
+      );
       const [dx, ...rest] = await onGpu(rmsNormGradOp as never, { dy, x, weight }, { eps: 1e-5, weightGradient: false });
       expect(dx!.shape).toEqual([rows, width]);
       expect(rest).toEqual([]);
@@ -41,14 +49,16 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
   );
 
   test.each([
-    [1, 1, 2],
-    [7, 3, 8],
-    [65, 9, 64],
-  ])('rope of %i rows, %i heads of %i', async (rows, heads, d) => {
-    const x = floats([rows, heads, d]);
+    [1, 1, 1, 2],
+    [7, 3, 1, 8],
+    [65, 9, 3, 64],
+    [1000, 1, 2, 6],
+  ])('rope of %i rows, %i heads and %i of %i', async (rows, heads, kvHeads, d) => {
+    const q = floats([rows, heads, d]);
+    const k = floats([rows, kvHeads, d], 4);
     const cos = floats([rows, d / 2], 2);
     const sin = floats([rows, d / 2], 3);
-    for (const inverse of [false, true]) await expectParity(ropeOp as never, { x, cos, sin }, { inverse });
+    for (const inverse of [false, true]) await expectParity(ropeOp as never, { q, k, cos, sin }, { inverse });
   });
 
   test.each([[1], [7], [64], [65], [1000]])('swiglu of %i entries', async (n) => {

@@ -1,5 +1,6 @@
 import {
   adamOp,
+  addRmsNormOp,
   attentionGradOp,
   attentionOp,
   crossEntropyGradOp,
@@ -21,6 +22,7 @@ import { kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-builds.ts'
 
 const random = numbers(7);
 const lowRank = numbers(11);
+const residual = numbers(13);
 
 /** Reductions run in another order and exp is a polynomial: a few units in the last place of the largest entry. */
 const tolerance = 3e-6;
@@ -41,6 +43,8 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
   ] as const) {
     it(`normalizes ${rows} rows of ${width} entries and their gradients`, () => {
       expect(error(rmsNormOp, { x: random([rows, width]), weight: random([width]) }, { eps: 1e-5 })).toBeLessThan(tolerance);
+      const branch = { x: residual([rows, width]), delta: residual([rows, width]), weight: residual([width]) };
+      expect(error(addRmsNormOp, branch, { eps: 1e-5 })).toBeLessThan(tolerance);
       const inputs = (): { dy: Tensor; x: Tensor; weight: Tensor } => ({
         dy: random([rows, width]),
         x: random([rows, width]),
@@ -48,6 +52,9 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
       });
       expect(error(rmsNormGradOp, inputs(), { eps: 1e-5, weightGradient: true })).toBeLessThan(4 * tolerance);
       expect(error(rmsNormGradOp, inputs(), { eps: 1e-5, weightGradient: false })).toBeLessThan(4 * tolerance);
+      const [dy, x, stream] = [1, 2, 3].map(() => residual([rows, width])) as [Tensor, Tensor, Tensor];
+      const beside = { dy, x, weight: residual([width]), beside: stream };
+      expect(error(rmsNormGradOp, beside, { eps: 1e-5, weightGradient: true })).toBeLessThan(4 * tolerance);
     });
 
     it(`gates ${rows} rows of ${width} entries and their gradients`, () => {
@@ -101,15 +108,20 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
     });
   }
 
-  for (const [rows, heads, d] of [
-    [1, 1, 2],
-    [5, 3, 14],
-    [65, 2, 64],
+  for (const [rows, heads, kvHeads, d] of [
+    [1, 1, 1, 2],
+    [7, 3, 1, 14],
+    [65, 2, 2, 64],
+    [1000, 1, 3, 2],
   ] as const) {
-    it(`rotates ${heads} heads of ${d} entries in ${rows} rows, there and back`, () => {
+    it(`rotates ${heads} and ${kvHeads} heads of ${d} entries in ${rows} rows, there and back`, () => {
       for (const inverse of [false, true])
         expect(
-          error(ropeOp, { x: random([rows, heads, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) }, { inverse }),
+          error(
+            ropeOp,
+            { q: random([rows, heads, d]), k: random([rows, kvHeads, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) },
+            { inverse },
+          ),
         ).toBeLessThan(tolerance);
     });
   }

@@ -1,5 +1,6 @@
 import {
   adamOp,
+  addRmsNormOp,
   addN,
   attentionGradOp,
   attentionOp,
@@ -75,9 +76,18 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     'a product of one row': [matMul(random([1, 1500]), random([1500, 1501]))],
     sums: [sum(x), sum(x, 0), sum(x, 1)],
     'a sum of several': [addN([x, dy, mul(x, 0.5), mul(dy, 3)])],
-    norms: [...run(rmsNormOp, { x, weight }, { eps: 1e-5 }), ...run(rmsNormGradOp, { dy, x, weight }, { eps: 1e-5, weightGradient: true })],
+    norms: [
+      ...run(rmsNormOp, { x, weight }, { eps: 1e-5 }),
+      ...run(rmsNormGradOp, { dy, x, weight }, { eps: 1e-5, weightGradient: true }),
+      ...run(addRmsNormOp, { x, delta: dy, weight }, { eps: 1e-5 }),
+      ...run(rmsNormGradOp, { dy, x, weight, beside: dy }, { eps: 1e-5, weightGradient: true }),
+    ],
     gates: [...run(swigluOp, { gate: x, up: dy }, {}), ...run(swigluGradOp, { dy, gate: x, up: dy }, {})],
-    rotations: run(ropeOp, { x: random([rows, heads, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) }, { inverse: true }),
+    rotations: run(
+      ropeOp,
+      { q: random([rows, heads, d]), k: random([rows, 2, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) },
+      { inverse: true },
+    ),
     losses: [loss, logSumExp, ...run(crossEntropyGradOp, { dloss: loss, logits: x, targets, logSumExp }, {})],
     attention: [y, total, ...run(attentionGradOp, { ...sides, dy: random([2, time, heads, d]), y, logSumExp: total }, { scale: 0.2 })],
     Adam: run(

@@ -68,6 +68,14 @@ export function runModule<X extends Tensor>(
   return module(x, call);
 }
 
+/** Whether no adapter is around a place. */
+export function isBare({ path }: Site, call: Call, attached: Attached): boolean {
+  if (attached.adapters.size === 0) return true;
+  const chosen = call.view.adapters ?? attached.active;
+  const sets = isRowIndex(chosen) ? [...attached.adapters.values()] : setsOf(chosen, attached);
+  return !sets.some((set) => set.sites.has(path));
+}
+
 /** The sets that a call reads; none where each row has its own. */
 export function activeSets(call: Call, attached: Attached): readonly AdapterSet[] {
   if (attached.adapters.size === 0) return [];

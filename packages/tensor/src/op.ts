@@ -32,6 +32,33 @@ export function withGradient(
   })(...(inputs as Tensor[]));
 }
 
+/**
+ * The same for several results: `gradient` is given one dy for each, zeros where nothing came back. tfjs's engine runs and
+ * records such functions, while its `customGrad` refuses them.
+ */
+export function withGradients(
+  inputs: readonly Tensor[],
+  forward: (save: (tensors: Tensor[]) => void) => Tensor[],
+  gradient: (dys: Tensor[], saved: Tensor[]) => Tensor[],
+): Tensor[] {
+  const run = engine() as unknown as { runKernelFunc(call: CustomCall): Tensor[] };
+  return run.runKernelFunc({
+    inputs: Object.fromEntries(inputs.map((input, i) => [i, input])),
+    forwardFunc: (_, save) => forward(save),
+    backwardsFunc: (dys, saved) => {
+      const gradients = gradient(dys, saved);
+      return Object.fromEntries(inputs.map((_, i) => [i, () => gradients[i]!]));
+    },
+  });
+}
+
+/** What tfjs's engine takes for a function of more than one result. */
+interface CustomCall {
+  readonly inputs: NamedTensorMap;
+  forwardFunc(backend: unknown, save: (tensors: Tensor[]) => void): Tensor[];
+  backwardsFunc(dys: Tensor[], saved: Tensor[]): Readonly<Record<string, () => Tensor>>;
+}
+
 /** The same value, with no gradient behind it: a function of no inputs leaves no path on the tape. */
 export function stopGradient<T extends Tensor>(x: T): T {
   return withGradient(

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import {
   attention,
+  concat,
   crossEntropy,
   gradientsOf,
   loraTail,
@@ -9,6 +10,7 @@ import {
   mul,
   packBytes,
   packedMatMul,
+  residualNorm,
   rmsNorm,
   rope,
   softmax,
@@ -78,6 +80,8 @@ const attentionCase = (name: string, [batch, time, heads, kvHeads, d]: [number, 
 const shape: PackedShape = { format: 'Q8_0', out: 3, in: 32, blockSize: 32 };
 const blocks = Uint8Array.from({ length: 3 * 34 }, (_, i) => (i % 34 === 0 ? 0 : i % 34 === 1 ? 0x24 : (i * 37) & 255));
 
+const both = ({ stream, normed }: ReturnType<typeof residualNorm>): Tensor => concat([stream, normed], 1);
+
 const cases: Case[] = [
   ...[
     [1, 1],
@@ -103,8 +107,22 @@ const cases: Case[] = [
   },
   {
     name: 'rope, with a scaling in its tables',
-    inputs: [[5, 3, 6]],
-    run: (x) => rope(x as Tensor3D, tensor2d(wave([5, 3], 0.5), [5, 3]), tensor2d(wave([5, 3], 0.8), [5, 3])),
+    inputs: [
+      [5, 3, 6],
+      [5, 2, 6],
+    ],
+    run: (q, k) =>
+      concat([...rope(q as Tensor3D, k as Tensor3D, tensor2d(wave([5, 3], 0.5), [5, 3]), tensor2d(wave([5, 3], 0.8), [5, 3]))], 1),
+  },
+  {
+    name: 'residualNorm of a sum',
+    inputs: [[3, 7], [3, 7], [7]],
+    run: (x, delta, weight) => both(residualNorm(x as Tensor2D, delta as Tensor2D, weight as Tensor1D, { eps: 1e-5 })),
+  },
+  {
+    name: 'residualNorm of a stream as it is, with a frozen weight',
+    inputs: [[3, 7]],
+    run: (x) => both(residualNorm(x as Tensor2D, undefined, tensor1d(wave([7], 0.9)), { eps: 1e-5, weightGradient: false })),
   },
   ...boundsOf.map((bounds) => attentionCase(bounds.name, [2, 5, 4, 2, 3], bounds)),
   attentionCase('one head, one token', [1, 1, 1, 1, 1], causal),
@@ -216,11 +234,13 @@ describe('forward values', () => {
         [6, 4].map((value) => expect.closeTo(value / Math.sqrt(12.5), 6)),
       );
       expect([...swiglu(tensor1d([0, 1]), tensor1d([5, 2])).dataSync()]).toEqual([0, expect.closeTo(2 / (1 + Math.exp(-1)), 6)]);
-      const turned = rope(
+      const [turned, turnedKey] = rope(
+        tensor([1, 0, 0, 2], [1, 1, 4]) as Tensor3D,
         tensor([1, 0, 0, 2], [1, 1, 4]) as Tensor3D,
         tensor2d([0, Math.cos(1)], [1, 2]),
         tensor2d([1, Math.sin(1)], [1, 2]),
       );
+      expect([...turnedKey.dataSync()]).toEqual([...turned.dataSync()]);
       expect([...turned.dataSync()]).toEqual([0, -2 * Math.sin(1), 1, 2 * Math.cos(1)].map((value) => expect.closeTo(value, 6)));
     });
   });

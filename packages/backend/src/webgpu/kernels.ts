@@ -9,7 +9,7 @@ import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entr
 import { matMulKernel } from './kernels/mat-mul.ts';
 import { noiseKernel } from './kernels/noise.ts';
 import { packedMatMulKernel, packedRowsKernel } from './kernels/packed-matmul.ts';
-import { rmsNormGradKernel, rmsNormKernel } from './kernels/rms-norm.ts';
+import { addRmsNormKernel, rmsNormGradKernel, rmsNormKernel } from './kernels/rms-norm.ts';
 import { ropeKernel } from './kernels/rope.ts';
 import { cumprodKernel, cumsumKernel } from './kernels/scan.ts';
 import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
@@ -19,6 +19,7 @@ import { unwrittenKernel } from './kernels/unwritten.ts';
 
 const kernels: readonly Kernel[] = [
   adamKernel,
+  addRmsNormKernel,
   allFiniteKernel,
   attentionKernel,
   attentionGradKernel,

@@ -7,7 +7,7 @@ import { prefixRows, promptRows, shifted, withPrefixes } from '../lead.ts';
 import { runModule, runSite, type Attached } from '../run-site.ts';
 import type { StageSpec } from '../stage-parameters.ts';
 import type { DecoderConfig } from './config.ts';
-import { moduleOf, normSite, rmsNormOf, siteOf } from './parts.ts';
+import { branchOf, moduleOf, normSite, rmsNormOf, siteOf } from './parts.ts';
 import type { BlockWeights } from './weights.ts';
 
 /**
@@ -23,11 +23,9 @@ export function blockStage(
 ): StageSpec {
   const attend = selfAttention(config, weights, { path: `${path}.self_attn`, attached, layer });
   const mlp = gatedMlp(weights, { path: `${path}.mlp`, attached });
-  const norm = rmsNormOf(config, attached);
   const whole = moduleOf(path, 'block');
-  const norms = { input: normSite(weights.inputNorm), mlp: normSite(weights.mlpNorm) };
-  const normed = (site: Site, x: Tensor2D, weight: Parameter, call: Call): Tensor2D =>
-    runModule(site, x, (input) => norm(input, weight, call), call, attached);
+  const toAttention = branchOf(config, weights.inputNorm, attached);
+  const toMlp = branchOf(config, weights.mlpNorm, attached);
   const last = layer === config.layers - 1;
   return {
     path,
@@ -35,13 +33,14 @@ export function blockStage(
     writes: ['h'],
     constants: attend.streams,
     sites: [...attend.sites, ...mlp.sites],
-    modules: [whole, norms.input, attend.module, norms.mlp, mlp.module],
+    modules: [whole, normSite(weights.inputNorm), attend.module, normSite(weights.mlpNorm), mlp.module],
     couplings: couplingsOf(config, path),
     own: [weights.inputNorm, weights.mlpNorm, ...[weights.queryNorm, weights.keyNorm].filter((own) => own !== undefined)],
     run: (carry, call) => {
       const layers = (h: Tensor2D, own: Call): Tensor2D => {
-        const attended: Tensor2D = add(h, attend.run(normed(norms.input, h, weights.inputNorm, call), carry, call));
-        return add(attended, mlp.run(normed(norms.mlp, attended, weights.mlpNorm, call), own));
+        const first = toAttention(h, undefined, call);
+        const second = toMlp(first.stream, attend.run(first.normed, carry, call), call);
+        return add(second.stream, mlp.run(second.normed, own));
       };
       const out = runModule(whole, carry['h'] as Tensor2D, layers, call, attached);
       call.emit(path, out);
@@ -126,15 +125,16 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
   const run = (x: Tensor2D, carry: Carry, call: Call): Tensor2D => {
     const [batch, time] = (carry['to'] as Tensor2D).shape;
     const [cos, sin] = [carry['cos'] as Tensor2D, carry['sin'] as Tensor2D];
-    const rotated = (site: Site, count: number, headNorm: Parameter | undefined): Tensor4D => {
+    const headsOf = (site: Site, count: number, headNorm: Parameter | undefined): Tensor3D => {
       const y = runSite(site, x, call, attached);
       // The norm comes before the rotation, over each head alone.
       const normalized = headNorm === undefined ? y : norm(reshape(y, [batch * time * count, d]), headNorm, call);
-      return reshape(rope(reshape(normalized, [batch * time, count, d]) as Tensor3D, cos, sin), [batch, time, count, d]);
+      return reshape(normalized, [batch * time, count, d]);
     };
-    const queries = rotated(q, heads, weights.queryNorm);
+    const [turnedQ, turnedK] = rope(headsOf(q, heads, weights.queryNorm), headsOf(k, kvHeads, weights.keyNorm), cos, sin);
+    const queries: Tensor4D = reshape(turnedQ, [batch, time, heads, d]);
     const fresh = {
-      k: rotated(k, kvHeads, weights.keyNorm),
+      k: reshape(turnedK, [batch, time, kvHeads, d]) as Tensor4D,
       v: reshape(runSite(v, x, call, attached), [batch, time, kvHeads, d]) as Tensor4D,
     };
     const prefix = prefixRows(module, call, attached);

@@ -1,7 +1,7 @@
-import { rmsNorm, type Parameter, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
+import { add, residualNorm, rmsNorm, type Parameter, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
 import type { Call } from '@niwaki/weights';
 import type { Point, Site } from '../graph.ts';
-import { readOwn, type Attached } from '../run-site.ts';
+import { isBare, readOwn, runModule, type Attached } from '../run-site.ts';
 import type { DecoderConfig } from './config.ts';
 import type { Linear } from './weights.ts';
 
@@ -24,4 +24,26 @@ export const rmsNormOf =
   (x, weight, call) => {
     const { value, tracked } = readOwn(weight, call, attached);
     return rmsNorm(x, value as Tensor1D, { eps, weightGradient: tracked });
+  };
+
+/** What a branch of the residual stream reads, and the stream that its result is added to. */
+export interface Branch {
+  readonly stream: Tensor2D;
+  readonly normed: Tensor2D;
+}
+
+export type Branching = (x: Tensor2D, delta: Tensor2D | undefined, call: Call) => Branch;
+
+/**
+ * The family's norm of the stream, with what the branch before adds to it. One node where nothing is around the norm.
+ */
+export const branchOf =
+  ({ eps }: DecoderConfig, weight: Parameter, attached: Attached): Branching =>
+  (x, delta, call) => {
+    const { value, tracked } = readOwn(weight, call, attached);
+    const options = { eps, weightGradient: tracked };
+    const site = normSite(weight);
+    if (isBare(site, call, attached)) return residualNorm(x, delta, value as Tensor1D, options);
+    const stream: Tensor2D = delta === undefined ? x : add(x, delta);
+    return { stream, normed: runModule(site, stream, (input) => rmsNorm(input, value as Tensor1D, options), call, attached) };
   };

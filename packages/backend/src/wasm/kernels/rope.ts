@@ -5,14 +5,16 @@ import { runRows } from './entrywise.ts';
 import { wasmKernel } from './kernel.ts';
 
 export const ropeKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Readonly<Record<'x' | 'cos' | 'sin', TensorInfo>>, { inverse: boolean }>(
+  wasmKernel<Readonly<Record<'q' | 'k' | 'cos' | 'sin', TensorInfo>>, { inverse: boolean }>(
     device,
     ropeOp.kernelName,
-    ({ x, cos, sin }, { inverse }) => {
-      const [rows, heads, d] = x.shape as [number, number, number];
-      const y = device.output(x.shape);
-      runRows(device, 'rope', [...[x, cos, sin, y].map(device.address), rows, heads, d / 2, inverse ? -1 : 1], { rows, width: heads * d });
-      return y;
+    ({ q, k, cos, sin }, { inverse }) => {
+      const [rows, heads, d] = q.shape as [number, number, number];
+      const kvHeads = k.shape[1]!;
+      const outputs = [device.output(q.shape), device.output(k.shape)];
+      const args = [...[q, k, cos, sin, ...outputs].map(device.address), rows, heads, kvHeads, d / 2, inverse ? -1 : 1];
+      runRows(device, 'rope', args, { rows, width: (heads + kvHeads) * d });
+      return outputs;
     },
   ),
 ];

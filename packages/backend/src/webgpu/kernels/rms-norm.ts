@@ -1,8 +1,15 @@
-import { rmsNormGradOp, rmsNormOp } from '@niwaki/tensor';
+import { addRmsNormOp, rmsNormGradOp, rmsNormOp } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, release, type Kernel } from '../kernel.ts';
 import { fold } from '../program.ts';
-import { rmsNormBackward, rmsNormForward, rmsNormWeightGradient, weightColumns } from './rms-norm.wgsl.ts';
+import {
+  addRmsNormForward,
+  rmsNormBackward,
+  rmsNormBackwardBeside,
+  rmsNormForward,
+  rmsNormWeightGradient,
+  weightColumns,
+} from './rms-norm.wgsl.ts';
 
 export const rmsNormKernel: Kernel = kernelOf(rmsNormOp, ({ x, weight }, { eps }, backend) => {
   const [rows, width] = x.shape as [number, number];
@@ -10,14 +17,28 @@ export const rmsNormKernel: Kernel = kernelOf(rmsNormOp, ({ x, weight }, { eps }
   return [dispatch(backend, rmsNormForward, run).y];
 });
 
-export const rmsNormGradKernel: Kernel = kernelOf(rmsNormGradOp, ({ dy, x, weight }, { eps, weightGradient }, backend) => {
+export const addRmsNormKernel: Kernel = kernelOf(addRmsNormOp, ({ x, delta, weight }, { eps }, backend) => {
   const [rows, width] = x.shape as [number, number];
-  const { dx, reciprocal } = dispatch(backend, rmsNormBackward, {
-    inputs: { dy, x, weight },
-    outputs: { dx: { shape: x.shape }, reciprocal: { shape: [rows] } },
+  const { total, y } = dispatch(backend, addRmsNormForward, {
+    inputs: { x, delta, weight },
+    outputs: { total: { shape: x.shape }, y: { shape: x.shape } },
     uniforms: { rows, width, eps },
     groups: fold(rows),
   });
+  return [total, y];
+});
+
+export const rmsNormGradKernel: Kernel = kernelOf(rmsNormGradOp, ({ dy, x, weight, beside }, { eps, weightGradient }, backend) => {
+  const [rows, width] = x.shape as [number, number];
+  const run = {
+    outputs: { dx: { shape: x.shape }, reciprocal: { shape: [rows] } },
+    uniforms: { rows, width, eps },
+    groups: fold(rows),
+  };
+  const { dx, reciprocal } =
+    beside === undefined
+      ? dispatch(backend, rmsNormBackward, { ...run, inputs: { dy, x, weight } })
+      : dispatch(backend, rmsNormBackwardBeside, { ...run, inputs: { dy, x, weight, beside } });
   const gradients = [dx];
   if (weightGradient) {
     const inputs = { dy, x, reciprocal };

@@ -20,15 +20,29 @@ export const rmsNormForward: Program<'x' | 'weight', 'y', 'rows' | 'width' | 'ep
   for (var i = lane; i < u.width; i += LANES) { y[row + i] = x[row + i] * scale * weight[i]; }`,
 });
 
-/** One workgroup a row: dx, and the row's 1 / rms, which the gradient of the weight needs again. */
-export const rmsNormBackward: Program<'dy' | 'x' | 'weight', 'dx' | 'reciprocal', 'rows' | 'width' | 'eps'> = program({
-  key: 'rms-norm-grad',
-  inputs: { dy: 'f32', x: 'f32', weight: 'f32' },
-  outputs: { dx: 'f32', reciprocal: 'f32' },
+/** The same of a sum, which is kept. A thread reads again only what it wrote itself. */
+export const addRmsNormForward: Program<'x' | 'delta' | 'weight', 'total' | 'y', 'rows' | 'width' | 'eps'> = program({
+  key: 'add-rms-norm',
+  inputs: { x: 'f32', delta: 'f32', weight: 'f32' },
+  outputs: { total: 'f32', y: 'f32' },
   uniforms: { rows: 'u32', width: 'u32', eps: 'f32' },
   workgroup: lanes,
   declarations: sumOf,
   main: `
+  if (groupIndex >= u.rows) { return; }
+  let row = groupIndex * u.width;
+  var squares = 0.0;
+  for (var i = lane; i < u.width; i += LANES) {
+    let sum = x[row + i] + delta[row + i];
+    total[row + i] = sum;
+    squares += sum * sum;
+  }
+  let scale = inverseSqrt(sumOf(squares, lane) / f32(u.width) + u.eps);
+  for (var i = lane; i < u.width; i += LANES) { y[row + i] = total[row + i] * scale * weight[i]; }`,
+});
+
+/** `beside` is what is added to dx: an expression. */
+const backwardMain = (beside: string): string => `
   if (groupIndex >= u.rows) { return; }
   let row = groupIndex * u.width;
   var squares = 0.0;
@@ -39,8 +53,29 @@ export const rmsNormBackward: Program<'dy' | 'x' | 'weight', 'dx' | 'reciprocal'
   }
   let scale = inverseSqrt(sumOf(squares, lane) / f32(u.width) + u.eps);
   let pull = sumOf(along, lane) / f32(u.width) * scale * scale;
-  for (var i = lane; i < u.width; i += LANES) { dx[row + i] = scale * (dy[row + i] * weight[i] - x[row + i] * pull); }
-  if (lane == 0u) { reciprocal[groupIndex] = scale; }`,
+  for (var i = lane; i < u.width; i += LANES) { dx[row + i] = ${beside}scale * (dy[row + i] * weight[i] - x[row + i] * pull); }
+  if (lane == 0u) { reciprocal[groupIndex] = scale; }`;
+
+/** One workgroup a row: dx, and the row's 1 / rms, which the gradient of the weight needs again. */
+export const rmsNormBackward: Program<'dy' | 'x' | 'weight', 'dx' | 'reciprocal', 'rows' | 'width' | 'eps'> = program({
+  key: 'rms-norm-grad',
+  inputs: { dy: 'f32', x: 'f32', weight: 'f32' },
+  outputs: { dx: 'f32', reciprocal: 'f32' },
+  uniforms: { rows: 'u32', width: 'u32', eps: 'f32' },
+  workgroup: lanes,
+  declarations: sumOf,
+  main: backwardMain(''),
+});
+
+/** The same, added to the gradient that x got elsewhere. */
+export const rmsNormBackwardBeside: Program<'dy' | 'x' | 'weight' | 'beside', 'dx' | 'reciprocal', 'rows' | 'width' | 'eps'> = program({
+  key: 'rms-norm-grad-beside',
+  inputs: { dy: 'f32', x: 'f32', weight: 'f32', beside: 'f32' },
+  outputs: { dx: 'f32', reciprocal: 'f32' },
+  uniforms: { rows: 'u32', width: 'u32', eps: 'f32' },
+  workgroup: lanes,
+  declarations: sumOf,
+  main: backwardMain('beside[row + i] + '),
 });
 
 /** Columns and strips of rows that a workgroup sums at a time. */
