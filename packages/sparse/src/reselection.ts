@@ -13,7 +13,6 @@ import {
   where,
   zeros,
   zerosLike,
-  type Parameter,
   type Range,
   type Tensor,
   type Tensor1D,

@@ -12,7 +12,8 @@ import {
   type Parameter,
   type Tensor,
 } from '@niwaki/tensor';
-import { flatPlaces, packPlaces, placedParameters } from '@niwaki/weights';
+import { filesFolder, memoryFolderSink, openSafetensors } from '../../hub/src/index.ts';
+import { encodeGgufBlocks, flatPlaces, ggufBlock, packPlaces, placedParameters, rowsOf } from '@niwaki/weights';
 import type { AdapterSet, Model } from '@niwaki/nn';
 import { adamw, agedAdamw, beginEntries, lion, scaleByAgedAdam, sgd, sm3, type State, type Transform } from '@niwaki/optim';
 import {
@@ -25,12 +26,13 @@ import {
   type Objective,
   type Step,
 } from '@niwaki/engine';
-import { adapt, galore, loadAdapter, mergeAdapter, unmergeAdapter } from '../../lowrank/src/index.ts';
+import { adapt, galore, loadAdapter, mergeAdapter, saveAdapter } from '../../lowrank/src/index.ts';
+import { exactBatches, memoryFolder, train } from '../../train/src/index.ts';
 import { bytesOf, cloned, distance, logits, sizeOf } from '../../testing/src/contract-model.ts';
 import { trial } from '../../testing/src/transform-trial.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { exchange, largestProducts, leastOf } from '../src/drop-and-grow.ts';
-import { reselectionRate, spiel, spielParticipant, type SpielAdapter, type SpielOptions } from '../src/index.ts';
+import { adapterFiles, reselectionRate, spiel, spielParticipant, type SpielAdapter, type SpielOptions } from '../src/index.ts';
 
 const config = { num_hidden_layers: 1, hidden_size: 16, intermediate_size: 24 };
 const things: { dispose(): void }[] = [];
@@ -299,38 +301,32 @@ describe('the entries', () => {
     }
   });
 
-  it.each(['AG', 'MA'] as const)(
-    'come and go (%s): unique places, zeros at new ones, all else of the others bit for bit',
-    async (algorithm) => {
-      const optimizer = algorithm === 'AG' ? agedAdamw({ learningRate: 1 }) : sm3({ learningRate: 1, momentum: 0.5 });
-      const given = await ground({ algorithm, density: 0.05 }, { optimizer });
-      let exchanged = 0;
-      for (let t = 1; t <= 10; t++) {
-        // A copy of what the step does, without the exchange after it.
-        const before = entriesOf(given);
-        await given.run(1);
-        const after = entriesOf(given);
-        const rate = t % 4 === 2 ? reselectionRate({ policy: 'linear', initialRate: 0.2, accumulationSteps: 2 }, t, steps) : 0;
-        for (const [i, { places, values, state }] of after.entries()) {
-          expect(new Set(places).size).toBe(places.length);
-          const moved = places.flatMap((place, slot) => (place === before[i]!.places[slot] ? [] : [slot]));
-          expect(moved.length).toBeLessThanOrEqual(Math.floor(places.length * rate));
-          exchanged += moved.length;
-          for (const slot of moved) {
-            expect(values[slot]).toBe(0);
-            expect(before[i]!.places).not.toContain(places[slot]);
-          }
-          if (algorithm === 'AG') {
-            for (const [slot, age] of state['aged-adam.age']!.entries())
-              expect(age).toBe(moved.includes(slot) ? 2 : before[i]!.state['aged-adam.age']![slot]! + 1);
-          } else {
-            for (const slot of moved) expect(state['sm3.direction']![slot]).toBe(0);
-          }
+  it.each(['AG', 'MA'] as const)('come and go (%s): unique places, zeros and a young age at new ones', async (algorithm) => {
+    const optimizer = algorithm === 'AG' ? agedAdamw({ learningRate: 1 }) : sm3({ learningRate: 1, momentum: 0.5 });
+    const given = await ground({ algorithm, density: 0.05 }, { optimizer });
+    let exchanged = 0;
+    for (let t = 1; t <= 10; t++) {
+      const before = entriesOf(given);
+      await given.run(1);
+      const after = entriesOf(given);
+      const rate = t % 4 === 2 ? reselectionRate({ policy: 'linear', initialRate: 0.2, accumulationSteps: 2 }, t, steps) : 0;
+      for (const [i, { places, values, state }] of after.entries()) {
+        expect(new Set(places).size).toBe(places.length);
+        const moved = places.flatMap((place, slot) => (place === before[i]!.places[slot] ? [] : [slot]));
+        expect(moved.length).toBeLessThanOrEqual(Math.floor(places.length * rate));
+        exchanged += moved.length;
+        for (const slot of moved) {
+          expect(values[slot]).toBe(0);
+          expect(before[i]!.places).not.toContain(places[slot]);
         }
+        const age = state['aged-adam.age'] ?? [];
+        expect(age).toEqual(age.map((_, slot) => (moved.includes(slot) ? 2 : before[i]!.state['aged-adam.age']![slot]! + 1)));
+        const direction = state['sm3.direction'] ?? [];
+        expect(moved.map((slot) => direction[slot] ?? 0)).toEqual(moved.map(() => 0));
       }
-      expect(exchanged).toBeGreaterThan(20);
-    },
-  );
+    }
+    expect(exchanged).toBeGreaterThan(20);
+  });
 
   it('that stay keep value, moments and age of the step, bit for bit', async () => {
     const [choosing, fixed] = [
@@ -604,5 +600,125 @@ describe('spiel and its optimizer', () => {
     await expect(adapt(model, spiel(), { at: 'embed_tokens' })).rejects.toThrow(/linear maps, '.*embed_tokens' is a embedding/);
     await expect(adapt(model, spiel(), { at: 'lm_head' })).rejects.toThrow(/is a head/);
     await expect(adapt(model, spiel(), { at: 'attention.wq' })).rejects.toThrow();
+  });
+});
+
+describe('files and merges', () => {
+  const saved = async (options: SpielOptions): Promise<{ files: Map<string, Uint8Array>; given: Ground }> => {
+    const given = await ground({ density: 0.05, ...options });
+    await given.run(3);
+    const sink = memoryFolderSink();
+    await saveAdapter(given.set, sink);
+    return { files: sink.files, given };
+  };
+  const configOf = (files: ReadonlyMap<string, Uint8Array>): Record<string, unknown> =>
+    JSON.parse(new TextDecoder().decode(files.get('adapter_config.json'))) as Record<string, unknown>;
+
+  it("hold indices and values of the authors' fork of PEFT, in the order of training", async () => {
+    const { files, given } = await saved({ algorithm: 'AG', initialRate: 0.3 });
+    const written = configOf(files);
+    expect(written).toMatchObject({
+      peft_type: 'SFT',
+      density: 0.05,
+      num_tunable_weights: null,
+      selection_algorithm: 'rigl',
+      reselection_steps: 4,
+      selection_accumulation_steps: 2,
+      initial_reselection_rate: 0.3,
+      dtype: 'float32',
+      target_modules: ['q_proj', 'down_proj'],
+    });
+    const source = await filesFolder(files).open('adapter_model.safetensors');
+    const file = await openSafetensors(source!);
+    for (const [path, adapter] of given.set.sites as ReadonlyMap<string, SpielAdapter>) {
+      const name = `base_model.model.${path}.sft_delta`;
+      const { dtype, bytes } = await file.read(`${name}.indices`);
+      expect(dtype).toBe('I32');
+      const flat = [...new Int32Array(bytes.slice().buffer)];
+      expect(flat).toEqual([...flatPlaces(adapter.index.read().dataSync(), adapter.shape)]);
+      expect((written['num_deltas'] as Record<string, number>)[path]).toBe(flat.length);
+      expect([...new Float32Array((await file.read(`${name}.values`)).bytes.slice().buffer)]).toEqual(host(adapter.values.read()));
+    }
+    await file.close();
+  });
+
+  it('are refused where they are no places of the matrix', async () => {
+    const { files, given } = await saved({});
+    const [path] = [...given.set.sites.keys()];
+    const broken = (change: (flat: Int32Array) => void): Map<string, Uint8Array> => {
+      const bytes = files.get('adapter_model.safetensors')!.slice();
+      const length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
+      const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))) as Record<
+        string,
+        { data_offsets: [number, number] }
+      >;
+      const [from, to] = header[`base_model.model.${path}.sft_delta.indices`]!.data_offsets.map((offset) => offset + 8 + length);
+      const flat = new Int32Array(bytes.slice(from, to).buffer);
+      change(flat);
+      bytes.set(new Uint8Array(flat.buffer), from);
+      return new Map([...files, ['adapter_model.safetensors', bytes]]);
+    };
+    const other = await tinyLlama(config);
+    things.push(other);
+    const tensors = memory().numTensors;
+    const load = (from: ReadonlyMap<string, Uint8Array>): Promise<unknown> => loadAdapter(other, from, { types: adapterFiles });
+    await expect(load(broken((flat) => flat.fill(flat[0]!, 0, 2)))).rejects.toThrow(/an index twice/);
+    await expect(load(broken((flat) => flat.fill(256, 0, 1)))).rejects.toThrow(/no entry 256: its matrix is \[16, 16\]/);
+    await expect(load(broken((flat) => flat.fill(-1, 0, 1)))).rejects.toThrow(/no entry -1/);
+    const text = new TextEncoder().encode(JSON.stringify({ ...configOf(files), selection_algorithm: 'set' }));
+    await expect(load(new Map([...files, ['adapter_config.json', text]]))).rejects.toThrow(/'rigl' or 'sm3'/);
+    expect(memory().numTensors).toBe(tensors);
+    await load(files);
+    expect(await logits(other)).toEqual(await logits(given.model));
+  });
+
+  it('go into a quantized base only when told how, and say what was lost', async () => {
+    const model = await tinyLlama({ ...config, hidden_size: 32, head_dim: 8, intermediate_size: 32 });
+    things.push(model);
+    for (const { path, weight } of model.sites('all-linear'))
+      model.replace(path, ggufBlock(path, weight!.shape, 'Q4_0', await encodeGgufBlocks(path, weight!.shape, rowsOf(weight!), 'Q4_0')));
+    const set = await adapt(model, spiel({ ...fast, density: 0.05 }), { at: 'down_proj' });
+    const step = makeStep(model, set, agedAdamw({ learningRate: 1 }));
+    await step.run({ batches: [batchOf(rows)], attempt: 0, rate: 0.05, progress: 0, steps, draw: createDraw(0, 0) });
+    const before = await bytesOf(model.parameters().values());
+    await expect(mergeAdapter(model)).rejects.toThrow(/requantize/);
+    expect(await bytesOf(model.parameters().values())).toEqual(before);
+    const unmerged = await logits(model);
+    const { sites } = await mergeAdapter(model, undefined, { into: 'requantize' });
+    expect(sites.length).toBe(1);
+    expect(distance(await logits(model), unmerged)).toBeGreaterThan(1e-5);
+  });
+});
+
+describe('train', () => {
+  it('brings the choosing along, and resumes in the middle of an accumulation from its checkpoint bit for bit', async () => {
+    const given = Array.from({ length: 7 }, (_, i) => rows.map((row) => row.map((id) => (id + i) % 32)));
+    const start_ = async (): Promise<{ model: Model; set: AdapterSet }> => {
+      const model = await tinyLlama(config);
+      things.push(model);
+      return { model, set: await adapt(model, spiel({ ...fast, density: 0.05 }), { at: ['q_proj', 'down_proj'] }) };
+    };
+    const run = async (stops: readonly number[]): Promise<{ entries: number[][]; resumed: number }> => {
+      const folder = memoryFolder();
+      const { model, set } = await start_();
+      let resumed = 0;
+      for (const [i, stop] of [...stops, Infinity].entries()) {
+        const data = exactBatches(given, { vocabularySize: 32 });
+        const options = { data, optimizer: agedAdamw({ learningRate: 0.02 }), steps: 7, checkpoint: { folder, every: 1, resume: i > 0 } };
+        for await (const event of train(model, options)) {
+          resumed += event.kind === 'resume' ? 1 : 0;
+          if (event.kind === 'checkpoint' && event.step === stop) break;
+        }
+        // What is in memory is not what it goes on from.
+        if (stop !== Infinity) for (const { values } of adaptersOf(set)) values.write(zeros([...values.shape]));
+      }
+      return { entries: adaptersOf(set).map(({ index, values }) => [...host(index.read()), ...host(values.read())]), resumed };
+    };
+    const [whole, parts] = [await run([]), await run([1, 5])];
+    expect(parts.resumed).toBe(2);
+    expect(parts.entries).toEqual(whole.entries);
+    const { set } = await start_();
+    const first = adaptersOf(set).map(({ index }) => host(index.read()));
+    expect(whole.entries.map((own, i) => own.slice(0, first[i]!.length))).not.toEqual(first);
   });
 });

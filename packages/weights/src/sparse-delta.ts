@@ -121,6 +121,6 @@ const columns = (dy: Tensor2D, rows: Range | undefined): Tensor2D =>
 function gradientOf(dy: Tensor2D, x: Tensor2D): (rows?: Range) => Tensor2D {
   const [out, width] = [dy.shape[1], x.shape[1]];
   if (out * width > addressed) return (rows) => matMul(columns(dy, rows), x, true, false);
-  const whole = matMul(dy, x, true, false);
+  const whole: Tensor2D = matMul(dy, x, true, false);
   return (rows) => (rows === undefined || rows[1] - rows[0] === out ? whole : slice(whole, [rows[0], 0], [rows[1] - rows[0], width]));
 }
