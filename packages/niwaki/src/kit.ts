@@ -2,9 +2,9 @@ import { init } from '@niwaki/backend';
 import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
 import { adapt, bottleneck, compacter, frugal, galore, ia3, lora, prefixTuning, promptTuning, saveAdapter } from '@niwaki/lowrank';
-import { adamw, lion, schedules, sgd } from '@niwaki/optim';
+import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
 import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
-import { s2ft } from '@niwaki/sparse';
+import { s2ft, spiel } from '@niwaki/sparse';
 import { NotFoundError } from '@niwaki/tensor';
 import { diskFolder, runRecipe as runWith, type Recipe, type RecipeKit, type RecipeResult, type RunRecipeOptions } from '@niwaki/train';
 import { load, loadAdapter } from './load.ts';
@@ -37,6 +37,7 @@ export const recipeKit: RecipeKit = {
     bottleneck: (model, options, { at, seed, signal }) =>
       adapt(model, bottleneck(options as never), { at, seed, ...(signal && { signal }) }),
     s2ft: (model, options, { at, seed, signal }) => adapt(model, s2ft(options as never), { at, seed, ...(signal && { signal }) }),
+    spiel: (model, options, { at, seed, signal }) => adapt(model, spiel(options as never), { at, seed, ...(signal && { signal }) }),
     compacter: (model, options, { at, seed, signal }) => adapt(model, compacter(options as never), { at, seed, ...(signal && { signal }) }),
   },
   loadAdapter,
@@ -46,6 +47,8 @@ export const recipeKit: RecipeKit = {
     adamw: (options) => adamw(options as never),
     sgd: (options) => sgd(options as never),
     lion: (options) => lion(options as never),
+    agedAdamw: (options) => agedAdamw(options as never),
+    sm3: (options) => sm3(options as never),
     galore: (options) => galore(options as never),
     frugal: (options) => frugal(options as never),
   },

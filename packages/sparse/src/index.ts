@@ -12,3 +12,4 @@ export type { SliceStrategy } from './choose-slices.ts';
 export type { Slices } from './slices.ts';
 export { sftFile, spiel, spielParticipant, type SpielAdapter, type SpielOptions } from './spiel.ts';
 export { reselectionRate, type ReselectionOptions } from './reselection.ts';
+export { taskVectorOf, type SparseEntries } from './task-vector.ts';

@@ -32,7 +32,15 @@ import { bytesOf, cloned, distance, logits, sizeOf } from '../../testing/src/con
 import { trial } from '../../testing/src/transform-trial.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { exchange, largestProducts, leastOf } from '../src/drop-and-grow.ts';
-import { adapterFiles, reselectionRate, spiel, spielParticipant, type SpielAdapter, type SpielOptions } from '../src/index.ts';
+import {
+  adapterFiles,
+  reselectionRate,
+  spiel,
+  spielParticipant,
+  taskVectorOf,
+  type SpielAdapter,
+  type SpielOptions,
+} from '../src/index.ts';
 
 const config = { num_hidden_layers: 1, hidden_size: 16, intermediate_size: 24 };
 const things: { dispose(): void }[] = [];
@@ -640,6 +648,24 @@ describe('files and merges', () => {
       expect([...new Float32Array((await file.read(`${name}.values`)).bytes.slice().buffer)]).toEqual(host(adapter.values.read()));
     }
     await file.close();
+  });
+
+  it('come as sorted entries by parameter, which add up to the merged weights', async () => {
+    const { given } = await saved({});
+    const vector = await taskVectorOf(given.set);
+    expect([...vector.keys()]).toEqual([...given.set.sites.keys()].map((path) => `${path}.weight`));
+    for (const [path, adapter] of given.set.sites as ReadonlyMap<string, SpielAdapter>) {
+      const { shape, index, values } = vector.get(`${path}.weight`)!;
+      expect([...index]).toEqual([...index].sort((a, b) => a - b));
+      const dense = new Float32Array(shape[0]! * shape[1]!);
+      index.forEach((place, i) => (dense[place] = values[i]!));
+      const delta = adapter.delta().dense();
+      expect(host(delta)).toEqual([...dense]);
+      delta.dispose();
+      expect(values.every((value) => value !== 0)).toBe(true);
+    }
+    const mixed = { ...given.set, replaced: new Map([['model.norm.weight', adaptersOf(given.set)[0]!.values]]) };
+    await expect(taskVectorOf(mixed)).rejects.toThrow(/model\.norm\.weight/);
   });
 
   it('are refused where they are no places of the matrix', async () => {
