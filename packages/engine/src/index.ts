@@ -6,6 +6,7 @@ export * from './calibration/collector.ts';
 export * from './calibration/collect-inputs.ts';
 export * from './calibration/statistics.ts';
 export type { Replayed, Window } from './calibration/window.ts';
+export type { Fit, FitProgress, Penalty } from './calibration/fit.ts';
 export { createBreath } from './breath.ts';
 export * from './objective.ts';
 export * from './language.ts';

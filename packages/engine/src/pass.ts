@@ -38,7 +38,12 @@ export interface Pass {
   dispose(): void;
 }
 
-export function createPass(turn: Turn, route: Route): Pass {
+/** @param options `training` false: what noise a stage adds when it trains (dropout) is left out */
+export function createPass(
+  turn: Pick<Turn, 'batch' | 'view' | 'at' | 'draw' | 'wanted' | 'onGradient'>,
+  route: Route,
+  { training = true }: { readonly training?: boolean } = {},
+): Pass {
   const { stages, trained, dependent, uses } = route;
   const streams = new Map<string, Tensor>();
   /** Streams around stages that gradients go through: these are computed again, so nothing of theirs may go. */
@@ -65,7 +70,7 @@ export function createPass(turn: Turn, route: Route): Pass {
         view,
         at,
         draw: own,
-        training: true,
+        training,
         decisions,
         ...(watched === undefined ? {} : { watched }),
         ...(wanted === undefined ? {} : { wanted }),

@@ -16,7 +16,7 @@ export interface Route {
   readonly uses: ReadonlyMap<Parameter, readonly number[]>;
 }
 
-export function routeOf(model: Model, wrt: ReadonlySet<Parameter>): Route {
+export function routeOf(model: Pick<Model, 'stages'>, wrt: ReadonlySet<Parameter>): Route {
   const stages = model.stages();
   const uses = new Map<Parameter, number[]>();
   const trained = stages.map((stage, s) => {

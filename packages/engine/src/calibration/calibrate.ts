@@ -3,6 +3,8 @@ import type { Batch } from '@niwaki/weights';
 import type { Carry, Model, Site, Stage } from '@niwaki/nn';
 import { createBreath } from '../breath.ts';
 import type { Made, Method, Plan } from '../method.ts';
+import type { FitProgress } from './fit.ts';
+import { createLends } from './lends.ts';
 import { calibrationBatches, runStages, type CalibrationBatch } from './streams.ts';
 import { openWindow } from './window.ts';
 
@@ -14,8 +16,9 @@ export interface Walk {
   readonly stride?: number;
   /**
    * What enters the next window: 'current' (default) the outputs of the blocks as they are now, 'float' those of before
-   * they were replaced, 'both' the first as inputs and the second beside them. Activations are f32 on the device, rows ·
-   * width · 4 bytes over all batches: once with 'current', twice with 'float', up to four times with 'both'.
+   * they were replaced, 'both' the first as inputs, and what the float model gives behind the window beside them.
+   * Activations are f32 on the device, rows · width · 4 bytes over all batches: once with 'current', twice with 'float',
+   * up to three times with 'both'.
    */
   readonly advance?: 'current' | 'float' | 'both';
 }
@@ -32,6 +35,8 @@ export interface Calibrate {
   /** The model in float, where `model` holds replaced blocks already; needed to go on with 'float' and 'both'. */
   readonly reference?: Model;
   readonly onBlock?: (progress: BlockProgress) => void;
+  /** After each step of a method that fits its blocks. */
+  readonly onFit?: (progress: FitProgress) => void;
 }
 
 export interface BlockProgress {
@@ -69,55 +74,78 @@ export async function calibrate<P extends Plan>(job: CalibrationJob<P>): Promise
   checkData(job, advance);
   const { batches, dispose: disposeMasks } = await calibrationBatches(job.calibrate.batches);
   const floatStages = (reference ?? model).stages();
+  const lends = createLends(model);
   let inputs: Carry[] = [];
-  let floats: Carry[] | undefined;
-  let ahead: Carry[] | undefined;
+  /** The float model's streams, and the stage they enter. */
+  let floats: Carry[] = [];
+  let reached = windows[0]!.range[0];
+  let ahead: Carry[] = [];
   const run = (over: readonly Stage[], range: readonly [number, number], carries: readonly Carry[]): Promise<Carry[]> =>
     runAll(over, range, { carries, batches, kind: method.kind, ...(signal && { signal }) });
+  const runFloats = async (to: number): Promise<Carry[]> => run(floatStages, [reached, to], floats);
   try {
-    const start = windows[0]!.range[0];
     const nothing = batches.map((): Carry => ({}));
-    inputs = await run(advance === 'float' ? floatStages : stages, [0, start], nothing);
-    if (advance === 'both') floats = await run(floatStages, [0, start], nothing);
+    inputs = await run(advance === 'float' ? floatStages : stages, [0, reached], nothing);
+    if (advance === 'both') floats = await run(floatStages, [0, reached], nothing);
     for (const [w, { range, sites: inside }] of windows.entries()) {
       throwIfAborted(signal, method.kind);
       const next = windows[w + 1]?.range[0];
       const to = next ?? range[1];
       // Before anything is replaced: afterwards the float outputs of this window cannot be had.
-      if (advance === 'both') ahead = await run(floatStages, range, floats!);
       if (advance === 'float' && next !== undefined) ahead = await run(floatStages, [range[0], to], inputs);
-      await visitWindow(job, { range, sites: inside, batches, inputs, ...(floats && { floatInputs: floats, targets: ahead! }) });
+      if (advance === 'both') {
+        // Blocks without selected sites lie between the last window and this one.
+        if (reached < range[0]) [floats, reached] = [swap(floats, await runFloats(range[0])), range[0]];
+        ahead = await runFloats(range[1]);
+        // Behind a window that overlaps, the float streams are further on than what enters the next.
+        if (reached > range[0]) floats = swap(floats, []);
+      }
+      const leaving = new Set(inside.filter((site) => !stages.slice(to).some((stage) => stage.sites.includes(site))));
+      await visitWindow(job, {
+        range,
+        sites: inside,
+        leaving,
+        lends,
+        batches,
+        inputs,
+        ...(advance === 'both' && { targets: ahead, ...(floats.length > 0 && { floatInputs: floats }) }),
+      });
       if (next !== undefined) {
-        if (advance === 'float') inputs = swap(inputs, ahead!);
+        if (advance === 'float') [inputs, ahead] = [swap(inputs, ahead), []];
         else inputs = swap(inputs, await run(stages, [range[0], next], inputs));
-        if (advance === 'both') {
-          const same = next === range[1];
-          const reached = same ? ahead! : await run(floatStages, [range[0], next], floats!);
-          if (!same) ahead!.forEach(disposeCarry);
-          floats = swap(floats!, reached);
-        }
-        ahead = undefined;
+        if (advance === 'both') [floats, ahead, reached] = [swap(floats, ahead), [], range[1]];
       }
       onBlock?.({
         done: w + 1,
         total: windows.length,
         path: stages[to - 1]!.path,
         ...(to < stages.length ? { next: stages[to]!.path } : {}),
-        bytes: bytesOf([...inputs, ...(floats ?? [])]),
+        bytes: bytesOf([...inputs, ...floats]),
       });
     }
   } finally {
-    for (const carries of [inputs, floats ?? [], ahead ?? []]) carries.forEach(disposeCarry);
+    lends.dispose();
+    for (const carries of [inputs, floats, ahead]) carries.forEach(disposeCarry);
     disposeMasks();
   }
 }
 
 /** The method's part of one window: its own visit, or statistics once and then site by site. */
 async function visitWindow<P extends Plan>(
-  { model, method, plan, put, signal }: CalibrationJob<P>,
-  context: Pick<Parameters<typeof openWindow>[0], 'range' | 'sites' | 'batches' | 'inputs' | 'floatInputs' | 'targets'>,
+  { model, method, plan, put, signal, calibrate: { onFit } }: CalibrationJob<P>,
+  context: Pick<
+    Parameters<typeof openWindow>[0],
+    'range' | 'sites' | 'leaving' | 'lends' | 'batches' | 'inputs' | 'floatInputs' | 'targets'
+  >,
 ): Promise<void> {
-  const { window, close } = openWindow({ ...context, model, replace: put, kind: method.kind, ...(signal && { signal }) });
+  const { window, close } = openWindow({
+    ...context,
+    model,
+    replace: put,
+    kind: method.kind,
+    ...(signal && { signal }),
+    ...(onFit && { onFit }),
+  });
   try {
     if (method.visit !== undefined) return await method.visit(window, plan);
     const statistics = await window.collect(context.sites, method.collect ?? {});
@@ -173,7 +201,8 @@ export function sitesFrom(model: Model, sites: readonly Site[], from: string): r
 function checkData<P extends Plan>({ method, calibrate: { batches, from, reference } }: CalibrationJob<P>, advance: string): void {
   const { kind, walk } = method;
   if (batches.length === 0) throw new ConfigError(`${kind}: calibration needs at least one batch`, { batches: 0 });
-  const overlapping = walk?.stride !== undefined && walk.stride < (walk.width ?? 1);
+  // With 'both' the float streams run ahead of what is replaced, whatever overlaps.
+  const overlapping = advance === 'float' && walk?.stride !== undefined && walk.stride < (walk.width ?? 1);
   if (advance === 'current' || reference !== undefined || (from === undefined && !overlapping)) return;
   throw new ConfigError(`${kind} follows the float model, whose weights are gone from blocks that were replaced`, {
     from,

@@ -1,6 +1,7 @@
 import type { Batch } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
 import type { Collected, Collectors } from './collector.ts';
+import { createLends } from './lends.ts';
 import { calibrationBatches } from './streams.ts';
 import { openWindow } from './window.ts';
 
@@ -26,6 +27,8 @@ export async function collectInputs<C extends Collectors>(
     model,
     range: [0, model.stages().length],
     sites,
+    leaving: new Set(),
+    lends: createLends(model),
     batches: prepared.batches,
     inputs: prepared.batches.map(() => ({})),
     replace: () => {},

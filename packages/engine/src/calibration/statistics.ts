@@ -1,4 +1,4 @@
-import { abs, add, div, dispose, matMul, mul, sum, tidy, zeros, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
+import { abs, add, div, dispose, matMul, max, maximum, mul, sum, tidy, zeros, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
 import type { Site } from '@niwaki/nn';
 import type { Collector, CountedRows } from './collector.ts';
 
@@ -21,6 +21,16 @@ export function inputAbsMean(): Collector<Tensor1D> {
     init: (site) => ({ sum: zeros([widthOf(site)]) }),
     update: ({ sum: before }, x, rows) => ({ sum: add(before!, sum(abs(counted(x, rows)), 0)) }),
     finish: ({ sum: total }, count) => mean<Tensor1D>(total as Tensor1D, count),
+    release: dispose,
+  };
+}
+
+/** The largest |x| of each column of an input, f32 [in]. */
+export function inputAbsMax(): Collector<Tensor1D> {
+  return {
+    init: (site) => ({ most: zeros([widthOf(site)]) }),
+    update: ({ most: before }, x, rows) => ({ most: maximum(before!, max(abs(counted(x, rows)), 0)) }),
+    finish: ({ most }) => most as Tensor1D,
     release: dispose,
   };
 }

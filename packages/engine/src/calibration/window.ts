@@ -1,8 +1,11 @@
 import { ConfigError, dispose, keep, StateError, throwIfAborted, type Tensor } from '@niwaki/tensor';
+import type { Weight } from '@niwaki/weights';
 import type { Carry, Model, Site, Stage } from '@niwaki/nn';
 import { createBreath } from '../breath.ts';
 import type { Made } from '../method.ts';
 import type { Collected, Collectors, CollectorState } from './collector.ts';
+import { fitWindow, type Fit, type FitProgress } from './fit.ts';
+import type { Lends } from './lends.ts';
 import { rowsOf, runStages, type CalibrationBatch } from './streams.ts';
 import { inputGroups, watchInputs, type InputGroup } from './watch.ts';
 
@@ -20,6 +23,8 @@ export interface Window {
   readonly stages: readonly Stage[];
   /** Selected sites by distinct input, in the order they run. */
   readonly groups: readonly (readonly Site[])[];
+  /** Those of its sites that no later window has: what is not replaced now stays as it is. */
+  readonly leaving: ReadonlySet<Site>;
   /**
    * Statistics of the inputs of sites, with all replacements so far: one pass over the batches, each distinct input taken
    * once. Results live until the window ends. `of: 'float'` feeds what the float model gives instead (`advance: 'both'`).
@@ -29,8 +34,17 @@ export interface Window {
     collectors: C,
     options?: { readonly of?: 'inputs' | 'float' },
   ): Promise<ReadonlyMap<Site, Collected<C>>>;
-  /** Puts what was made at a site of the window; the driver owns it from now on. */
+  /** Puts what was made at a site of the window; the driver owns it from now on. Ends what was lent there. */
   replace(site: Site, made: Made): void;
+  /**
+   * Lets a weight stand in at a site, in this window and in later ones that share its block, until the site is replaced
+   * or the walk ends. The stored one stays beside it, and the model has it back however the walk ends. The driver's to free.
+   */
+  lend(site: Site, weight: Weight): void;
+  /** What stands in at a site now. */
+  lent(site: Site): Weight | undefined;
+  /** Optimizes parameters of the window's stages, so that what leaves it comes near to what left the float model (`advance: 'both'`). */
+  fit(fit: Fit): Promise<void>;
   /** Runs the window over every batch, in order. */
   replay(visit: (pass: Replayed) => void | Promise<void>): Promise<void>;
 }
@@ -44,21 +58,26 @@ export interface WindowContext {
   readonly inputs: readonly Carry[];
   readonly floatInputs?: readonly Carry[];
   readonly targets?: readonly Carry[];
+  readonly leaving: ReadonlySet<Site>;
+  readonly lends: Lends;
   readonly replace: (site: Site, made: Made) => void;
   readonly signal?: AbortSignal;
+  readonly onFit?: (progress: FitProgress) => void;
   readonly kind: string;
 }
 
 /** A window and what frees the results it gave. */
 export function openWindow(context: WindowContext): { readonly window: Window; close(): void } {
-  const { model, range, batches, inputs, floatInputs, targets, signal, kind } = context;
+  const { model, range, batches, inputs, floatInputs, targets, lends, signal, onFit, kind } = context;
   const stages = model.stages();
   const results: (() => void)[] = [];
   const breath = createBreath();
 
   const collect: Window['collect'] = async (sites, collectors, { of = 'inputs' } = {}) => {
     if (of === 'float' && floatInputs === undefined) {
-      throw new ConfigError(`${kind}: statistics of the float model need walk: { advance: 'both' }`, { method: kind });
+      throw new ConfigError(`${kind}: statistics of the float model need walk: { advance: 'both' }, and windows that do not overlap`, {
+        method: kind,
+      });
     }
     const entering = of === 'float' ? floatInputs! : inputs;
     const groups = inputGroups(sites, model);
@@ -86,7 +105,24 @@ export function openWindow(context: WindowContext): { readonly window: Window; c
       stages: stages.slice(...range),
       groups: inputGroups(context.sites, model).map(({ sites }) => sites),
       collect,
-      replace: context.replace,
+      leaving: context.leaving,
+      replace: (site, made) => {
+        const free = lends.take(site);
+        try {
+          context.replace(site, made);
+        } finally {
+          free();
+        }
+      },
+      lend: lends.lend,
+      lent: lends.of,
+      fit: async (fit) => {
+        if (targets === undefined) throw new ConfigError(`${kind}: fitting needs walk: { advance: 'both' }`, { method: kind });
+        await fitWindow(
+          { kind, stages: stages.slice(...range), batches, inputs, targets, ...(signal && { signal }), ...(onFit && { onFit }) },
+          fit,
+        );
+      },
       replay: async (visit) => {
         for (const [index, { call }] of batches.entries()) {
           throwIfAborted(signal, kind);
