@@ -105,6 +105,7 @@ export interface SharedTensors {
     tensors: ReadonlyMap<string, Tensor>,
     binding: Binding,
     ofSite: ReadonlyMap<string, ReadonlyMap<string, Tensor>>,
+    model: Model,
   ): ReadonlyMap<string, Adapter>;
 }
 

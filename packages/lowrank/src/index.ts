@@ -16,6 +16,7 @@ export { compacter, type CompacterOptions } from './compacter.ts';
 export { hypercomplex, type HypercomplexFactors } from './hypercomplex.ts';
 export { promptTuning, type PromptTuningOptions } from './prompt-tuning.ts';
 export { prefixTuning, type PrefixTuningOptions } from './prefix-tuning.ts';
+export { qst, type QstOptions } from './qst.ts';
 export { defaultTargetsOf, endsWithName, layerOf, targetSites, type TargetModules } from './targets.ts';
 export type { Warning } from './warning.ts';
 export { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';

@@ -1,7 +1,7 @@
 import { init } from '@niwaki/backend';
 import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
-import { adapt, bottleneck, compacter, frugal, galore, ia3, lora, prefixTuning, promptTuning, saveAdapter } from '@niwaki/lowrank';
+import { adapt, bottleneck, compacter, frugal, galore, ia3, lora, prefixTuning, promptTuning, qst, saveAdapter } from '@niwaki/lowrank';
 import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
 import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
 import { s2ft, spiel } from '@niwaki/sparse';
@@ -39,6 +39,7 @@ export const recipeKit: RecipeKit = {
     s2ft: (model, options, { at, seed, signal }) => adapt(model, s2ft(options as never), { at, seed, ...(signal && { signal }) }),
     spiel: (model, options, { at, seed, signal }) => adapt(model, spiel(options as never), { at, seed, ...(signal && { signal }) }),
     compacter: (model, options, { at, seed, signal }) => adapt(model, compacter(options as never), { at, seed, ...(signal && { signal }) }),
+    qst: (model, options, { at, seed, signal }) => adapt(model, qst(options as never), { at, seed, ...(signal && { signal }) }),
   },
   loadAdapter,
   saveAdapter,

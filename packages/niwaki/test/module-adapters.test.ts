@@ -12,6 +12,7 @@ import {
   nf4,
   prefixTuning,
   promptTuning,
+  qst,
   quantize,
   s2ft,
   train,
@@ -36,6 +37,7 @@ const kinds: Readonly<Record<string, Kind>> = {
   bottleneck: { make: () => bottleneck({ reduction: 4 }), at: outputs },
   's2ft, whose slices are drawn': { make: () => s2ft({ outputRatio: 0.25, downRatio: 0.25 }), at: ['o_proj', 'down_proj'] },
   'compacter with the norms': { make: () => compacter({ reduction: 4, division: 2 }), at: outputs },
+  'side tuning': { make: () => qst({ reduction: 2 }), at: '**' },
 };
 
 async function trained(

@@ -79,7 +79,8 @@ export async function restoreSet(
     if (content.shared !== undefined) {
       const tensors = new Map<string, Tensor>();
       for (const [slot, tensorName] of content.shared.names) tensors.set(slot, await read(tensorName));
-      for (const [path, adapter] of method.shared!.restore(content.shared.sites, tensors, binding, ofSite)) sites.set(path, own(adapter));
+      for (const [path, adapter] of method.shared!.restore(content.shared.sites, tensors, binding, ofSite, model))
+        sites.set(path, own(adapter));
     }
     for (const { target, name: tensorName } of content.tokens) {
       for (const [path, adapter] of trainableTokens(target, (await read(tensorName)) as Tensor2D, name)) sites.set(path, own(adapter));
