@@ -14,6 +14,7 @@ export interface CompensatedRoundingOptions {
   readonly bits: AffineBits;
   readonly groupSize: number;
   readonly grid: AffineGrid;
+  readonly mse?: boolean;
   /** Steps decided beforehand, [out, groups]; default: of the compensated values as each group begins. */
   readonly steps?: readonly AffineStep[];
   readonly breath: () => Promise<void>;
@@ -30,7 +31,7 @@ export async function compensatedRounding(
   u: Float64Array,
   options: CompensatedRoundingOptions,
 ): Promise<CompensatedRounding> {
-  const { shape, bits, groupSize, grid, breath } = options;
+  const { shape, bits, groupSize, grid, mse = false, breath } = options;
   const [out, n] = shape;
   const groups = n / groupSize;
   const codes = new Uint8Array(out * n);
@@ -46,7 +47,7 @@ export async function compensatedRounding(
       for (let i = from; i < to; i++) {
         const group = row * groups + Math.floor(i / groupSize);
         if (options.steps === undefined && i % groupSize === 0) {
-          steps[group] = affineStep(w, [base + i, base + i + groupSize], { bits, grid });
+          steps[group] = affineStep(w, [base + i, base + i + groupSize], { bits, grid, mse });
         }
         const step = steps[group]!;
         const code = affineCode(w[base + i]!, step, bits);

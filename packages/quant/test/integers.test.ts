@@ -161,6 +161,14 @@ describe('integer methods', () => {
   });
 
   it.each([
+    ['rtn', rtn],
+    ['gptq', gptq],
+  ] as const)('of 2 bits lose less where the range of a group may shrink (%s)', async (_, method) => {
+    const options = { bits: 2, groupSize: 32 } as const;
+    expect(await errorOf(method({ ...options, mse: true }))).toBeLessThan(await errorOf(method(options)));
+  });
+
+  it.each([
     ['gptq', gptq({ bits: 8, groupSize: 16, actOrder: true })],
     ['awq', awq({ bits: 8, groupSize: 16 })],
   ] as const)('keep columns where they belong (%s)', async (_, method) => {
@@ -239,6 +247,7 @@ describe('integer methods', () => {
     expect(() => rtn({ bits: 5 as never })).toThrow(/bits must be one of 2, 3, 4, 8, got 5/);
     expect(() => rtn({ groupSize: 0 })).toThrow(/groupSize must be a whole number from 1, or 'row', got 0/);
     expect(() => rtn({ symmetric: 'yes' as never })).toThrow(/symmetric must be true, false, 'gptq' or 'torchao', got "yes"/);
+    expect(() => rtn({ mse: 1 as never })).toThrow(/mse must be true or false, got 1/);
     expect(() => gptq({ damping: 0 })).toThrow(/damping must be between 0 and 1, got 0/);
     expect(() => gptq({ damping: NaN })).toThrow(ConfigError);
     expect(() => awq({ clip: 1 as never })).toThrow(/clip must be true or false, got 1/);
@@ -246,17 +255,19 @@ describe('integer methods', () => {
     const batches = batchesOf();
     await expect(quantize(model, rtn({ groupSize: 64 }))).rejects.toThrow(/rows of 32.*got 64/);
     await expect(quantize(model, gptq({ groupSize: 32 }))).rejects.toThrow(/needs calibration batches/);
-    await expect(quantize(model, awq({ groupSize: 32 }), { at: 'embed_tokens', calibrate: { batches } })).rejects.toThrow(/does not give \(inputs\)/);
+    await expect(quantize(model, awq({ groupSize: 32 }), { at: 'embed_tokens', calibrate: { batches } })).rejects.toThrow(
+      /does not give \(inputs\)/,
+    );
     batches.forEach(disposeBatch);
     model.dispose();
   });
 
   it('are their own recipes', () => {
     expect(JSON.stringify(rtn({ bits: 8, groupSize: 'row', symmetric: true }))).toBe(
-      '{"kind":"rtn","options":{"bits":8,"groupSize":"row","symmetric":true}}',
+      '{"kind":"rtn","options":{"bits":8,"groupSize":"row","symmetric":true,"mse":false}}',
     );
     expect(JSON.stringify(gptq({ bits: 3 }))).toBe(
-      '{"kind":"gptq","options":{"bits":3,"groupSize":64,"symmetric":false,"damping":0.01,"actOrder":false,"sequential":true}}',
+      '{"kind":"gptq","options":{"bits":3,"groupSize":64,"symmetric":false,"mse":false,"damping":0.01,"actOrder":false,"sequential":true}}',
     );
     expect(JSON.stringify(awq())).toBe('{"kind":"awq","options":{"bits":4,"groupSize":64,"clip":true}}');
   });

@@ -32,11 +32,21 @@ export const roundToEven = (x: number): number => x + 6755399441055744 - 6755399
 
 const clamp = (x: number, least: number, most: number): number => (x < least ? least : x > most ? most : x);
 
+export interface AffineStepOptions {
+  readonly bits: AffineBits;
+  readonly grid: AffineGrid;
+  /**
+   * Shrink the range where that is better: of 1, 0.99, … 0.21 of it, what Σ |error|^2.4 is least for, as in GPTQ's
+   * quantizer. About 40 times the work. Default false: the whole range.
+   */
+  readonly mse?: boolean;
+}
+
 /** Scale and zero of the values [from, to) of an array, all finite; f32 arithmetic throughout. */
 export function affineStep(
   values: ArrayLike<number>,
   [from, to]: readonly [from: number, to: number],
-  { bits, grid }: { readonly bits: AffineBits; readonly grid: AffineGrid },
+  { bits, grid, mse = false }: AffineStepOptions,
 ): AffineStep {
   let least = Infinity;
   let most = -Infinity;
@@ -45,7 +55,29 @@ export function affineStep(
     if (value < least) least = value;
     if (value > most) most = value;
   }
-  return stepOfRange(fround(least), fround(most), { bits, grid });
+  const whole = stepOfRange(fround(least), fround(most), { bits, grid });
+  if (!mse) return whole;
+  let [best, bestError] = [whole, errorOf(values, [from, to], { step: whole, bits, most: Infinity })];
+  for (let i = 1; i < 80; i++) {
+    const part = 1 - i / 100;
+    const step = stepOfRange(fround(part * least), fround(part * most), { bits, grid });
+    const error = errorOf(values, [from, to], { step, bits, most: bestError });
+    if (error < bestError) [best, bestError] = [step, error];
+  }
+  return best;
+}
+
+/** Σ |error|^2.4 over the values [from, to), or the first partial sum that is over `most`. */
+function errorOf(
+  values: ArrayLike<number>,
+  [from, to]: readonly [from: number, to: number],
+  { step, bits, most }: { readonly step: AffineStep; readonly bits: AffineBits; readonly most: number },
+): number {
+  let total = 0;
+  for (let i = from; i < to && total <= most; i++) {
+    total += Math.abs(affineValue(affineCode(values[i]!, step, bits), step) - values[i]!) ** 2.4;
+  }
+  return total;
 }
 
 function stepOfRange(least: number, most: number, { bits, grid }: { readonly bits: AffineBits; readonly grid: AffineGrid }): AffineStep {

@@ -22,6 +22,8 @@ export interface EncodeAffineOptions {
   /** Entries of a row that share a scale; divides the row. */
   readonly groupSize: number;
   readonly grid: AffineGrid;
+  /** Shrink each group's range where that is better, as in `affineStep`. */
+  readonly mse?: boolean;
 }
 
 /**
@@ -33,7 +35,7 @@ export async function encodeAffine(
   name: string,
   shape: readonly [out: number, in_: number],
   rows: RowReader,
-  { bits, groupSize, grid }: EncodeAffineOptions,
+  { bits, groupSize, grid, mse = false }: EncodeAffineOptions,
 ): Promise<AffineParts> {
   const entries = shape[0] * shape[1];
   const codes = new Uint8Array(packedBytes(entries, bits));
@@ -43,7 +45,7 @@ export async function encodeAffine(
     expectFinite(values, name, shape[1], first);
     const run = new Uint8Array(values.length);
     for (let at = 0; at < values.length; at += groupSize) {
-      const step = affineStep(values, [at, at + groupSize], { bits, grid });
+      const step = affineStep(values, [at, at + groupSize], { bits, grid, mse });
       const group = (first + at) / groupSize;
       scales[group] = step.scale;
       if (zeros !== undefined) zeros[group] = step.zero;

@@ -1,6 +1,16 @@
 import { describe, expect, it } from 'vitest';
 import { ConfigError, createDraw, decodePacked, FormatError, memory, noise, NumericError, tensor2d, type AffineBits } from '@niwaki/tensor';
-import { affine, disposeWeight, encodeAffine, rowsOfTensor, weightBytes, type AffineGrid, type Weight } from '../src/index.ts';
+import {
+  affine,
+  affineStep,
+  disposeWeight,
+  encodeAffine,
+  rowsOfTensor,
+  weightBytes,
+  type AffineGrid,
+  type AffineStep,
+  type Weight,
+} from '../src/index.ts';
 
 type Options = { bits: AffineBits; groupSize: number; grid: AffineGrid };
 
@@ -84,6 +94,21 @@ describe('affine codes', () => {
     const weight = await encoded([[0, 0, 0, 0]], { bits: 3, groupSize: 4, grid });
     expectClose(await dense(weight), [0, 0, 0, 0]);
     disposeWeight(weight);
+  });
+
+  it('shrink the range of a group where that loses less, and nowhere else', () => {
+    const options = { bits: 2, grid: 'asymmetric' } as const;
+    const error = (values: number[], { scale, zero }: AffineStep): number =>
+      values.reduce((total, w) => total + Math.abs(scale * (Math.min(3, Math.max(0, Math.round(w / scale) + zero)) - zero) - w) ** 2.4, 0);
+    // -1, 0, 1 and 2 are codes of the step 1, and 2.4 is not.
+    const far = [-1, 0, 1, -1, 0, 1, 2, 2.4];
+    const [whole, shrunk] = [affineStep(far, [0, 8], options), affineStep(far, [0, 8], { ...options, mse: true })];
+    expect(whole.scale).toBeCloseTo(3.4 / 3, 6);
+    expect(error(far, shrunk)).toBeLessThan(0.7 * error(far, whole));
+    for (let i = 0; i < 80; i++)
+      expect(error(far, { scale: ((1 - i / 100) * 3.4) / 3, zero: 1 })).toBeGreaterThan(0.999 * error(far, shrunk));
+    const even = [-1, 0, 1, 2, -1, 0, 1, 2];
+    expect(affineStep(even, [0, 8], { ...options, mse: true })).toEqual(affineStep(even, [0, 8], options));
   });
 
   it('of three bits take three bits', async () => {
