@@ -57,6 +57,7 @@ export default defineConfig({
             { text: 'GaLore', link: '/methods/galore' },
             { text: 'FRUGAL', link: '/methods/frugal' },
             { text: 'LISA', link: '/methods/lisa' },
+            { text: 'S²FT', link: '/methods/s2ft' },
           ],
         },
       ],

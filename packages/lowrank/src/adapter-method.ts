@@ -7,7 +7,8 @@ export type { AdapterMethod, Binding, FileFields, Restored, SharedTensors, Store
 
 /** A set in PEFT form: what `adapt` and `loadAdapter` return and `saveAdapter` writes. */
 export interface PeftSet extends AdapterSet {
-  readonly method: AdapterMethod;
+  /** Another one after `swapAdapter`: the options that the values of now go with. */
+  method: AdapterMethod;
   /** What a file says is targeted. */
   readonly targets: TargetModules;
   readonly fields: FileFields;

@@ -26,6 +26,7 @@ export * from './peft/errors.ts';
 export { forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeAdapter, type MergeReport } from './merge.ts';
 export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
 export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';
+export { swapAdapter, type SwapOptions } from './swap.ts';
 export { combineAdapters, type Combined, type CombineOptions } from './combine.ts';
 export { galore, projectGradients, type GaloreOptions, type ProjectionOptions } from './galore.ts';
 export { frugal, splitGradients, type FrugalOptions, type SplitOptions } from './frugal.ts';

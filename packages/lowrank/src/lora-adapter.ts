@@ -10,7 +10,9 @@ export interface ScalableAdapter extends Adapter {
 
 export interface LoraAdapter extends ScalableAdapter {
   readonly rank: number;
-  readonly alpha: number;
+  /** Changes when the values are swapped for those of another adapter. */
+  alpha: number;
+  readonly rslora: boolean;
   /** strength·alpha/rank, or over sqrt(rank). */
   readonly scale: number;
   /**

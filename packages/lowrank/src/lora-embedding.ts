@@ -32,13 +32,14 @@ export interface EmbeddingValues {
  * Bytes: 4·rank·(vocabulary + width), and as much again for A's gradient, which is dense. No dropout: ids have none.
  */
 export function loraEmbedding(spec: LoraSpec, values: EmbeddingValues): LoraAdapter {
-  const { path, point, name, rank, alpha, rslora } = spec;
+  const { path, point, name, rank, rslora } = spec;
   const parameter = (slot: string, value: Tensor, role: Parameter['role']): Parameter => adapterParameter(path, name, slot, value, role);
   const a = parameter('lora_embedding_A', values.a, 'adapterA');
   const b = parameter('lora_embedding_B', values.b, 'adapterB');
   const magnitude = values.magnitude && parameter('lora_magnitude_vector', values.magnitude, 'magnitude');
   const norm = values.magnitude && parameter('lora_norm', values.magnitude.clone(), 'statistic');
   const normOf = norm && cachedNorm(norm, { a, b }, (weight, factors, s) => columnNorms(weight, tableFactors(factors), s));
+  let { alpha } = spec;
   let strength = 1;
   const scale = (): number => strength * loraScale(alpha, rank, rslora);
 
@@ -52,7 +53,13 @@ export function loraEmbedding(spec: LoraSpec, values: EmbeddingValues): LoraAdap
       ...(norm && { norm }),
     },
     rank,
-    alpha,
+    rslora,
+    get alpha() {
+      return alpha;
+    },
+    set alpha(value: number) {
+      alpha = value;
+    },
     get strength() {
       return strength;
     },

@@ -40,7 +40,7 @@ export interface LinearValues {
  * Bytes: 4·rank·(in + out), and 8·out more for DoRA. Kept for the backward pass: x, x·Aᵀ, and DoRA's [rows, out] product.
  */
 export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
-  const { path, point, name, rank, alpha, rslora, dropout, ownBias } = spec;
+  const { path, point, name, rank, rslora, dropout, ownBias } = spec;
   const parameter = (slot: string, value: Tensor, role: Parameter['role']): Parameter => adapterParameter(path, name, slot, value, role);
   const a = parameter('lora_A.weight', values.a, 'adapterA');
   const b = parameter('lora_B.weight', values.b, 'adapterB');
@@ -52,6 +52,7 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
     a: parameter('lora_A0', values.start.a, 'statistic'),
     b: parameter('lora_B0', values.start.b, 'statistic'),
   };
+  let { alpha } = spec;
   let strength = 1;
   const scale = (): number => strength * loraScale(alpha, rank, rslora);
 
@@ -105,7 +106,13 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
       ...(start && { lora_A0: start.a, lora_B0: start.b }),
     },
     rank,
-    alpha,
+    rslora,
+    get alpha() {
+      return alpha;
+    },
+    set alpha(value: number) {
+      alpha = value;
+    },
     get strength() {
       return strength;
     },
