@@ -10,6 +10,7 @@ export const options = {
   threads: { type: 'string', default: '2' },
   device: { type: 'string', default: 'wasm' },
   base: { type: 'string', default: 'q4_1' },
+  activations: { type: 'string', default: 'exact' },
 };
 
 export async function run(values) {
@@ -20,7 +21,7 @@ export async function run(values) {
   let started = performance.now();
   let promptSeconds = 0;
   const warm = 4;
-  for await (const { index } of generate(model, ids(length), { maxNewTokens: steps + warm, stopIds: [] })) {
+  for await (const { index } of generate(model, ids(length), { maxNewTokens: steps + warm, stopIds: [], activations: values.activations })) {
     const now = performance.now();
     if (index === 0) promptSeconds = (now - started) / 1000;
     if (index >= warm) seconds.push((now - started) / 1000);
@@ -30,6 +31,7 @@ export async function run(values) {
     job: 'decode',
     device: description,
     base: values.base,
+    activations: values.activations,
     length,
     tokensPerSecond: 1 / median(seconds),
     bestTokensPerSecond: 1 / Math.min(...seconds),

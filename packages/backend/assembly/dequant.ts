@@ -16,8 +16,8 @@ export const Q4_1: i32 = 5;
 export const Q8_0: i32 = 6;
 export const Q4_K: i32 = 7;
 export const Q6_K: i32 = 8;
-const AFFINE: i32 = 9;
-const AFFINE_SYMMETRIC: i32 = 10;
+export const AFFINE: i32 = 9;
+export const AFFINE_SYMMETRIC: i32 = 10;
 
 /** Where, after the addresses, the codebook lies once more: byte 0 of all its 16 values, then their bytes 1, 2 and 3. */
 export const PLANES: usize = 64;
@@ -38,6 +38,8 @@ export class Parts {
   zeros: usize;
   /** Bits of one affine code. */
   bits: u32;
+  /** What a codebook's integers are multiples of, where it was rounded to such. */
+  unit: f32;
 }
 
 /**

@@ -2,12 +2,13 @@
 // @ts-ignore: decorator
 @inline
 export function halves(bits: v128): v128 {
-  const magnitude = i32x4.shl(v128.and(bits, i32x4.splat(0x7fff)), 13);
-  // The exponent's bias differs by 112: a product with 2^112 is exact, and turns subnormal halves into normal floats.
-  const value = f32x4.mul(magnitude, f32x4.splat(5.192296858534828e33));
-  const special = v128.and(i32x4.ge_s(magnitude, i32x4.splat(0x0f800000)), i32x4.splat(0x7f800000));
-  const sign = i32x4.shl(v128.and(bits, i32x4.splat(0x8000)), 16);
-  return v128.or(v128.or(value, special), sign);
+  // The sign stays on top; the exponent's bias differs by 112: a product with 2^112 is exact, and turns subnormal halves
+  // into normal floats.
+  const moved = v128.and(i32x4.shr_s(i32x4.shl(bits, 16), 3), i32x4.splat(0x8fffffff));
+  const value = f32x4.mul(moved, f32x4.splat(5.192296858534828e33));
+  // Infinities and NaN came out as numbers of 2^16 and more.
+  const top = i32x4.splat(0x0f800000);
+  return v128.or(value, v128.and(i32x4.eq(v128.and(moved, top), top), i32x4.splat(0x7f800000)));
 }
 
 /** The half stored at an address. */

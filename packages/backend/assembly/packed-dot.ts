@@ -5,7 +5,7 @@
  */
 import { CODEBOOK4, CODEBOOK4_NESTED, blockScale, Parts, PLANES, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, sixBitMin, sixBitScale } from './dequant';
 import { half, halves } from './half';
-import { laneSum, least, lookup, madd } from './lanes';
+import { highNibbles, laneSum, least, lookup, lowNibbles, madd } from './lanes';
 import { transpose4 } from './packing';
 
 /** Task t: sums[t] (four lanes) of the 32 entries of x from 32·t on. */
@@ -180,7 +180,6 @@ function dotQ8_0(at: usize, width: i32, x: usize): f32 {
 }
 
 function dotQ4_K(at: usize, width: i32, x: usize, sums: usize): f32 {
-  const mask = i8x16.splat(15);
   const zero = f32x4.splat(0);
   let total = zero;
   for (let i = 0; i < width; i += 256) {
@@ -191,8 +190,8 @@ function dotQ4_K(at: usize, width: i32, x: usize, sums: usize): f32 {
     for (let j = 0; j < 8; j += 2) {
       const bytes0 = v128.load(codes);
       const bytes1 = v128.load(codes, 16);
-      const low = f32x4.add(dotNibbles(v128.and(bytes0, mask), unsigned2(), unsigned3(), x, zero), dotNibbles(v128.and(bytes1, mask), unsigned2(), unsigned3(), x + 64, zero));
-      const high = f32x4.add(dotNibbles(i8x16.shr_u(bytes0, 4), unsigned2(), unsigned3(), x + 128, zero), dotNibbles(i8x16.shr_u(bytes1, 4), unsigned2(), unsigned3(), x + 192, zero));
+      const low = f32x4.add(dotNibbles(lowNibbles(bytes0), unsigned2(), unsigned3(), x, zero), dotNibbles(lowNibbles(bytes1), unsigned2(), unsigned3(), x + 64, zero));
+      const high = f32x4.add(dotNibbles(highNibbles(bytes0), unsigned2(), unsigned3(), x + 128, zero), dotNibbles(highNibbles(bytes1), unsigned2(), unsigned3(), x + 192, zero));
       total = madd(f32x4.splat(d * <f32>sixBitScale(pairs, j)), low, total);
       total = madd(f32x4.splat(dmin * <f32>sixBitMin(pairs, j)), v128.load(sums), total);
       total = madd(f32x4.splat(d * <f32>sixBitScale(pairs, j + 1)), high, total);
@@ -207,7 +206,6 @@ function dotQ4_K(at: usize, width: i32, x: usize, sums: usize): f32 {
 }
 
 function dotQ6_K(at: usize, width: i32, x: usize): f32 {
-  const low = i8x16.splat(15);
   const two = i8x16.splat(3);
   const bias = i8x16.splat(32);
   const zero = f32x4.splat(0);
@@ -222,10 +220,10 @@ function dotQ6_K(at: usize, width: i32, x: usize): f32 {
         const high = v128.load(at + 128 + 32 * h + 16 * part);
         const scales = at + 192 + 8 * h + part;
         const from = x + ((<usize>(128 * h + 16 * part)) << 2);
-        const q0 = v128.or(v128.and(first, low), i8x16.shl(v128.and(high, two), 4));
-        const q1 = v128.or(v128.and(second, low), i8x16.shl(v128.and(i8x16.shr_u(high, 2), two), 4));
-        const q2 = v128.or(i8x16.shr_u(first, 4), i8x16.shl(v128.and(i8x16.shr_u(high, 4), two), 4));
-        const q3 = v128.or(i8x16.shr_u(second, 4), i8x16.shl(i8x16.shr_u(high, 6), 4));
+        const q0 = v128.or(lowNibbles(first), i16x8.shl(v128.and(high, two), 4));
+        const q1 = v128.or(lowNibbles(second), i16x8.shl(v128.and(i16x8.shr_u(high, 2), two), 4));
+        const q2 = v128.or(highNibbles(first), i8x16.shl(v128.and(highNibbles(high), two), 4));
+        const q3 = v128.or(highNibbles(second), i16x8.shl(v128.and(i16x8.shr_u(high, 6), two), 4));
         total = madd(f32x4.splat(d * <f32>load<i8>(scales)), dot16(i8x16.sub(q0, bias), from, zero), total);
         total = madd(f32x4.splat(d * <f32>load<i8>(scales, 2)), dot16(i8x16.sub(q1, bias), from + 128, zero), total);
         total = madd(f32x4.splat(d * <f32>load<i8>(scales, 4)), dot16(i8x16.sub(q2, bias), from + 256, zero), total);
@@ -262,28 +260,29 @@ function dotCodebook(parts: Parts, nested: bool, first: u32, width: i32, x: usiz
   const p1 = v128.load(planes, 16);
   const p2 = v128.load(planes, 32);
   const p3 = v128.load(planes, 48);
-  const mask = i8x16.splat(15);
   const zero = f32x4.splat(0);
   const size = parts.blockSize;
   let at = parts.data + (first >> 1);
   const end = first + width;
   let total = zero;
+  let block = first / size;
+  let blockEnd = (block + 1) * size;
   while (first < end) {
-    const block = first / size;
-    const blockEnd = (block + 1) * size;
     const stop = blockEnd < end ? blockEnd : end;
     let a = zero;
     let b = zero;
     for (; first < stop; first += 32) {
       const bytes = v128.load(at);
-      const high = i8x16.shr_u(bytes, 4);
-      const low = v128.and(bytes, mask);
+      const high = highNibbles(bytes);
+      const low = lowNibbles(bytes);
       a = dotLookup16(v128.shuffle<i8>(high, low, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), p0, p1, p2, p3, x, a);
       b = dotLookup16(v128.shuffle<i8>(high, low, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), p0, p1, p2, p3, x + 64, b);
       at += 16;
       x += 128;
     }
     total = madd(f32x4.splat(blockScale(parts, nested, block)), f32x4.add(a, b), total);
+    block += 1;
+    blockEnd += size;
   }
   return laneSum(total);
 }

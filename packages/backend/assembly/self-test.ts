@@ -1,5 +1,5 @@
 /** Relaxed instructions one by one, so that a device whose answers are wrong is found out before it is used. */
-import { lookup, madd } from './lanes';
+import { dotBytes, lookup, madd } from './lanes';
 
 export function testMadd(a: f32, b: f32, c: f32): f32 {
   return f32x4.extract_lane(madd(f32x4.splat(a), f32x4.splat(b), f32x4.splat(c)), 2);
@@ -8,6 +8,11 @@ export function testMadd(a: f32, b: f32, c: f32): f32 {
 /** Entry `index` of the table 100, 101, ... 115. */
 export function testLookup(index: i32): i32 {
   return i8x16.extract_lane_u(lookup(v128(100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, 112, 113, 114, 115), i8x16.splat(<i8>index)), 5);
+}
+
+/** 2 · a · b, the sum of one pair of bytes; b from 0 to 127. */
+export function testDotBytes(a: i32, b: i32): i32 {
+  return i16x8.extract_lane_s(dotBytes(i8x16.splat(<i8>a), i8x16.splat(<i8>b)), 3);
 }
 
 /** `count` rounds of 12 independent multiply-adds on registers alone, 96 floating-point operations each: what the machine could do at best. */

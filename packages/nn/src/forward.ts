@@ -1,4 +1,4 @@
-import { dispose, keep, reshape, tidy, type Tensor, type Tensor3D, type View } from '@niwaki/tensor';
+import { dispose, keep, reshape, tidy, type Activations, type Tensor, type Tensor3D, type View } from '@niwaki/tensor';
 import { createCall, type Batch, type Call, type Session } from '@niwaki/weights';
 import { tokenIdsOf } from './batch.ts';
 import type { Carry, Model, Stage } from './graph.ts';
@@ -9,6 +9,8 @@ export interface ForwardOptions {
   readonly session?: Session;
   /** Filled with what the stages emit, by name: hidden states under the path of the module that gives them. The caller disposes it. */
   readonly emitted?: Map<string, Tensor[]>;
+  /** How few rows meet packed matrices; default exact. */
+  readonly activations?: Activations;
 }
 
 /**

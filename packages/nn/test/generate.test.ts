@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { AbortError, ConfigError, DataError, memory, withAdapters } from '@niwaki/tensor';
 import { createKeyValueCache, forward, generate, tokenBatch, type GeneratedToken, type GenerateOptions, type Model } from '@niwaki/nn';
+import { encodeGgufBlocks, ggufBlock, rowsOfTensor } from '@niwaki/weights';
 import { hasShared } from '../../testing/src/shared.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { setOf } from './adapter-set.ts';
@@ -113,10 +114,48 @@ it('refuses prompts and options that cannot be used', async () => {
   await expect(collect(model, [], {})).rejects.toThrow(DataError);
   await expect(collect(model, [32], {})).rejects.toThrow(/outside the vocabulary/);
   await expect(collect(model, [-1], {})).rejects.toThrow(DataError);
-  for (const bad of [{ temperature: -1 }, { topK: 0 }, { topP: 0 }, { topP: 1.5 }, { repetitionPenalty: 0 }, { maxNewTokens: 1.5 }]) {
+  for (const bad of [
+    { temperature: -1 },
+    { topK: 0 },
+    { topP: 0 },
+    { topP: 1.5 },
+    { repetitionPenalty: 0 },
+    { maxNewTokens: 1.5 },
+    { activations: 'int4' as 'int8' },
+  ]) {
     await expect(collect(model, [1], bad)).rejects.toThrow(ConfigError);
   }
   model.dispose();
+});
+
+it('rounds what packed matrices multiply, where it is asked to', async () => {
+  const before = memory().numTensors;
+  const model = await tinyLlama({ hidden_size: 32, head_dim: 8 });
+  for (const { path, weight } of model.sites('all-linear')) {
+    const [out, width] = weight!.shape;
+    const dense = weight!.dense();
+    const blocks = await encodeGgufBlocks(path, [out, width], rowsOfTensor(dense), 'Q4_1');
+    dense.dispose();
+    model.replace(path, ggufBlock(path, [out, width], 'Q4_1', blocks));
+  }
+  const probabilities = async (options: GenerateOptions): Promise<number[]> =>
+    (await collect(model, [1, 2, 3, 4, 5], { maxNewTokens: 6, stopIds: [], ...options })).map(({ logProbability }) => logProbability);
+  const exact = await probabilities({});
+  expect(await probabilities({ activations: 'exact' })).toEqual(exact);
+  const differences: number[] = [];
+  for (const activations of ['int16', 'int8'] as const) {
+    const rounded = await probabilities({ activations });
+    // The prompt's five rows are multiplied exactly, and so is the dense head.
+    expect(rounded[0]).toBe(exact[0]);
+    differences.push(Math.abs(rounded[1]! - exact[1]!));
+  }
+  const [int16, int8] = differences;
+  expect(int16).toBeGreaterThan(0);
+  expect(int16).toBeLessThan(1e-3);
+  expect(int8).toBeGreaterThan(int16!);
+  expect(int8).toBeLessThan(0.1);
+  model.dispose();
+  expect(memory().numTensors).toBe(before);
 });
 
 it('generates under a view of adapters', async () => {

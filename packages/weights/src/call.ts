@@ -6,6 +6,7 @@ import {
   tidy,
   createDraw,
   ConfigError,
+  type Activations,
   type Draw,
   type Parameter,
   type Range,
@@ -57,6 +58,8 @@ export interface Call {
   readonly session?: Session;
   /** What the stage that runs was given, for adapters that read more than their site's input. */
   readonly streams?: Readonly<Record<string, Tensor>>;
+  /** How few rows meet packed matrices; absent = exact. */
+  readonly activations?: Activations;
 }
 
 /** The same call where what it gives is read. */
@@ -76,10 +79,11 @@ export interface CallOptions {
   readonly wanted?: ReadonlySet<Weight>;
   readonly onGradient?: (weight: Weight, gradient: (rows?: Range) => Tensor) => void;
   readonly session?: Session;
+  readonly activations?: Activations;
 }
 
 export function createCall(options: CallOptions): Call {
-  const { batch, view = plainView, training = false, watched, decisions, emitted, wanted, onGradient, session } = options;
+  const { batch, view = plainView, training = false, watched, decisions, emitted, wanted, onGradient, session, activations } = options;
   const at: At = { attempt: 0, phaseStep: 0, micro: 0, pass: 0, ...options.at };
   return {
     batch,
@@ -106,6 +110,7 @@ export function createCall(options: CallOptions): Call {
     wants: (weight) => wanted?.has(weight) ?? false,
     give: (weight, gradient) => onGradient?.(weight, gradient),
     ...(session === undefined ? {} : { session }),
+    ...(activations === undefined ? {} : { activations }),
   };
 }
 

@@ -1,8 +1,8 @@
 import {
   ConfigError,
   FormatError,
+  integerMatMul,
   NumericError,
-  packedMatMul,
   packedRows,
   range,
   tidy,
@@ -39,7 +39,7 @@ export function packedReads(
   const read = (call: Call): PackedTensors => mapped(parameters, (parameter) => untracked(parameter, call));
   return {
     apply(this: Weight, x, call) {
-      return observe(this, x, packedMatMul(columns.into(x, call), read(call), shape, call), call);
+      return observe(this, x, integerMatMul(columns.into(x, call), read(call), shape, call), call);
     },
     dense: (rows: Range = [0, shape.out]) =>
       tidy(() => columns.back(packedRows(range(rows[0], rows[1], 1, 'int32') as Tensor1D, stored(), shape))),

@@ -45,7 +45,7 @@ function allowRelaxed(bytes: Uint8Array<ArrayBuffer>): boolean {
 
 async function passesSelfTest(module: WebAssembly.Module, shared: boolean): Promise<boolean> {
   const memory = new WebAssembly.Memory(shared ? { initial: 1, maximum: 65536, shared: true } : { initial: 1 });
-  const { testMadd, testLookup } = (await WebAssembly.instantiate(module, imports(memory))).exports as WasmExports;
+  const { testMadd, testLookup, testDotBytes } = (await WebAssembly.instantiate(module, imports(memory))).exports as WasmExports;
   const products = [
     [1.5, 2, 0.25],
     [-3, 0.5, 8],
@@ -53,7 +53,8 @@ async function passesSelfTest(module: WebAssembly.Module, shared: boolean): Prom
   ] as const;
   return (
     products.every(([a, b, c]) => testMadd!(a, b, c) === a * b + c) &&
-    Array.from({ length: 16 }, (_, i) => i).every((i) => testLookup!(i) === 100 + i)
+    Array.from({ length: 16 }, (_, i) => i).every((i) => testLookup!(i) === 100 + i) &&
+    [-127, -1, 0, 127].every((a) => testDotBytes!(a, 127) === 254 * a)
   );
 }
 

@@ -1,4 +1,4 @@
-import { ConfigError, generate } from 'niwaki';
+import { activationModes, ConfigError, generate, type Activations } from 'niwaki';
 import { Option, type Command } from 'commander';
 import { natural, number, withModel, type ModelFlags } from '../flags.ts';
 import { UsageError } from '../failure.ts';
@@ -14,6 +14,7 @@ interface GenerateFlags extends ModelFlags {
   readonly topK?: number;
   readonly topP?: number;
   readonly seed: number;
+  readonly activations: Activations;
 }
 
 export const generateFlags = (command: Command): Command =>
@@ -25,7 +26,10 @@ export const generateFlags = (command: Command): Command =>
     .option('--temperature <t>', '0: always the likeliest token', number, 0)
     .option('--top-k <n>', 'among the k likeliest', natural)
     .option('--top-p <p>', 'among the likeliest with this sum of probability', number)
-    .option('--seed <n>', 'of the sampling', natural, 0);
+    .option('--seed <n>', 'of the sampling', natural, 0)
+    .addOption(
+      new Option('--activations <mode>', 'integers are faster on wasm, and not the same numbers').choices(activationModes).default('exact'),
+    );
 
 /** Generates; without --json the text appears as it comes. */
 export async function runGenerate(flags: GenerateFlags, terminal: Terminal): Promise<Result> {
@@ -46,6 +50,7 @@ export async function runGenerate(flags: GenerateFlags, terminal: Terminal): Pro
       ...(flags.topK && { topK: flags.topK }),
       ...(flags.topP !== undefined && { topP: flags.topP }),
       seed: flags.seed,
+      activations: flags.activations,
       stopIds,
       signal: terminal.signal,
     });

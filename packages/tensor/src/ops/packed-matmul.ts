@@ -28,7 +28,7 @@ export const packedRowsOp: Op<PackedInputs<'ids'>, PackedShape> = {
   },
 };
 
-type PackedInputs<X extends string> = { [name in X]: Tensor } & { [name: string]: Tensor };
+export type PackedInputs<X extends string> = { [name in X]: Tensor } & { [name: string]: Tensor };
 
 /** The parts' values on the host, as views where the device allows it. */
 export function hostParts(shape: PackedShape, parts: { [name: string]: Tensor }): PackedParts {
@@ -54,11 +54,22 @@ const everyRow = (shape: PackedShape): Int32Array => Int32Array.from({ length: s
  * @param x [rows, in] f32
  * @param options `unread`: only the gradient is asked for, and the result is `unwritten`
  */
-export function packedMatMul(
+export const packedMatMul = (
   x: Tensor2D,
   parts: PackedTensors,
   shape: PackedShape,
-  { unread = false }: { unread?: boolean } = {},
+  { unread = false }: { readonly unread?: boolean | undefined } = {},
+): Tensor2D =>
+  multiplyPacked(x, parts, shape, (inputs) =>
+    unread ? unwritten(x.shape[0], shape.out) : runOp(packedMatMulOp, inputs, { ...shape, transposed: false })[0]!,
+  );
+
+/** What `forward` makes of x [rows, in] and the parts, with the gradient of x·Wᵀ. */
+export function multiplyPacked(
+  x: Tensor2D,
+  parts: PackedTensors,
+  shape: PackedShape,
+  forward: (inputs: PackedInputs<'x'>) => Tensor,
 ): Tensor2D {
   const names = Object.keys(parts);
   const tensors = Object.values(parts) as Tensor[];
@@ -67,8 +78,7 @@ export function packedMatMul(
     (save) => {
       // No copies: but a part read through a view (perturbed scales) may be a tensor of this pass alone.
       save(tensors);
-      if (unread) return unwritten(x.shape[0], shape.out);
-      return runOp(packedMatMulOp, { ...(parts as { [name: string]: Tensor }), x }, { ...shape, transposed: false })[0]!;
+      return forward({ ...(parts as { [name: string]: Tensor }), x });
     },
     (dy, saved) => {
       const again = Object.fromEntries(names.map((name, i) => [name, saved[i]!]));

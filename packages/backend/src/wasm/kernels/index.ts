@@ -8,6 +8,7 @@ import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { fieldKernels } from './fields.ts';
 import { gatherKernels } from './gather.ts';
+import { integerMatMulKernel } from './integer-matmul.ts';
 import { loraKernels } from './lora.ts';
 import { matMulKernels } from './mat-mul.ts';
 import { noiseKernels } from './noise.ts';
@@ -29,6 +30,7 @@ const families = [
   oneHotKernels,
   sumKernels,
   packedKernels,
+  integerMatMulKernel,
   rmsNormKernels,
   swigluKernels,
   ropeKernels,

@@ -14,7 +14,7 @@ import { divide, forPackedRows } from '../gemm.ts';
 import { wasmKernel } from './kernel.ts';
 
 /** Formats by their number in assembly/dequant.ts. */
-const formats: readonly PackedFormat[] = [
+export const formatNumbers: readonly PackedFormat[] = [
   'codebook4',
   'codebook4-nested',
   'F16',
@@ -28,7 +28,7 @@ const formats: readonly PackedFormat[] = [
   'affine-symmetric',
 ];
 
-type Parts = { readonly [K in keyof PackedParts]: TensorInfo };
+export type Parts = { readonly [K in keyof PackedParts]: TensorInfo };
 
 /** Products and rows of packed matrices, straight from the bytes of the file. */
 export const packedKernels = (device: WasmDevice): KernelConfig[] => [
@@ -43,10 +43,18 @@ export const packedKernels = (device: WasmDevice): KernelConfig[] => [
 ];
 
 /** Room at the front of the shared scratch for what `Parts` of assembly/dequant.ts describes. */
-const tableBytes = 128;
-const planesAt = 64;
+export const tableBytes = 128;
+export const planesAt = 64;
 
-function writeTable(
+function writeTable(device: WasmDevice, parts: Parts, shape: PackedShape): number {
+  const { codebook } = parts;
+  const table = writeAddresses(device, parts, shape);
+  if (codebook !== undefined) writePlanes(device.bytes(device.address(codebook), 64), device.bytes(table + planesAt, 64));
+  return table;
+}
+
+/** The table without the planes of a codebook. */
+export function writeAddresses(
   device: WasmDevice,
   { codes, blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset, scales, zeros }: Parts,
   { blockSize, bits }: PackedShape,
@@ -55,7 +63,6 @@ function writeTable(
   const parts = [codes ?? blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset];
   const addressOf = (part: TensorInfo | undefined): number => (part === undefined ? 0 : device.address(part));
   device.words(table, planesAt / 4).set([...parts.map(addressOf), blockSize, addressOf(scales), addressOf(zeros), bits ?? 0]);
-  if (codebook !== undefined) writePlanes(device.bytes(device.address(codebook), 64), device.bytes(table + planesAt, 64));
   return table;
 }
 
@@ -82,7 +89,7 @@ function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: Packed
   }
   const y = device.output([count, columns]);
   const at = device.address(y);
-  const format = formats.indexOf(shape.format);
+  const format = formatNumbers.indexOf(shape.format);
   const work = count * columns * depth;
   if (count === 1 && !transposed && device.kernels['hasOneRow']!(format, width, shape.blockSize) === 1) {
     multiplyOneRow(device, device.address(x), parts, shape, at);
@@ -121,7 +128,7 @@ function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: Packed
 function multiplyOneRow(device: WasmDevice, x: number, parts: Parts, shape: PackedShape, y: number): void {
   const { in: width, out: columns } = shape;
   const blocks = width / 32;
-  const format = formats.indexOf(shape.format);
+  const format = formatNumbers.indexOf(shape.format);
   const spread = device.kernels['takesSpread']!(format) === 1;
   const sums = device.shared(tableBytes + blocks * (spread ? 144 : 16)) + tableBytes;
   device.run('blockSums', [x, sums], { tasks: blocks, work: width });
@@ -140,7 +147,7 @@ function rows(device: WasmDevice, ids: TensorInfo, parts: Parts, shape: PackedSh
   if (wrong !== undefined) throw new ShapeError(`packed rows: id ${wrong} is outside of [0, ${shape.out})`, { id: wrong, rows: shape.out });
   const count = ids.shape[0]!;
   const out = device.output([count, shape.in]);
-  const args = [device.address(ids), formats.indexOf(shape.format), writeTable(device, parts, shape), shape.in, device.address(out)];
+  const args = [device.address(ids), formatNumbers.indexOf(shape.format), writeTable(device, parts, shape), shape.in, device.address(out)];
   device.run('packedRows', args, { tasks: count, work: count * shape.in * 8 });
   return out;
 }
