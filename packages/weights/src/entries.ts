@@ -60,12 +60,15 @@ export type Largest = {
   readonly scores: Tensor1D;
 };
 
+/** A device sorts a stretch in some two hundred launches, however long it is. */
+const stretchEntries = 2 ** 18;
+
 /**
  * The `count` largest of a matrix of scores that is never whole: it is taken a stretch of rows at a time, each sorted in
- * with the largest so far. On the device throughout. Memory: a few numbers for each entry of a stretch (65,536, or `count`).
+ * with the largest so far. On the device throughout. Memory: a few numbers for each entry of a stretch (262,144, or `count`).
  */
 export function largestOf(rowsOf: (rows: Range) => Tensor, count: number, [out, width]: readonly [number, number]): Largest {
-  const entries = Math.min(Math.max(count, 2 ** 16), 2 ** 22);
+  const entries = Math.min(Math.max(count, stretchEntries), 2 ** 22);
   const step = Math.min(out, Math.max(1, Math.floor(entries / width)));
   let best: Largest | undefined;
   for (let from = 0; from < out; from += step) {

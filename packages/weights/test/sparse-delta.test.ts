@@ -141,18 +141,20 @@ describe('a sparse delta', () => {
 });
 
 describe('entries of a matrix by rows', () => {
-  const shape = [300, 301] as const;
+  // Two stretches.
+  const shape = [900, 301] as const;
   const matrix = noise([...shape], draw.at('m'), 'gaussian') as Tensor2D;
   const values = host(matrix);
   const rowsOf = ([from, to]: Range): Tensor => tensor2d(values.slice(from * shape[1], to * shape[1]), [to - from, shape[1]]);
+  const sorted = Array.from(values.keys()).sort((a, b) => values[b]! - values[a]! || a - b);
   matrix.dispose();
 
   it('are found at their places', () => {
-    const at = [0, 90299, 301, 45000, 77];
+    const at = [0, 270_899, 301, 150_000, 77];
     const found = tidy(() =>
       host(
         entriesOf(
-          (rows = [0, 300]) => rowsOf(rows),
+          (rows = [0, 900]) => rowsOf(rows),
           tensor2d(
             at.map((e) => [Math.floor(e / 301), e % 301]),
             [5, 2],
@@ -165,12 +167,10 @@ describe('entries of a matrix by rows', () => {
     expect(found).toEqual(at.map((e) => values[e]));
   });
 
-  it.each([1, 7, 64, 65, 1000, 70_000])('the %i largest are those of the whole, in order', (count) => {
+  it.each([1, 65, 70_000])('the %i largest are those of the whole, in order', (count) => {
     const before = memory().numTensors;
     const { places, scores } = tidy(() => largestOf(rowsOf, count, shape));
-    const order = Array.from(values.keys())
-      .sort((a, b) => values[b]! - values[a]! || a - b)
-      .slice(0, count);
+    const order = sorted.slice(0, count);
     const at = host(places);
     expect(Array.from({ length: count }, (_, i) => at[2 * i]! * 301 + at[2 * i + 1]!)).toEqual(order);
     expect(host(scores)).toEqual(order.map((e) => values[e]));
