@@ -27,6 +27,7 @@ import {
   readDecoderConfig,
   ropeTables,
   rowPositions,
+  tokenIdsOf,
   type Adapter,
   type AddedStage,
   type BlockWeights,
@@ -79,7 +80,6 @@ export function qst(options: QstOptions = {}): AdapterMethod {
       traits: {},
       makes: 'adapter',
       points,
-      validate: (_, { info }) => void sideOf(info, settings),
       plan: async (sites, model) => {
         refusePart(sites, model);
         return networkOf(sites, model, name, settings);
@@ -346,10 +346,19 @@ function firstStage(site: Site, network: Network, model: Model): AddedStage {
     writes: [s, cos, sin],
     parameters: () => Object.values(down),
     run: (carry, call) => {
+      refusePrompt(carry['h']!, call);
       const tables = ropeTables(side.config.rope, rowPositions(site, call, model));
       return { [s]: narrow(carry['h'] as Tensor2D, call), [cos]: tables.cos, [sin]: tables.sin };
     },
   };
+}
+
+/** The last block takes the rows of a prompt out of what it gives, and the side network's last block would need them. */
+function refusePrompt({ shape: [rows] }: Tensor, { batch }: Call): void {
+  if (rows === tokenIdsOf(batch).size) return;
+  throw new ConfigError('a side network cannot run behind a prompt: the rows of the prompt end with the last block of the base', {
+    help: 'Activate one of the two, or take prefix tuning.',
+  });
 }
 
 /** A stage of its own, so that a pooling, which trains nothing, lets go of the hidden state. */

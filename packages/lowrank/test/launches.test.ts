@@ -3,45 +3,10 @@ import { causalLM, disposeBatch, fullTapeBackprop, languageBatch } from '@niwaki
 import type { Model } from '@niwaki/nn';
 import { createDraw, dispose, plainView } from '@niwaki/tensor';
 import { tinyLlama } from '@niwaki/testing';
-import { getBackend, getKernel, getKernelsForBackend, registerKernel, unregisterKernel } from '@tensorflow/tfjs-core';
+import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { describe, expect, it } from 'vitest';
 import { adapt, lora } from '../src/index.ts';
-
-/** Kernels that only name a buffer anew: nothing runs. */
-const free = new Set(['Identity', 'Reshape']);
-
-/** Counts the kernels that a function runs, by name. */
-async function launchesOf(run: () => Promise<void>): Promise<Map<string, number>> {
-  const counts = new Map<string, number>();
-  const device = getBackend();
-  const own = [...getKernelsForBackend(device)];
-  let depth = 0;
-  for (const kernel of own) {
-    unregisterKernel(kernel.kernelName, device);
-    registerKernel({
-      ...kernel,
-      kernelFunc: (call) => {
-        // Kernels that a kernel is made of are its own business.
-        if (depth === 0 && !free.has(kernel.kernelName)) counts.set(kernel.kernelName, (counts.get(kernel.kernelName) ?? 0) + 1);
-        depth++;
-        try {
-          return kernel.kernelFunc(call);
-        } finally {
-          depth--;
-        }
-      },
-    });
-  }
-  try {
-    await run();
-  } finally {
-    for (const kernel of own) {
-      unregisterKernel(kernel.kernelName, device);
-      registerKernel(kernel);
-    }
-  }
-  return counts;
-}
+import { launchesOf } from './count-launches.ts';
 
 const ids = [3, 17, 5, 29, 8, 1, 22, 14];
 

@@ -59,6 +59,9 @@ const withBatch = async <T>(model: Model, use: (batch: LanguageBatch) => Promise
   }
 };
 
+/** Wide where rounding counts, narrow where the loss is curved (before a layer norm of small values): a wrong gradient fits none. */
+const widths: readonly number[] = [0.02, 0.007, 0.003];
+
 /**
  * Largest relative error of the whole model's gradients, one random direction a trained parameter, against central
  * differences of the loss on a padded batch.
@@ -78,11 +81,16 @@ export const modelGradientError = (model: Model): Promise<number> =>
         return loss;
       };
       const slope = async (h: number): Promise<number> => ((await lossAt(h)) - (await lossAt(-h))) / (2 * h);
-      const expected = (4 * (await slope(0.02)) - (await slope(0.04))) / 3;
       const gradient = gradients.get(parameter.path)!;
       const found = gradient.reduce((sum, value, i) => sum + value * along[i]!, 0);
       const size = Math.sqrt(gradient.reduce((sum, value) => sum + value ** 2, 0));
-      worst = Math.max(worst, Math.abs(found - expected) / Math.max(size, 1e-2));
+      let error = Infinity;
+      for (const h of widths) {
+        const expected = (4 * (await slope(h)) - (await slope(2 * h))) / 3;
+        error = Math.min(error, Math.abs(found - expected) / Math.max(size, 1e-2));
+        if (error < 5e-4) break;
+      }
+      worst = Math.max(worst, error);
       direction.dispose();
     }
     return worst;
