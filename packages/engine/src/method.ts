@@ -28,6 +28,8 @@ export interface Made {
   /** Beside an adapter: what the site has to hold for the adapter to mean what it should. The caller's to put there. */
   readonly weight?: Weight;
   readonly adapter?: Adapter;
+  /** Takes back what else was changed for a weight, where the weight is taken back. Synchronous; holds no tensor. */
+  readonly undo?: () => void;
 }
 
 /**

@@ -26,6 +26,7 @@ export function createReplacements(
   const made = new Map<string, Made>();
   const keep = sites.reduce((bytes, site) => bytes + weightBytes(site.weight!), 0) <= undoBytes;
   const old = new Map<string, Weight>();
+  const undos: (() => void)[] = [];
   return {
     made,
     put: (site, part) => {
@@ -35,10 +36,12 @@ export function createReplacements(
       if (first) old.set(site.path, site.weight!);
       model.replace(site.path, part.weight, { keep: first });
       made.set(site.path, part);
+      if (keep && part.undo !== undefined) undos.push(part.undo);
       onProgress?.({ done: made.size, total: sites.length, path: site.path });
     },
     undo: (error) => {
       for (const [path, weight] of old) if (made.has(path)) model.replace(path, weight); // disposes what was made
+      for (const undo of undos.splice(0).toReversed()) undo();
       if (keep || made.size === 0) return error;
       return new StateError(`${kind} stopped after ${made.size} of ${sites.length} sites: ${messageOf(error)}`, {
         cause: error,

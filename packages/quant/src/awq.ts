@@ -30,14 +30,21 @@ import {
   type Tensor2D,
   type Tensor3D,
 } from '@niwaki/tensor';
-import { defineMethod, inputAbsMean, inputGram, type Method, type Window } from '@niwaki/engine';
-import { affine, affineGroupSize, encodeAffine, rowsOfTensor, type Weight } from '@niwaki/weights';
-import type { Site } from '@niwaki/nn';
+import { defineMethod, inputAbsMean, inputGram, type Method, type Plan, type Window } from '@niwaki/engine';
+import { affine, affineGroupSize, disposeWeight, encodeAffine, rowsOfTensor, type Weight } from '@niwaki/weights';
+import type { Coupling, Model, Site } from '@niwaki/nn';
 import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { couplingOf, divided, divisionOf } from './fold-factors.ts';
 
 export interface AwqOptions extends Pick<IntegerOptions, 'bits' | 'groupSize'> {
   /** Also search how far each group's largest values may be cut; default true. */
   readonly clip?: boolean;
+  /**
+   * Moves the factors into what comes before: the norm, the up map, or the values where each head has its own. Nothing is
+   * left to multiply or to store, and an input without such a source is not scaled, as in the original. Adapters of the
+   * float model fit no more. Default false: 1 / s is stored with each matrix.
+   */
+  readonly fold?: boolean;
 }
 
 /** Exponents tried: 0, 1/20, … 19/20. */
@@ -47,8 +54,8 @@ const ratios = 20;
  * AWQ (Lin et al. 2023, 2306.00978): columns that see large inputs are multiplied by s before they are rounded, and the
  * input is divided by s. s = mean |x|^ratio, the ratio that moves the outputs on the calibration data least, one for all
  * maps that read the same input; then every group but those of queries and keys is cut where that helps. Asymmetric codes
- * without 0 forced into the range. The factors 1 / s are stored with each matrix, 4 bytes a column, and not folded into
- * the op before it, so that any graph will do.
+ * without 0 forced into the range. The factors 1 / s are stored with each matrix, 4 bytes a column, so that any graph and
+ * any adapter will do, or folded into the op before it (`fold`).
  *
  * The error is that of the outputs of the linear maps themselves, Σ Δw·(XᵀX)·Δwᵀ, where the original measures behind
  * the attention or the MLP.
@@ -59,34 +66,52 @@ const ratios = 20;
  */
 export function awq(options: AwqOptions = {}): Method {
   const { bits, groupSize } = integerOptions('awq', options);
-  const { clip = true } = options;
+  const { clip = true, fold = false } = options;
   if (typeof clip !== 'boolean') throw new ConfigError(`awq: clip must be true or false, got ${String(clip)}`, { clip });
+  if (typeof fold !== 'boolean') throw new ConfigError(`awq: fold must be true or false, got ${String(fold)}`, { fold });
 
-  const visit = async (window: Window): Promise<void> => {
+  const visit = async (window: Window, plan: Plan): Promise<void> => {
+    const { model, all } = plan as { model: Model; all: ReadonlySet<Site> };
     const statistics = await window.collect(window.groups.flat(), { gram: inputGram(), absMean: inputAbsMean() });
-    for (const group of window.groups) {
-      const { gram, absMean } = statistics.get(group[0]!)!;
-      const size = affineGroupSize(groupSize, gram.shape[0], group[0]!.path);
-      const matrices = group.map(({ weight }) => weight!.dense());
-      try {
-        const { scales } = await searchScales(matrices, { gram, absMean, bits, groupSize: size });
-        for (const [i, site] of group.entries()) {
-          const cut = clip && !isQueryOrKey(site);
-          window.replace(site, { weight: await scaledWeight(site, matrices[i]!, { gram, scales, bits, groupSize: size, cut }) });
-        }
-      } finally {
-        dispose(matrices);
-      }
+    const scaled: ScaledGroup[] = [];
+    for (const sites of window.groups) {
+      const { gram, absMean } = statistics.get(sites[0]!)!;
+      const rounding = { bits, groupSize: affineGroupSize(groupSize, gram.shape[0], sites[0]!.path) };
+      const into = fold ? couplingOf(model, sites, all) : undefined;
+      const scales = fold && into === undefined ? undefined : await scalesFor(sites, { gram, absMean, ...rounding });
+      scaled.push({ sites, gram, rounding, into, scales });
     }
+    const folds = scaled.flatMap(({ into, scales }) => (into === undefined ? [] : [{ coupling: into, factors: scales! }]));
+    const division = await divisionOf(model, folds, all);
+    const made: { readonly site: Site; readonly weight: Weight }[] = [];
+    try {
+      for (const { sites, gram, rounding, into, scales } of scaled) {
+        for (const site of sites) {
+          const cut = clip && !isQueryOrKey(site);
+          const rows = division.rows(site);
+          made.push({ site, weight: await scaledWeight(site, { gram, scales, rows, cut, stored: into === undefined, ...rounding }) });
+        }
+      }
+    } catch (error) {
+      for (const { weight } of made) disposeWeight(weight);
+      throw error;
+    }
+    // What gives an input and what reads it change together.
+    division.apply();
+    for (const [i, { site, weight }] of made.entries()) window.replace(site, { weight, ...(i === 0 && { undo: division.undo }) });
   };
 
   return defineMethod({
     kind: 'awq',
-    options: { bits, groupSize, clip },
+    options: { bits, groupSize, clip, fold },
     traits: { gives: ['encode', 'lookup'] },
     makes: 'weight',
     walk: { advance: 'float' },
-    validate: (site) => checkIntegerSite(site, groupSize),
+    validate: (site, model) => {
+      checkIntegerSite(site, groupSize);
+      if (fold) refuseAdapters(model);
+    },
+    plan: async (sites, model) => ({ model, all: new Set(sites) }),
     visit,
     make: async ({ path }) => {
       throw new ConfigError(`awq rounds a block at a time and cannot make '${path}' alone`, { path });
@@ -94,13 +119,46 @@ export function awq(options: AwqOptions = {}): Method {
   });
 }
 
-// The scores of attention are their products: what is cut there is not averaged away.
-const isQueryOrKey = ({ path }: Site): boolean => /^(q_|k_|query|key|Wqkv)/.test(path.slice(path.lastIndexOf('.') + 1));
-
 interface Rounding {
   readonly bits: AffineBits;
   readonly groupSize: number;
 }
+
+/** Sites with one input, and what its columns are multiplied by. */
+interface ScaledGroup {
+  readonly sites: readonly Site[];
+  readonly gram: Tensor2D;
+  readonly rounding: Rounding;
+  /** Where the factors are folded into. */
+  readonly into: Coupling | undefined;
+  readonly scales: Float32Array | undefined;
+}
+
+// Adapters read and change the very tensors that folding divides.
+function refuseAdapters({ adapters }: Model): void {
+  if (adapters.size === 0) return;
+  const names = [...adapters.keys()];
+  throw new ConfigError(`awq: fold changes what the maps of a block read, which the adapters ${names.join(', ')} stand on`, {
+    field: 'fold',
+    names,
+    help: 'Merge them for good, or leave fold away.',
+  });
+}
+
+async function scalesFor(
+  sites: readonly Site[],
+  options: Rounding & { readonly gram: Tensor2D; readonly absMean: Tensor1D },
+): Promise<Float32Array> {
+  const matrices = sites.map(({ weight }) => weight!.dense());
+  try {
+    return (await searchScales(matrices, options)).scales;
+  } finally {
+    dispose(matrices);
+  }
+}
+
+// The scores of attention are their products: what is cut there is not averaged away.
+const isQueryOrKey = ({ path }: Site): boolean => /^(q_|k_|query|key|Wqkv)/.test(path.slice(path.lastIndexOf('.') + 1));
 
 /** W through AWQ's codes and back, on the device: [rows, groupSize], a group a row. */
 function throughCodes(groups: Tensor2D, bits: AffineBits): Tensor2D {
@@ -167,24 +225,34 @@ function scalesOf(size: ArrayLike<number>, ratio: number): Float32Array {
   return scales.map((s) => s / middle);
 }
 
-async function scaledWeight(
-  { path }: Site,
-  matrix: Tensor2D,
-  { gram, scales, bits, groupSize, cut }: Rounding & { readonly gram: Tensor2D; readonly scales: Float32Array; readonly cut: boolean },
-): Promise<Weight> {
-  const [out, width] = matrix.shape;
+interface ScaledWeightOptions extends Rounding {
+  readonly gram: Tensor2D;
+  /** Of the columns; absent: 1. */
+  readonly scales: Float32Array | undefined;
+  /** What the rows are divided by first, for the maps that read them. */
+  readonly rows: Float32Array | undefined;
+  readonly cut: boolean;
+  /** Whether 1 / s is kept with the matrix. */
+  readonly stored: boolean;
+}
+
+async function scaledWeight({ path, weight }: Site, options: ScaledWeightOptions): Promise<Weight> {
+  const { gram, scales, rows, cut, stored, bits, groupSize } = options;
+  const [out, width] = weight!.shape;
   const scaled = tidy(() => {
-    const s = tensor1d(scales);
-    const w = mul(matrix, s) as Tensor2D;
+    const dense = weight!.dense();
+    const matrix = rows === undefined ? dense : divided(dense, rows);
+    const s = scales && tensor1d(scales);
+    const w = s === undefined ? matrix : (mul(matrix, s) as Tensor2D);
     if (!cut) return w;
-    const seen = div(div(gram, s), reshape(s, [width, 1])) as Tensor2D;
+    const seen = s === undefined ? gram : (div(div(gram, s), reshape(s, [width, 1])) as Tensor2D);
     return cutGroups(w, seen, { bits, groupSize });
   });
   try {
-    const options = { bits, groupSize, grid: 'awq' } as const;
-    const parts = await encodeAffine(`${path}.weight`, [out, width], rowsOfTensor(scaled), options);
-    const plain = scales.every((s) => s === 1);
-    return affine(path, [out, width], plain ? parts : { ...parts, inputScales: scales.map((s) => 1 / s) }, options);
+    const grid = { bits, groupSize, grid: 'awq' } as const;
+    const parts = await encodeAffine(`${path}.weight`, [out, width], rowsOfTensor(scaled), grid);
+    const factors = stored && scales?.some((s) => s !== 1) ? { inputScales: scales.map((s) => 1 / s) } : {};
+    return affine(path, [out, width], { ...parts, ...factors }, grid);
   } finally {
     scaled.dispose();
   }

@@ -269,6 +269,6 @@ describe('integer methods', () => {
     expect(JSON.stringify(gptq({ bits: 3 }))).toBe(
       '{"kind":"gptq","options":{"bits":3,"groupSize":64,"symmetric":false,"mse":false,"damping":0.01,"actOrder":false,"sequential":true}}',
     );
-    expect(JSON.stringify(awq())).toBe('{"kind":"awq","options":{"bits":4,"groupSize":64,"clip":true}}');
+    expect(JSON.stringify(awq())).toBe('{"kind":"awq","options":{"bits":4,"groupSize":64,"clip":true,"fold":false}}');
   });
 });
