@@ -59,7 +59,12 @@ export function gptq(options: GptqOptions = {}): Method {
   return defineMethod({
     kind: 'gptq',
     options: { ...named, damping, actOrder, sequential },
-    traits: { gives: ['encode', 'lookup'] },
+    traits: {
+      gives: ['encode', 'lookup'],
+      // Columns that follow carry the error of those before: entries that were 0 too.
+      forbids: ['zeros'],
+      help: { zeros: 'Quantize with rtn(), nf4() or awq(), which leave a 0 at 0, or quantize first and prune into a mask.' },
+    },
     makes: 'weight',
     walk: { advance: 'current' },
     validate: (site) => checkIntegerSite(site, groupSize),

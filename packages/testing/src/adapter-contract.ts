@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { filesFolder, load, memoryFolderSink, saveModel, type FolderSink } from '@niwaki/hub';
 import { blockwiseBackprop } from '@niwaki/engine';
-import type { AdapterSet, Model } from '@niwaki/nn';
-import { add, memory, mul, tensor1d, tensor2d, tidy, withAdapters } from '@niwaki/tensor';
+import { adapterTraits, type AdapterSet, type Model } from '@niwaki/nn';
+import { add, memory, mul, tensor1d, tensor2d, tidy, withAdapters, type Token, type Traits } from '@niwaki/tensor';
 import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, type GgufEncoded } from '@niwaki/weights';
 import {
   advance,
@@ -55,26 +55,28 @@ export interface AdapterCase<M> {
    * same function has many forms and descent may end near none of them.
    */
   readonly leaves?: number;
-  /** Default true: before training the output is the base's. */
-  readonly startsAtBase?: boolean;
-  /** Default true: a matrix can stand for it. */
-  readonly merges?: boolean;
-  /** Default true: additive, so that rows of one batch may have different adapters. */
-  readonly mixes?: boolean;
-  /** Default true. False: a surrogate gradient. */
-  readonly exactGradient?: boolean;
-  /** Default true: two active sets give the same in either order. */
-  readonly commutes?: boolean;
-  /** Default true. False: the start draws nothing, so that every seed gives the same. */
-  readonly seeded?: boolean;
-  /**
-   * Absent: the base stays as it is. 'residual': starting takes a part of the base over, taking the adapter off puts it back,
-   * and its file is for the original base. 'quantized': the base becomes codes that stay, and the file is for those.
-   */
+  /** Promises that it does not make, and why: they are tested the other way round. */
+  readonly not?: { readonly [promise in AdapterPromise]?: string };
+  /** What merging into the contract's model misses, of a method that gives 'merge'. */
+  readonly mergeMisses?: Token;
+}
+
+/**
+ * 'startsAtBase': before training the output is the base's. 'exactGradient': not a surrogate. 'commutes': two active sets
+ * give the same in either order. 'seeded': another seed starts elsewhere.
+ */
+export type AdapterPromise = 'startsAtBase' | 'exactGradient' | 'commutes' | 'seeded';
+
+/** What a method says of itself as data. */
+interface Declared {
+  readonly traits: Traits;
   readonly rewrites?: 'residual' | 'quantized';
 }
 
-interface Context<M> extends Required<Omit<AdapterCase<M>, 'rewrites'>>, Pick<AdapterCase<M>, 'rewrites'> {
+interface Context<M> extends Required<Omit<AdapterCase<M>, 'not' | 'mergeMisses'>>, Readonly<Record<AdapterPromise, boolean>>, Declared {
+  readonly mixes: boolean;
+  /** What merging is refused for. */
+  readonly mergeMisses: Token | undefined;
   readonly verbs: AdapterVerbs<M>;
   start(model: Model, options?: { name?: string; seed?: number }): Promise<AdapterSet>;
   /** The same with values that show. */
@@ -97,24 +99,29 @@ const shows = 1e-4;
  * contract('lora', { make: () => lora({ rank: 2 }), trained: ([out, width]) => 2 * (out + width) });
  */
 export const adapterContract =
-  <M>(verbs: AdapterVerbs<M>) =>
+  <M extends Declared>(verbs: AdapterVerbs<M>) =>
   (name: string, given: AdapterCase<M>): void => {
     const defaults = {
       at: 'all-linear',
       shared: 0,
       leaves: 1e-3,
-      startsAtBase: true,
-      merges: true,
-      mixes: true,
-      exactGradient: true,
-      commutes: true,
-      seeded: true,
     };
+    const { not = {} } = given;
+    const { traits, rewrites } = given.make();
     const start: Context<M>['start'] = (model, options = {}) =>
       verbs.adapt(model, given.make(), { at: given.at ?? defaults.at, ...options });
     const context: Context<M> = {
       ...defaults,
       ...given,
+      startsAtBase: not.startsAtBase === undefined,
+      exactGradient: not.exactGradient === undefined,
+      commutes: not.commutes === undefined,
+      seeded: not.seeded === undefined,
+      traits,
+      ...(rewrites && { rewrites }),
+      // What stands on a base of its own shares no batch with others.
+      mixes: (traits.gives?.includes('delta') ?? false) && rewrites === undefined,
+      mergeMisses: traits.gives?.includes('merge') ? given.mergeMisses : 'merge',
       verbs,
       start,
       perturbed: async (model, options = {}) => {
@@ -128,25 +135,40 @@ export const adapterContract =
         return sink.files;
       },
       rebase: async (model) => {
-        if (given.rewrites === 'quantized') verbs.remove(model, (await start(model)).name);
+        if (rewrites === 'quantized') verbs.remove(model, (await start(model)).name);
       },
     };
     describe(`${name}`, () => {
+      declaredRules(context);
       outputRules(context);
       trainingRules(context);
       fileRules(context);
       companyRules(context);
-      if (context.merges) mergeRules(context);
+      const { mergeMisses } = context;
+      if (mergeMisses === undefined) mergeRules(context);
       else
-        it('says that it cannot be merged, and throws', () =>
+        it(`is not merged for want of '${mergeMisses}', and says so`, () =>
           onTiny(async (model) => {
             await context.perturbed(model);
             const before = await bytesOf(model.parameters().values());
-            await expect(verbs.merge(model)).rejects.toThrow();
+            await expect(verbs.merge(model)).rejects.toMatchObject({ details: { token: mergeMisses, rule: 'needs' } });
             expect(await bytesOf(model.parameters().values())).toEqual(before);
           }));
     });
   };
+
+function declaredRules<M>({ traits, rewrites, start }: Context<M>): void {
+  it('makes adapters that give, need and claim what its traits say', () =>
+    onTiny(async (model) => {
+      const set = await start(model);
+      for (const adapter of set.sites.values()) {
+        const { gives = [], claims = [] } = adapterTraits(adapter);
+        expect([...gives].sort()).toEqual([...(traits.gives ?? [])].sort());
+        expect(claims).toEqual(traits.claims ?? []);
+      }
+      expect(traits.claims?.includes('base-values') ?? false).toBe(rewrites !== undefined);
+    }));
+}
 
 function outputRules<M>({ startsAtBase, rewrites, start, perturbed }: Context<M>): void {
   it(`starts ${startsAtBase ? 'at the base' : 'elsewhere than at the base'}`, () =>
@@ -350,7 +372,7 @@ function fileRules<M>({ verbs, rewrites, start, perturbed, filesOf, rebase }: Co
 }
 
 function companyRules<M>(context: Context<M>): void {
-  const { mixes, perturbed } = context;
+  const { mixes, rewrites, perturbed } = context;
   if (context.rewrites === undefined) severalRules(context);
   else aloneRules(context);
 
@@ -369,7 +391,12 @@ function companyRules<M>(context: Context<M>): void {
         expect(distance(mixed.subarray(half), await logits(model, withAdapters('none'), [rows[1]!]))).toBeLessThan(tolerance);
       }));
   } else {
-    it('says that it cannot be mixed by row, and throws', () => onTiny((model) => expect(mix(model)).rejects.toThrow()));
+    it('is not mixed by row, and says why', () =>
+      onTiny((model) =>
+        expect(mix(model)).rejects.toMatchObject({
+          details: rewrites === undefined ? { token: 'delta' } : { token: 'base-values', rule: 'claims' },
+        }),
+      ));
   }
 }
 

@@ -1,0 +1,14 @@
+import type { WeightMethodCase } from '../../testing/src/weight-method-contract.ts';
+import { awq, fp4, gptq, nf4, rtn } from '../src/index.ts';
+
+// One line a method: the contract suite of this package and the composition matrix of all packages run what is listed.
+
+export const quantizers: Readonly<Record<string, WeightMethodCase>> = {
+  nf4: { make: () => nf4({ blockSize: 32 }) },
+  fp4: { make: () => fp4({ blockSize: 32, doubleQuant: false }) },
+  rtn: { make: () => rtn({ groupSize: 32 }) },
+  int8: { make: () => rtn({ bits: 8, groupSize: 'row', symmetric: true }) },
+  gptq: { make: () => gptq({ groupSize: 32 }) },
+  'gptq, largest inputs first': { make: () => gptq({ groupSize: 32, actOrder: true }) },
+  awq: { make: () => awq({ groupSize: 32 }) },
+};
