@@ -86,7 +86,7 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
       const old = states.get(parameter)!;
       const next = tidy(() => {
         const { update, state, how } = optimizer.update(gradient, old, context);
-        parameter.commit(update, ok, how);
+        parameter.commit(update, ok, { noise: context.draw.at(`${parameter.path}#rounding`), ...how });
         const fresh: Record<string, number> = {};
         const chosen = Object.entries(state).map(([name, value]): [string, Tensor | number] => {
           if (typeof value !== 'number') return [name, chooseState(ok, value, old[name])];

@@ -1,4 +1,16 @@
-import { add, ConfigError, dispose, keep, recordTape, type Draw, type Parameter, type Sink, type Tape, type Tensor } from '@niwaki/tensor';
+import {
+  add,
+  ConfigError,
+  dispose,
+  keep,
+  recordTape,
+  standIn,
+  type Draw,
+  type Parameter,
+  type Sink,
+  type Tape,
+  type Tensor,
+} from '@niwaki/tensor';
 import { createCall, type Call } from '@niwaki/weights';
 import type { Carry, Stage } from '@niwaki/nn';
 import type { Turn } from './estimator.ts';
@@ -85,7 +97,7 @@ export function createPass(
     const watched = new Map<Parameter, Tensor>();
     const tape = recordTape(() => {
       // Read inside: where the store is packed the value is transient, and the tape knows it by id alone.
-      for (const parameter of trained[s]!) watched.set(parameter, parameter.read());
+      for (const parameter of trained[s]!) watched.set(parameter, watch(parameter));
       return run(s, (call) => forward(unread ? { ...call, unread } : call), { part, watched });
     });
     return { tape, watched };
@@ -186,6 +198,12 @@ export function createPass(
       dispose([...decisionsOf.values()].map((decisions) => [...decisions.values()]) as never);
     },
   };
+}
+
+/** A value that is stored as codes need not be decoded for the tape to know it. */
+function watch(parameter: Parameter): Tensor {
+  const holder = parameter.stored?.[0];
+  return holder === undefined ? parameter.read() : standIn(parameter.shape, holder.read());
 }
 
 /** A stage that an adapter brought writes nothing in calls that do not read its set; a stream that no stage can write is a mistake. */

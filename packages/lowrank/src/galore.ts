@@ -14,7 +14,7 @@ import {
   type Transform,
 } from '@niwaki/optim';
 import { spectralSubspace, type Side } from './spectral-subspace.ts';
-import { inSubspace } from './subspace.ts';
+import { inSubspace, type Pace, type Subspace } from './subspace.ts';
 
 export interface ProjectionOptions {
   /** Dimensions kept of a gradient. A matrix whose smaller side is no larger is optimized whole. */
@@ -29,7 +29,8 @@ export interface ProjectionOptions {
   readonly at?: string | readonly string[];
 }
 
-export interface GaloreOptions extends ProjectionOptions, AdamOptions {
+/** What is around a projection of gradients, and inside it. */
+export interface ProjectedAdamOptions extends AdamOptions {
   /** Used where no schedule is given. An entry of a projected matrix moves as Adam would at learningRate · scale. */
   readonly learningRate: number;
   /** Decoupled, default 0; of the updated value, and not scaled. */
@@ -41,6 +42,8 @@ export interface GaloreOptions extends ProjectionOptions, AdamOptions {
   readonly direction?: Transform;
 }
 
+export interface GaloreOptions extends ProjectionOptions, ProjectedAdamOptions {}
+
 /**
  * GaLore (Zhao et al. 2024, 2403.03507): Adam in the span of a gradient's largest singular vectors, chosen anew every 200
  * updates. Moments and step count outlive a choice. With Adam in 8 bits it is the paper's 8-bit GaLore; with
@@ -50,57 +53,63 @@ export interface GaloreOptions extends ProjectionOptions, AdamOptions {
  * @example galore({ learningRate: 0.01, rank: 128, state: '8bit' })
  */
 export function galore(options: GaloreOptions): Transform {
-  const {
-    learningRate,
-    weightDecay = 0,
-    groups: list = [],
-    state = '32bit',
-    direction,
-    rank,
-    every,
-    scale,
-    projection,
-    at,
-    ...adam
-  } = options;
-  checkRate('galore', learningRate);
+  const { rank, every, scale, projection, at, ...adam } = options;
+  return projectedAdam('galore', adam, (inner) => projectGradients(inner, { rank, ...defined({ every, scale, projection, at }) }));
+}
+
+/** Projected Adam: a direction for each projected gradient, then decay of the updated value, then the rate. */
+export function projectedAdam(
+  name: string,
+  { learningRate, weightDecay = 0, groups: list = [], state = '32bit', direction, ...adam }: ProjectedAdamOptions,
+  project: (inner: Transform) => Transform,
+): Transform {
+  checkRate(name, learningRate);
   const settings = groups(list, { weightDecay });
   // The paper's AdamW adds eps before the bias correction; the 8-bit kernel it uses adds it after.
   const official = state === '32bit' ? { eps: 1e-6, correctLast: true } : {};
-  const inner = stateStoredAs(state, direction ?? scaleByAdam({ ...official, ...adam }));
   const transform = chain(
-    projectGradients(inner, { rank, ...defined({ every, scale, projection, at }) }),
+    project(stateStoredAs(state, direction ?? scaleByAdam({ ...official, ...adam }))),
     addDecayedWeights(settings.weightDecay, { ...settings, order: 'after' }),
     scaleByLearningRate(settings),
   );
-  return { ...transform, name: 'galore', learningRate };
+  return { ...transform, name, learningRate };
+}
+
+/** How a kin of GaLore differs in its projection. */
+export interface ProjectionKind {
+  readonly name: string;
+  /** How the basis is stored. */
+  readonly stored?: (subspace: Subspace) => Subspace;
+  readonly pace?: Pace;
 }
 
 /** GaLore's projection around any transform that makes a direction of a gradient. */
 export function projectGradients(
   inner: Transform,
   { rank, every = 200, scale = 0.25, projection = 'std', at }: ProjectionOptions,
+  { name, stored = (subspace) => subspace, pace }: ProjectionKind = { name: 'galore' },
 ): Transform {
   if (!(Number.isInteger(rank) && rank >= 1))
-    throw new ConfigError(`galore: rank must be a whole number, at least 1, got ${rank}`, { rank });
+    throw new ConfigError(`${name}: rank must be a whole number, at least 1, got ${rank}`, { rank });
   if (!sides.has(projection)) {
-    throw new ConfigError(`galore: projection must be one of ${[...sides].join(', ')}, got '${projection}'`, { projection });
+    throw new ConfigError(`${name}: projection must be one of ${[...sides].join(', ')}, got '${projection}'`, { projection });
   }
-  return inSubspace('galore', inner, {
+  return inSubspace(name, inner, {
     every,
     scale,
     reset: false,
+    ...(pace && { pace }),
     of: (parameter, shape) => {
       if (!takes(at === undefined ? { roles: ['matrix'] } : { at }, parameter)) return 'whole';
       if (parameter.shape.length < 2) {
-        throw new ConfigError(`galore: '${parameter.path}' [${parameter.shape}] is no matrix and cannot be projected`, {
+        throw new ConfigError(`${name}: '${parameter.path}' [${parameter.shape}] is no matrix and cannot be projected`, {
           path: parameter.path,
           shape: parameter.shape,
           help: 'Leave it out of `at`: what is not projected gets plain Adam.',
         });
       }
       if (rank >= Math.min(...shape)) return 'whole';
-      return spectralSubspace(shape, { rank, side: sideOf(projection, shape) });
+      return stored(spectralSubspace(shape, { rank, side: sideOf(projection, shape) }));
     },
   });
 }
@@ -112,5 +121,6 @@ function sideOf(projection: NonNullable<ProjectionOptions['projection']>, [rows,
   return rows >= columns === (projection === 'std') ? 'right' : 'left';
 }
 
-const defined = <T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } =>
+/** The options that are given. */
+export const defined = <T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } =>
   Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as { [K in keyof T]?: Exclude<T[K], undefined> };

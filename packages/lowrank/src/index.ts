@@ -28,8 +28,17 @@ export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
 export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';
 export { swapAdapter, type SwapOptions } from './swap.ts';
 export { combineAdapters, type Combined, type CombineOptions } from './combine.ts';
-export { galore, projectGradients, type GaloreOptions, type ProjectionOptions } from './galore.ts';
+export {
+  galore,
+  projectGradients,
+  type GaloreOptions,
+  type ProjectedAdamOptions,
+  type ProjectionKind,
+  type ProjectionOptions,
+} from './galore.ts';
+export { int8Weights, lazyPace, qGalore, type Int8WeightsOptions, type LazyOptions, type QGaloreOptions } from './q-galore.ts';
 export { frugal, splitGradients, type FrugalOptions, type SplitOptions } from './frugal.ts';
 export { coordinateSubspace, type Coordinates } from './coordinate-subspace.ts';
-export { inSubspace, type Subspace, type SubspaceOptions } from './subspace.ts';
+export { codedSubspace, type BasisCode } from './coded-subspace.ts';
+export { inSubspace, type Pace, type Subspace, type SubspaceOptions } from './subspace.ts';
 export { spectralSubspace, type Side } from './spectral-subspace.ts';

@@ -32,11 +32,22 @@ export interface Subspace {
   rest?(gradient: Tensor2D, at: State): Tensor2D;
 }
 
+/** When a subspace is chosen again, where that follows from how the choices turn out. Its own state is small: numbers, and tensors of a few entries. */
+export interface Pace {
+  initial(): Record<string, Tensor | number>;
+  /** The subspace is chosen where the applied updates so far are a multiple of this. */
+  gap(state: State): number;
+  /** After a choice: from where the subspace was to where it is, not before there was one. May read back. New tensors, the caller's. */
+  after(state: State, before: State, now: State): Promise<Record<string, Tensor | number>>;
+}
+
 export interface SubspaceOptions {
   /** The subspace for a matrix [rows, columns], flattened to two sides; 'whole': the transform inside gets all of it; 'none': all of it is rest. */
   readonly of: (parameter: Parameter, shape: readonly [number, number]) => Subspace | 'whole' | 'none';
   /** Updates from one choice of the subspace to the next. */
   readonly every: number;
+  /** Instead of always `every`; for a state that outlives a choice (`reset` false). */
+  readonly pace?: Pace;
   /** Multiplies what comes back. */
   readonly scale: number;
   /** Whether a new choice starts the state inside, and its bias correction, anew. */
@@ -56,7 +67,11 @@ const subspaceTraits: Traits = {
  * and their like share. The subspace is chosen on the host, between the pieces of a step, from the step's whole gradient,
  * and stays for `every` applied updates. State: the transform's for the small shape, and the subspace's own tensors.
  */
-export function inSubspace(name: string, inner: Transform, { of, every, scale, reset, rest }: SubspaceOptions): Transform {
+export function inSubspace(
+  name: string,
+  inner: Transform,
+  { of, every, scale, reset, rest, pace = { initial: () => ({}), gap: () => every, after: async () => ({}) } }: SubspaceOptions,
+): Transform {
   if (!(Number.isInteger(every) && every >= 1)) {
     throw new ConfigError(`${name}: every must be a whole number of updates, at least 1, got ${every}`, { every });
   }
@@ -80,15 +95,17 @@ export function inSubspace(name: string, inner: Transform, { of, every, scale, r
       const subspace = subspaceOf(parameter);
       if (subspace === 'whole') return inner.init(parameter);
       if (subspace === 'none') return {};
-      return { ...prefixed(subspace.initial(), 'at'), ...fresh(parameter, subspace), age: 0 };
+      return { ...prefixed(subspace.initial(), 'at'), ...fresh(parameter, subspace), ...prefixed(pace.initial(), 'pace'), age: 0 };
     },
-    due: ({ age }) => typeof age === 'number' && age % every === 0,
+    due: (state) => typeof state['age'] === 'number' && state['age'] % pace.gap(substate(state, 'pace')) === 0,
     prepare: async (gradient, state, { parameter, draw }) => {
       const subspace = subspaceOf(parameter) as Subspace;
       const matrix = matrixOf(gradient, parameter);
       try {
-        const at = prefixed(await subspace.choose(matrix, draw.at(`${parameter.path}#subspace`)), 'at');
-        return { ...state, ...at, ...(reset ? tidy(() => fresh(parameter, subspace) as Record<string, Tensor | number>) : {}) };
+        const at = await subspace.choose(matrix, draw.at(`${parameter.path}#subspace`));
+        const paced = state['age'] === 0 ? {} : await pace.after(substate(state, 'pace'), substate(state, 'at'), at);
+        const anew = reset ? tidy(() => fresh(parameter, subspace) as Record<string, Tensor | number>) : {};
+        return { ...state, ...prefixed(at, 'at'), ...prefixed(paced, 'pace'), ...anew };
       } finally {
         matrix.dispose();
       }
@@ -110,7 +127,7 @@ export function inSubspace(name: string, inner: Transform, { of, every, scale, r
       }
       return {
         update: { kind: 'dense', value: reshape(update, [...parameter.shape]) },
-        state: { ...prefixed(at, 'at'), ...prefixed(made.state, 'inner'), age: age + 1 },
+        state: { ...prefixed(at, 'at'), ...prefixed(made.state, 'inner'), ...prefixed(substate(state, 'pace'), 'pace'), age: age + 1 },
         ...(made.how && { how: made.how }),
       };
     },

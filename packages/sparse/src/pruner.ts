@@ -82,6 +82,13 @@ export const prunerTraits = (store: Store): Traits =>
 /** Whether a site can be pruned so. Allocates nothing. */
 export function checkSite({ path, weight }: Site, amount: Amount): void {
   if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to prune`, { path });
+  if (weight.matrix?.stored !== undefined) {
+    throw new ConfigError(`'${path}' trains the codes of its matrix, whose zeros would not stay`, {
+      path,
+      kind: weight.kind,
+      help: 'Train the matrix in floats, or prune it when it has been trained and quantized anew.',
+    });
+  }
   checkAmount(path, weight.shape, amount);
 }
 

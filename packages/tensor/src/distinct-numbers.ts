@@ -1,26 +1,17 @@
 import { ConfigError } from './errors.ts';
-import type { Noise } from './noise.ts';
+import { addressWords, type Noise } from './noise.ts';
 import { fillNoise } from './philox.ts';
 
 /**
  * `count` of the numbers from 0 to `total` - 1, ascending, every choice as likely as the others: those that the address
  * gives the least noise. On the host; the same on every device.
  */
-export function distinctNumbers(total: number, count: number, { seed, step, id, sample }: Noise): Int32Array {
+export function distinctNumbers(total: number, count: number, address: Noise): Int32Array {
   if (!(Number.isInteger(count) && count >= 0 && count <= total)) {
     throw new ConfigError(`distinctNumbers: ${count} of ${total} cannot be distinct`, { total, count });
   }
   const keys = new Float32Array(total);
-  fillNoise(keys, {
-    seedLow: Number(seed & 0xffffffffn),
-    seedHigh: Number((seed >> 32n) & 0xffffffffn),
-    step,
-    id,
-    sample,
-    distribution: 'uniform',
-    length: total,
-    keep: 1,
-  });
+  fillNoise(keys, { ...addressWords(address), distribution: 'uniform', length: total, keep: 1 });
   const found = new Int32Array(count);
   if (count === 0) return found;
   // Numbers sort many times faster without a comparison of one's own; of equal keys the first belong to the choice.

@@ -34,6 +34,7 @@ export { packedMatMul, packedMatMulOp, packedRows, packedRowsOp, hostParts, deco
 export * from './ops/block-quantize.ts';
 export * from './ops/unpack-fields.ts';
 export * from './ops/groups.ts';
+export * from './ops/update-groups.ts';
 export * from './ops/all-finite.ts';
 export * from './ops/choose.ts';
 export * from './ops/lora.ts';

@@ -22,12 +22,16 @@ export interface Draw {
   at(name: string, sample?: number): Noise;
 }
 
-export interface NoiseAttributes {
+/** An address as numbers that a kernel takes. */
+export interface AddressWords {
   readonly seedLow: number;
   readonly seedHigh: number;
   readonly step: number;
   readonly id: number;
   readonly sample: number;
+}
+
+export interface NoiseAttributes extends AddressWords {
   readonly distribution: Distribution;
   readonly length: number;
   /** Keep-probability of `mask`. */
@@ -51,19 +55,14 @@ export const noiseOp: Op<Record<string, never>, NoiseAttributes> = {
 export function noise(shape: readonly number[], address: Noise, distribution: Distribution, { keep = 1 }: { keep?: number } = {}): Tensor {
   if (!(keep >= 0 && keep <= 1)) throw new NumericError(`noise: keep must be a probability in [0, 1], got ${keep}`, { keep });
   const length = shape.reduce((product, side) => product * side, 1);
-  const { seed, step, id, sample } = address;
-  if (!(sample >= 0 && sample < 2 ** 24)) throw new NumericError(`noise: sample must be in [0, 2^24), got ${sample}`, { sample });
-  const attributes: NoiseAttributes = {
-    seedLow: Number(seed & 0xffffffffn),
-    seedHigh: Number((seed >> 32n) & 0xffffffffn),
-    step,
-    id,
-    sample,
-    distribution,
-    length,
-    keep,
-  };
+  const attributes: NoiseAttributes = { ...addressWords(address), distribution, length, keep };
   return tidy(() => reshape(runOp(noiseOp, {}, attributes)[0]!, [...shape]));
+}
+
+/** @throws NumericError for a sample that does not fit the address */
+export function addressWords({ seed, step, id, sample }: Noise): AddressWords {
+  if (!(sample >= 0 && sample < 2 ** 24)) throw new NumericError(`noise: sample must be in [0, 2^24), got ${sample}`, { sample });
+  return { seedLow: Number(seed & 0xffffffffn), seedHigh: Number((seed >> 32n) & 0xffffffffn), step, id, sample };
 }
 
 /** FNV-1a, 32 bits, of a name's UTF-8 bytes. */

@@ -35,6 +35,11 @@ export interface Parameter {
   readonly version: number;
   /** Bytes held on the device. */
   bytes(): number;
+  /**
+   * The parameters that hold the value, where it is not stored as such (codes, scales, zeros of a matrix): what a
+   * checkpoint keeps. Such a parameter has no bytes of its own, and `read` decodes into a new tensor.
+   */
+  readonly stored?: readonly Parameter[];
   /** The value; the store's own tensor for dense f32 and for packed words (do not dispose it). */
   read(): Tensor;
   /** Replaces the value. The parameter takes the tensor over; the old one is disposed. */
@@ -65,6 +70,7 @@ export interface Constraint {
 export interface Commit {
   /** Decoupled weight decay of this step: the value shrinks by (1 - decay) before the update is added. */
   readonly decay?: number;
+  /** Where a storage that rounds by chance draws; the step gives one, `path#rounding`, where a transform does not. */
   readonly noise?: Noise;
   readonly changes?: { readonly fraction: number; readonly trust?: number };
 }

@@ -96,6 +96,15 @@ export function gradientsOf<V>(
 }
 
 /**
+ * A tensor that the tape knows a value by which is never formed: a shape over the buffer of another tensor. Reading it
+ * gives nothing of meaning; gradients for it are of its shape. No bytes of its own.
+ */
+export function standIn(shape: readonly number[], { dataId }: Tensor): Tensor {
+  engine().backend.incRef(dataId);
+  return engine().makeTensorFromTensorInfo({ dataId, shape: [...shape], dtype: 'float32' });
+}
+
+/**
  * tfjs saves both sides of every sum and what every reshape came from, and their gradients look at nothing but the
  * shapes: a residual stream would keep two hidden states a block for that.
  */

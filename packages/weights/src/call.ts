@@ -6,6 +6,7 @@ import {
   tidy,
   createDraw,
   ConfigError,
+  withGradient,
   type Activations,
   type Draw,
   type Parameter,
@@ -43,6 +44,8 @@ export interface Call {
   value(parameter: Parameter): Tensor;
   /** Whether a gradient may flow into what `value` gives; where it cannot, nothing needs to be kept for it. */
   tracks(parameter: Parameter): boolean;
+  /** What the tape knows a parameter by, to give it a gradient without reading it: its entries may be nothing. Absent where it is not watched as stored. */
+  watched(parameter: Parameter): Tensor | undefined;
   /** A discrete choice: recorded once, replayed when a block is computed again. */
   decide<T>(name: string, choose: () => T): T;
   /** Statistics, block-level losses, hidden states. */
@@ -95,6 +98,7 @@ export function createCall(options: CallOptions): Call {
       const stored = watched?.get(parameter);
       return readAs(view, parameter, stored);
     },
+    watched: (parameter) => (view.of(parameter).kind === 'plain' ? watched?.get(parameter) : undefined),
     tracks: (parameter) => (watched?.has(parameter) ?? false) || view.of(parameter).kind === 'derived',
     decide: (name, choose) => {
       if (decisions === undefined) return choose();
@@ -116,7 +120,14 @@ export function createCall(options: CallOptions): Call {
 
 function readAs(view: View, parameter: Parameter, watched: Tensor | undefined): Tensor {
   const read = view.of(parameter);
-  const stored = (): Tensor => watched ?? parameter.read();
+  const stored = (): Tensor => {
+    if (watched === undefined || parameter.stored === undefined) return watched ?? parameter.read();
+    return withGradient(
+      [watched],
+      () => parameter.read(),
+      (dy) => [dy],
+    );
+  };
   switch (read.kind) {
     case 'plain':
       return stored();

@@ -7,6 +7,7 @@ export * from './codebook4.ts';
 export * from './encode-codebook4.ts';
 export * from './affine-grid.ts';
 export * from './affine.ts';
+export * from './trained-affine.ts';
 export * from './encode-affine.ts';
 export * from './fake-quant.ts';
 export * from './gguf-block.ts';

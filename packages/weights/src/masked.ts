@@ -1,4 +1,5 @@
 import {
+  ConfigError,
   denseParameter,
   gather,
   matMul,
@@ -34,12 +35,19 @@ import type { Weight } from './weight.ts';
  * @param path module path
  * @param base taken over: dispose the result alone. One that is masked already keeps what both masks keep
  * @param mask one bit an entry (`packMask`), 1 where kept
- * @throws ShapeError for a mask of another size
+ * @throws ShapeError for a mask of another size; ConfigError over a matrix whose codes train
  */
 export function masked(path: string, base: Weight, mask: Uint8Array): Weight {
   const { shape } = base;
   const [out, width] = shape;
   expectMask(path, shape, mask);
+  if (base.matrix?.stored !== undefined) {
+    throw new ConfigError(`'${path}' trains the codes of its matrix, which a mask would not survive`, {
+      path,
+      kind: base.kind,
+      help: 'Train it in floats, or quantize it to codes that do not train.',
+    });
+  }
   const before = under.get(base);
   if (before !== undefined) {
     // What an earlier mask took away is gone, wherever the new one is.

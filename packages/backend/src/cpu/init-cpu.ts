@@ -7,6 +7,7 @@ import { fieldKernels } from './fields.ts';
 import { matMulKernel } from './mat-mul.ts';
 import { packedMatMulKernel, packedRowsKernel } from './packed-matmul.ts';
 import { unsortedSegmentSumKernel } from './unsorted-segment-sum.ts';
+import { updateGroupsKernel } from './update-groups.ts';
 
 const kernels: readonly KernelConfig[] = [
   chooseKernel,
@@ -16,6 +17,7 @@ const kernels: readonly KernelConfig[] = [
   packedMatMulKernel,
   packedRowsKernel,
   unsortedSegmentSumKernel,
+  updateGroupsKernel,
   ...fieldKernels,
 ];
 

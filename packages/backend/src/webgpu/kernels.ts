@@ -16,6 +16,7 @@ import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
 import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
 import { unpackFieldsKernel } from './kernels/unpack-fields.ts';
 import { unwrittenKernel } from './kernels/unwritten.ts';
+import { updateGroupsKernel } from './kernels/update-groups.ts';
 
 const kernels: readonly Kernel[] = [
   adamKernel,
@@ -42,6 +43,7 @@ const kernels: readonly Kernel[] = [
   unpackFieldsKernel,
   unsortedSegmentSumKernel,
   unwrittenKernel,
+  updateGroupsKernel,
 ];
 
 /** Every kernel of ours, for one backend. */

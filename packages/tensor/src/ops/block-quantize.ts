@@ -1,7 +1,7 @@
 import { ConfigError, ShapeError } from '../errors.ts';
 import { runOp, type Op } from '../op.ts';
 import { codeBuckets, codeSearch, dynamicMap } from '../packed/dynamic-map.ts';
-import { unpackBytes, whole } from './word-bytes.ts';
+import { packCodes, unpackBytes, whole } from './word-bytes.ts';
 import {
   abs,
   add,
@@ -65,7 +65,7 @@ export const quantizeBlocksOp: Op<{ x: Tensor }, QuantizeAttributes> = {
         const row = signed ? add(bucket, mul(cast(less(blocks, 0), 'int32'), whole(codeBuckets + 1))) : bucket;
         const step = cast(greater(u, gather(boundary, row)), 'float32');
         const codes = add(gather(base, row), signed ? mul(step, sign(blocks)) : step);
-        return { words: slice(packed(codes), [0], [Math.ceil(count / 4)]), scales: reshape(scale, [rows]) };
+        return { words: slice(packCodes(codes), [0], [Math.ceil(count / 4)]), scales: reshape(scale, [rows]) };
       }),
     );
     return [concat(parts.map(({ words }) => words)), concat(parts.map(({ scales }) => scales))];
@@ -95,15 +95,6 @@ export const dequantizeBlocksOp: Op<{ words: Tensor; scales: Tensor }, Required<
 function chunks(length: number, blockSize: number): { from: number; count: number }[] {
   const step = Math.max(1, Math.floor(chunkEntries / blockSize)) * blockSize;
   return Array.from({ length: Math.ceil(length / step) }, (_, i) => ({ from: i * step, count: Math.min(step, length - i * step) }));
-}
-
-/** Codes as floats to words: three bytes are exact in f32, the fourth is added in whole numbers, which wrap. */
-function packed(codes: Tensor): Tensor1D {
-  const count = codes.size / 4;
-  const quads = reshape(codes, [count, 4]);
-  const [a, b, c, d] = [0, 1, 2, 3].map((k) => reshape(slice(quads, [0, k], [count, 1]), [count])) as [Tensor, Tensor, Tensor, Tensor];
-  const low = add(a, add(mul(b, 2 ** 8), mul(c, 2 ** 16)));
-  return add(cast(low, 'int32'), mul(cast(d, 'int32'), whole(2 ** 24))) as Tensor1D;
 }
 
 /**

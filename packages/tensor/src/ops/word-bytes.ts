@@ -1,4 +1,4 @@
-import { add, cast, floor, less, mul, reshape, scalar, stack, sub, type Tensor, type Tensor1D } from '../tfjs.ts';
+import { add, cast, floor, less, mul, reshape, scalar, slice, stack, sub, type Tensor, type Tensor1D } from '../tfjs.ts';
 
 /** A number beside an int32 tensor: a plain one would make floats of both. */
 export const whole = (value: number): Tensor => scalar(value, 'int32');
@@ -17,4 +17,13 @@ export function unpackBytes(words: Tensor1D): Tensor {
   const first = sub(two, mul(second, 2 ** 8));
   const fourth = add(high, mul(cast(less(high, 0), 'float32'), 2 ** 8));
   return reshape(cast(stack([first, second, third, fourth], 1), 'int32'), [words.size * 4]);
+}
+
+/** Codes as floats, a multiple of four of them, to words: three bytes are exact in f32, the fourth is added in whole numbers, which wrap. */
+export function packCodes(codes: Tensor): Tensor1D {
+  const count = codes.size / 4;
+  const quads = reshape(codes, [count, 4]);
+  const [a, b, c, d] = [0, 1, 2, 3].map((k) => reshape(slice(quads, [0, k], [count, 1]), [count])) as [Tensor, Tensor, Tensor, Tensor];
+  const low = add(a, add(mul(b, 2 ** 8), mul(c, 2 ** 16)));
+  return add(cast(low, 'int32'), mul(cast(d, 'int32'), whole(2 ** 24))) as Tensor1D;
 }

@@ -89,7 +89,8 @@ async function clear(folder: RunFolder): Promise<undefined> {
 function keptParameters(model: Model): Map<string, Parameter> {
   const all = [...model.parameters().values(), ...adapterParameters(model)];
   const adapters = adapterParameters(model);
-  return new Map(all.filter((parameter) => parameter.trainable || adapters.has(parameter)).map((parameter) => [parameter.path, parameter]));
+  const changed = all.filter((parameter) => parameter.trainable || adapters.has(parameter));
+  return new Map(changed.flatMap((parameter) => parameter.stored ?? [parameter]).map((parameter) => [parameter.path, parameter]));
 }
 
 function refuseOtherRun(saved: RunIdentity, now: RunIdentity, folder: RunFolder): void {

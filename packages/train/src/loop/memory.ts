@@ -38,8 +38,10 @@ export function openMemoryMeter(model: Model, step: Pick<Step, 'plan' | 'stateBy
 
 function parameterBytes(model: Model): { base: number; adapter: number; trained: number } {
   const adapters = adapterParameters(model);
+  const all = new Set([...model.parameters().values(), ...adapters]);
+  const trained = new Set([...all].filter(({ trainable }) => trainable).flatMap((parameter) => parameter.stored ?? [parameter]));
   const bytes = { base: 0, adapter: 0, trained: 0 };
-  for (const parameter of new Set([...model.parameters().values(), ...adapters]))
-    bytes[adapters.has(parameter) ? 'adapter' : parameter.trainable ? 'trained' : 'base'] += parameter.bytes();
+  for (const parameter of all)
+    bytes[adapters.has(parameter) ? 'adapter' : trained.has(parameter) ? 'trained' : 'base'] += parameter.bytes();
   return bytes;
 }

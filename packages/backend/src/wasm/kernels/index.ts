@@ -20,6 +20,7 @@ import { signKernels } from './sign.ts';
 import { sumKernels } from './sum.ts';
 import { swigluKernels } from './swiglu.ts';
 import { unwrittenKernels } from './unwritten.ts';
+import { updateGroupsKernels } from './update-groups.ts';
 
 const families = [
   matMulKernels,
@@ -42,6 +43,7 @@ const families = [
   blockCodeKernels,
   fieldKernels,
   unwrittenKernels,
+  updateGroupsKernels,
 ];
 
 /** Everything of ours that runs on the wasm device. */

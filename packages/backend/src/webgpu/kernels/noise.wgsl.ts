@@ -2,7 +2,8 @@ import type { Distribution } from '@niwaki/tensor';
 import { lanes, program, type Program } from '../program.ts';
 
 // Upper half of a 32 × 32 bit product out of 16-bit halves: WGSL has no wider integers.
-const philox = `
+/** `philox(block)`: four words, by the uniforms seedLow, seedHigh, step, id and purpose. */
+export const philox: string = `
 fn highOfProduct(a: u32, b: u32) -> u32 {
   let a0 = a & 0xffffu; let a1 = a >> 16u;
   let b0 = b & 0xffffu; let b1 = b >> 16u;
