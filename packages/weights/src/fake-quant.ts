@@ -61,6 +61,9 @@ export interface FakeQuantParts {
 
 /** A matrix that is being fitted to its codes. */
 export interface FakeQuant extends Weight {
+  /** What trains: the steps, a group each; and the rounding, one parameter or two factors. */
+  readonly steps: Parameter;
+  readonly rounding: readonly Parameter[];
   /** How far each entry is rounded up from the code below, [out, in] in [0, 1]. */
   roundedUp(): Tensor2D;
   /** Mean over the entries of 1 - |2h - 1|^sharpness for h of `roundedUp`: 0 where all are decided. Trains the rounding alone. */
@@ -81,7 +84,7 @@ const leastScale = 1e-8;
  * V₀ + V: V is what trains, whole or as a product of two factors; V₀ follows from w and s, so that V = 0 gives w itself
  * wherever its group reaches. Steps train as well, ⌊·⌋ as if it were the identity.
  *
- * Parts: those of the base, `scales`, `zeros`, `input_scales`, and `rounding` or `rounding_a` and `rounding_b`. From
+ * Parts: those of the base, `soft_scales`, `soft_zeros`, `soft_input_scales`, and `rounding` or `rounding_a` and `rounding_b`. From
  * forward to backward x is kept and no matrix; each direction makes the matrix again, about ten f32 copies while it lasts.
  * @param path module path
  * @param base taken over; read at every product, and never written
@@ -100,12 +103,12 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
   if (!symmetric) expectLength(`${path}.zeros`, parts.zeros, out * groups);
   if (parts.inputScales !== undefined) expectLength(`${path}.input_scales`, parts.inputScales, width);
 
-  const scales = denseParameter(`${path}.scales`, tensor1d(parts.scales.map((scale) => Math.max(scale, leastScale))), {
+  const scales = denseParameter(`${path}.soft_scales`, tensor1d(parts.scales.map((scale) => Math.max(scale, leastScale))), {
     role: 'scale',
     constraint: { floor: leastScale },
   });
-  const zeros = parts.zeros && denseParameter(`${path}.zeros`, tensor1d(Float32Array.from(parts.zeros)), { role: 'zero' });
-  const factors = parts.inputScales && denseParameter(`${path}.input_scales`, tensor1d(parts.inputScales), { role: 'scale' });
+  const zeros = parts.zeros && denseParameter(`${path}.soft_zeros`, tensor1d(Float32Array.from(parts.zeros)), { role: 'zero' });
+  const factors = parts.inputScales && denseParameter(`${path}.soft_input_scales`, tensor1d(parts.inputScales), { role: 'scale' });
   const rounding = roundingOf(path, shape, parts.rounding);
   const grain: Grain = { bits, groupSize, middle: 2 ** (bits - 1) };
 
@@ -138,6 +141,8 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
       ),
     },
     gradient: 'surrogate',
+    steps: scales,
+    rounding,
     apply: (x, call) => {
       const values = read((parameter) => call.value(parameter));
       const input = factors === undefined ? x : scaleColumns(x, untracked(factors, call) as Tensor1D);

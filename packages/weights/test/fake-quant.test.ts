@@ -214,7 +214,7 @@ describe('a fake-quantized matrix', () => {
     // 1.2 / (1 + e⁻¹ · 0.4 / 0.8) - 0.1, for the fraction 0.7.
     const h = 0.913564;
     for (const [k, expected] of [0, -1 + h + 0.3, 0, 0, -4, 3, 0, 0].entries()) {
-      const [step] = await gradients(weight, ['scales'], (watched) =>
+      const [step] = await gradients(weight, ['soft_scales'], (watched) =>
         weight.apply(tensor2d([row.map((_, i) => (i === k ? 1 : 0))]), createCall({ batch: {}, watched })),
       );
       expect(step![0]).toBeCloseTo(expected, 3);
@@ -247,7 +247,7 @@ describe('a fake-quantized matrix', () => {
     const ledger = openMemoryLedger();
     const x = normal('x', [2, 96]);
     const before = ledger.bytes();
-    const watched = new Map([weight.parts['rounding_a']!, weight.parts['scales']!].map((part) => [part, part.read()]));
+    const watched = new Map([weight.parts['rounding_a']!, weight.parts['soft_scales']!].map((part) => [part, part.read()]));
     const tape = recordTape(() => weight.apply(x, createCall({ batch: {}, watched })));
     // y, and nothing of the matrix's 24,576 bytes.
     expect(ledger.bytes() - before).toBe(4 * 2 * 64);
