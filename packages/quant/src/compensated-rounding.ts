@@ -17,6 +17,8 @@ export interface CompensatedRoundingOptions {
   readonly mse?: boolean;
   /** Steps decided beforehand, [out, groups]; default: of the compensated values as each group begins. */
   readonly steps?: readonly AffineStep[];
+  /** With `steps`: the group of each column; default runs of `groupSize`. */
+  readonly groupOf?: Int32Array;
   readonly breath: () => Promise<void>;
 }
 
@@ -31,7 +33,7 @@ export async function compensatedRounding(
   u: Float64Array,
   options: CompensatedRoundingOptions,
 ): Promise<CompensatedRounding> {
-  const { shape, bits, groupSize, grid, mse = false, breath } = options;
+  const { shape, bits, groupSize, grid, mse = false, groupOf, breath } = options;
   const [out, n] = shape;
   const groups = n / groupSize;
   const codes = new Uint8Array(out * n);
@@ -45,7 +47,7 @@ export async function compensatedRounding(
     for (let row = 0; row < out; row++) {
       const base = row * n;
       for (let i = from; i < to; i++) {
-        const group = row * groups + Math.floor(i / groupSize);
+        const group = row * groups + (groupOf?.[i] ?? Math.floor(i / groupSize));
         if (options.steps === undefined && i % groupSize === 0) {
           steps[group] = affineStep(w, [base + i, base + i + groupSize], { bits, grid, mse });
         }

@@ -23,6 +23,11 @@ export interface GptqOptions extends IntegerOptions {
    * columns of its input at every product.
    */
   readonly actOrder?: boolean;
+  /**
+   * Take the steps of all groups from the matrix as it was before any column was rounded; default false. With `actOrder`
+   * the columns then stay where they are, and nothing is reordered at a product.
+   */
+  readonly staticGroups?: boolean;
   /** Take the inputs of each linear map with the maps before it in the block already rounded; default true. Slower: four passes a block for one. */
   readonly sequential?: boolean;
 }
@@ -37,7 +42,7 @@ export interface GptqOptions extends IntegerOptions {
  */
 export function gptq(options: GptqOptions = {}): Method {
   const { grid, ...named } = integerOptions('gptq', options);
-  const { damping = 0.01, actOrder = false, sequential = true } = options;
+  const { damping = 0.01, actOrder = false, staticGroups = false, sequential = true } = options;
   if (!(damping > 0 && damping < 1)) throw new ConfigError(`gptq: damping must be between 0 and 1, got ${damping}`, { damping });
   const { bits, groupSize, mse } = named;
 
@@ -50,7 +55,7 @@ export function gptq(options: GptqOptions = {}): Method {
         const prepared = await prepareInput(statistics.get(group[0]!)!.gram, { damping, actOrder, breath });
         for (const site of group) {
           const size = affineGroupSize(groupSize, site.weight!.shape[1], site.path);
-          window.replace(site, { weight: await rounded(site, prepared, { bits, groupSize: size, grid, mse, breath }) });
+          window.replace(site, { weight: await rounded(site, prepared, { bits, groupSize: size, grid, mse, staticGroups, breath }) });
         }
       }
     }
@@ -58,7 +63,7 @@ export function gptq(options: GptqOptions = {}): Method {
 
   return defineMethod({
     kind: 'gptq',
-    options: { ...named, damping, actOrder, sequential },
+    options: { ...named, damping, actOrder, staticGroups, sequential },
     traits: {
       gives: ['encode', 'lookup'],
       // Columns that follow carry the error of those before: entries that were 0 too.
@@ -115,31 +120,50 @@ interface RoundOptions {
   readonly groupSize: number;
   readonly grid: AffineGrid;
   readonly mse: boolean;
+  readonly staticGroups: boolean;
   readonly breath: () => Promise<void>;
 }
 
 async function rounded(site: Site, { factor, dead, order }: PreparedInput, options: RoundOptions): Promise<Weight> {
-  const { bits, groupSize, grid, mse } = options;
+  const { bits, groupSize, grid, mse, staticGroups } = options;
   const { path } = site;
   const shape = site.weight!.shape;
   const [out, n] = shape;
   const dense = site.weight!.dense();
-  const stored = (await dense.data()) as Float32Array;
+  const stored = ((await dense.data()) as Float32Array).slice();
   dense.dispose();
   expectFinite(stored, `${path}.weight`, n);
+  const stepsNow = (): AffineStep[] =>
+    Array.from({ length: stored.length / groupSize }, (_, g) =>
+      affineStep(stored, [g * groupSize, (g + 1) * groupSize], { bits, grid, mse }),
+    );
+  // A step of the whole row is that of the matrix as it was, before columns without input go (as in the reference).
+  const whole = groupSize === n ? stepsNow() : undefined;
+  for (const k of dead) for (let row = 0; row < out; row++) stored[row * n + k] = 0;
+  const fixed = whole ?? (staticGroups ? stepsNow() : undefined);
   const w = new Float64Array(out * n);
   for (let row = 0; row < out; row++) for (let k = 0; k < n; k++) w[row * n + k] = stored[row * n + (order?.[k] ?? k)]!;
-  // A step of the whole row is that of the matrix as it was, before columns without input go (as in the reference).
-  const whole: AffineStep[] | undefined =
-    groupSize === n ? Array.from({ length: out }, (_, row) => affineStep(w, [row * n, row * n + n], { bits, grid, mse })) : undefined;
-  const gone = new Set(dead);
-  for (let k = 0; k < n; k++) if (gone.has(order?.[k] ?? k)) for (let row = 0; row < out; row++) w[row * n + k] = 0;
-  const { codes, steps } = await compensatedRounding(w, factor, { shape, ...options, ...(whole && { steps: whole }) });
+  const groupOf = order?.map((k) => Math.floor(k / groupSize));
+  const { codes, steps } = await compensatedRounding(w, factor, {
+    shape,
+    ...options,
+    ...(fixed && { steps: fixed, ...(groupOf && { groupOf }) }),
+  });
+  // Steps that belong to the columns, and not to the order they are rounded in, let the columns stay where they are.
+  const sorted = order !== undefined && fixed !== undefined ? inOrder(codes, order) : codes;
   const parts: AffineParts = {
-    codes: packBits(codes, { bits }),
+    codes: packBits(sorted, { bits }),
     scales: Float32Array.from(steps, ({ scale }) => scale),
     ...(isSymmetric(grid) ? {} : { zeros: Uint8Array.from(steps, ({ zero }) => zero) }),
-    ...(order && { order }),
+    ...(order && fixed === undefined && { order }),
   };
   return affine(path, shape, parts, { bits, groupSize, grid });
+}
+
+/** Codes of a matrix whose column k is column order[k], with the columns back at their places. */
+function inOrder(codes: Uint8Array, order: Int32Array): Uint8Array {
+  const n = order.length;
+  const sorted = new Uint8Array(codes.length);
+  for (let from = 0; from < codes.length; from += n) for (let k = 0; k < n; k++) sorted[from + order[k]!] = codes[from + k]!;
+  return sorted;
 }
