@@ -15,6 +15,7 @@ import {
   qst,
   quantize,
   s2ft,
+  spiel,
   train,
   type AdapterMethod,
   type Model,
@@ -36,6 +37,8 @@ const kinds: Readonly<Record<string, Kind>> = {
   'prompt tuning': { make: () => promptTuning({ init: [1, 2, 3] }), at: 'embed_tokens' },
   bottleneck: { make: () => bottleneck({ reduction: 4 }), at: outputs },
   's2ft, whose slices are drawn': { make: () => s2ft({ outputRatio: 0.25, downRatio: 0.25 }), at: ['o_proj', 'down_proj'] },
+  // Stopped while it looks for candidates.
+  spiel: { make: () => spiel({ density: 0.05, reselectionSteps: 10, accumulationSteps: 4 }), at: 'all-linear' },
   'compacter with the norms': { make: () => compacter({ reduction: 4, division: 2 }), at: outputs },
   'side tuning': { make: () => qst({ reduction: 2 }), at: '**' },
 };
