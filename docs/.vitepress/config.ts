@@ -51,6 +51,7 @@ export default defineConfig({
             { text: 'Prompt tuning', link: '/methods/prompt-tuning' },
             { text: 'Bottleneck adapters', link: '/methods/bottleneck' },
             { text: 'Compacter', link: '/methods/compacter' },
+            { text: 'QST', link: '/methods/qst' },
             { text: 'SpIEL', link: '/methods/spiel' },
             { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
             { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },

@@ -3,7 +3,7 @@ import { memory } from '@niwaki/tensor';
 import { distance, logits, train } from '../../testing/src/contract-model.ts';
 import { gpuMissing, init } from '../../testing/src/gpu.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
-import { adapt, compacter, ia3, prefixTuning, promptTuning, type AdapterMethod } from '../src/index.ts';
+import { adapt, compacter, ia3, prefixTuning, promptTuning, qst, type AdapterMethod } from '../src/index.ts';
 
 const missing = await gpuMissing();
 
@@ -24,6 +24,7 @@ describe.skipIf(missing)('adapters of modules on WebGPU', () => {
     ['IA3', () => ia3(), ['k_proj', 'v_proj', 'down_proj']],
     ['prefix tuning', () => prefixTuning({ virtualTokens: 3 }), '**.self_attn'],
     ['prompt tuning', () => promptTuning({ virtualTokens: 3 }), 'embed_tokens'],
+    ['QST', () => qst({ reduction: 2, rank: 4 }), '**'],
     ['Compacter', () => compacter({ reduction: 4, division: 2 }), ['**.self_attn', '**.mlp']],
   ])('train as on the cpu device: %s', async (_, make, at) => {
     await init({ device: 'webgpu', software: true });
