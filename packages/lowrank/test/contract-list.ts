@@ -4,7 +4,21 @@ import { scaleByLion } from '@niwaki/optim';
 import type { AdapterCase } from '../../testing/src/adapter-contract.ts';
 import { sizeOf } from '../../testing/src/contract-model.ts';
 import type { TransformCase } from '../../testing/src/transform-contract.ts';
-import { bottleneck, compacter, dora, frugal, galore, ia3, loftq, lora, lqLora, pissa, prefixTuning, promptTuning } from '../src/index.ts';
+import {
+  bottleneck,
+  compacter,
+  dora,
+  frugal,
+  galore,
+  ia3,
+  loftq,
+  lora,
+  lqLora,
+  pissa,
+  prefixTuning,
+  promptTuning,
+  qst,
+} from '../src/index.ts';
 import { integers } from './integers.ts';
 
 // One line a method: the contract suites of this package and the composition matrix of all packages run what is listed.
@@ -83,6 +97,15 @@ export const moduleAdapters: Adapters = {
     shared: 8,
     not: { commutes: inSeries },
     leaves: 0.03,
+  },
+  qst: {
+    make: () => qst({ reduction: 2, rank: 4 }),
+    at: '**',
+    trained: () => 0,
+    // Two blocks of width 8, with 4 heads on 2 and an MLP of 16; what makes a hidden state narrow; what is before the head.
+    shared: 2 * (2 * 64 + 64 + 3 * 8 * 16 + 3 * 8) + 2 * (16 * 4 + 4 * 8 + 2 * 8) + 8 + 8 * 16 + 2 * 16,
+    not: { commutes: 'each mixes what the one before it left' },
+    leaves: 0.01,
   },
 };
 

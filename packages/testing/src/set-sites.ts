@@ -9,6 +9,6 @@ export const sitesOf = (model: Model, set: AdapterSet): readonly Site[] => model
 export const shapeAt = ({ info: { hiddenSize } }: Model, { weight }: Site): readonly [number, number] =>
   weight?.shape ?? [hiddenSize, hiddenSize];
 
-/** Whether a set puts rows in front of the tokens: what it does shows in no site's output alone. */
-export const leads = ({ sites }: AdapterSet): boolean =>
-  [...sites.values()].some(({ prompt, prefix }) => prompt !== undefined || prefix !== undefined);
+/** Whether a set extends the graph, by rows in front of the tokens or by stages: what it does shows in no site's output alone. */
+export const extendsGraph = ({ sites }: AdapterSet): boolean =>
+  [...sites.values()].some(({ prompt, prefix, stages }) => prompt !== undefined || prefix !== undefined || stages !== undefined);
