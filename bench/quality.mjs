@@ -1,10 +1,10 @@
 /**
  * What quantization costs a real model: perplexity on text that it was not trained on, by method and bits.
- *   node bench/quality.mjs [folder] [--tokens 8192] [--bits 4,3,2] [--group 64] [--json]
+ *   node bench/quality.mjs [folder] [--tokens 8192] [--bits 4,3,2] [--group 64] [--methods rtn,gptq,awq,cbq] [--json]
  * Calibration sees other text than evaluation. Run `pnpm build` before.
  */
 import { parseArgs } from 'node:util';
-import { awq, disposeBatch, evaluateText, gptq, init, load, nf4, quantize, rtn, tokenBatch } from '../packages/niwaki/dist/index.js';
+import { awq, cbq, disposeBatch, evaluateText, gptq, init, load, nf4, quantize, rtn, tokenBatch } from '../packages/niwaki/dist/index.js';
 import { keptOut, training } from '../examples/pretrain/corpus.mjs';
 
 const { values, positionals } = parseArgs({
@@ -13,6 +13,7 @@ const { values, positionals } = parseArgs({
     tokens: { type: 'string', default: '8192' },
     bits: { type: 'string', default: '4,3,2' },
     group: { type: 'string', default: '64' },
+    methods: { type: 'string', default: 'rtn,gptq,awq,cbq' },
     json: { type: 'boolean', default: false },
   },
 });
@@ -20,6 +21,7 @@ const source = positionals[0] ?? new URL('../packages/niwaki/models/niwaki-tiny'
 const maxTokens = Number(values.tokens);
 const groupSize = Number(values.group);
 const context = 256;
+const wanted = new Set(values.methods.split(','));
 
 await init({ device: 'wasm' });
 
@@ -43,12 +45,12 @@ async function measure(name, method) {
   const row = { name, bitsAnEntry: Number(bitsAnEntry.toFixed(3)), nll, perplexity, seconds: Number(seconds.toFixed(1)) };
   if (!values.json)
     console.log(
-      `${name.padEnd(28)} ${row.bitsAnEntry.toFixed(2).padStart(6)} bits  ${perplexity.toFixed(3).padStart(12)}  ${row.seconds} s`,
+      `${name.padEnd(38)} ${row.bitsAnEntry.toFixed(2).padStart(6)} bits  ${perplexity.toFixed(3).padStart(12)}  ${row.seconds} s`,
     );
   return row;
 }
 
-const calibrated = new Set(['gptq', 'awq']);
+const calibrated = new Set(['gptq', 'awq', 'cbq']);
 
 /** 32 windows of 256 tokens, each from a speech of its own. */
 function calibration({ info }, tokenizer) {
@@ -62,10 +64,19 @@ function calibration({ info }, tokenizer) {
 const rows = [await measure('f32'), await measure('nf4', nf4())];
 for (const bits of values.bits.split(',').map(Number)) {
   const options = { bits, groupSize };
-  rows.push(await measure(`rtn ${bits} bits, symmetric`, rtn({ ...options, symmetric: true })));
-  rows.push(await measure(`rtn ${bits} bits`, rtn(options)));
-  rows.push(await measure(`gptq ${bits} bits`, gptq(options)));
-  rows.push(await measure(`gptq ${bits} bits, act-order`, gptq({ ...options, actOrder: true })));
-  rows.push(await measure(`awq ${bits} bits`, awq(options)));
+  const methods = [
+    [`rtn ${bits} bits, symmetric`, rtn({ ...options, symmetric: true })],
+    [`rtn ${bits} bits`, rtn(options)],
+    [`rtn ${bits} bits, mse`, rtn({ ...options, mse: true })],
+    [`gptq ${bits} bits`, gptq(options)],
+    [`gptq ${bits} bits, act-order`, gptq({ ...options, actOrder: true })],
+    [`gptq ${bits} bits, mse`, gptq({ ...options, mse: true })],
+    [`gptq ${bits} bits, mse, static, act-order`, gptq({ ...options, mse: true, staticGroups: true, actOrder: true })],
+    [`awq ${bits} bits`, awq(options)],
+    [`cbq ${bits} bits`, cbq(options)],
+    [`cbq ${bits} bits, window of 1`, cbq({ ...options, window: 1 })],
+    [`cbq ${bits} bits, rank 5`, cbq({ ...options, rank: 5 })],
+  ];
+  for (const [name, method] of methods) if (wanted.has(method.kind)) rows.push(await measure(name, method));
 }
 if (values.json) console.log(JSON.stringify(rows, undefined, 2));

@@ -11,6 +11,7 @@ import {
   memory,
   mul,
   noise,
+  openMemoryLedger,
   scalar,
   square,
   sub,
@@ -234,6 +235,29 @@ describe('cbq', () => {
     batches.forEach(disposeBatch);
     model.dispose();
     expect(memory().numTensors).toBe(before);
+  });
+
+  it.each(['full', 3] as const)('holds what it says between two steps, rank %s', async (rank) => {
+    const ledger = openMemoryLedger();
+    const model = await build();
+    const batches = batchesOf();
+    const before = ledger.bytes();
+    let held = 0;
+    await quantize(model, cbq({ ...quick, rank, epochs: 1, outliers: false }), {
+      calibrate: { batches, onFit: () => (held = ledger.bytes() - before) },
+    });
+    // What enters, of both models, with the angles' 8 numbers a row; and h behind the window.
+    const activations = 4 * 4 * 24 * (3 * 32 + 2 * 8);
+    // Value and Adam's state of the rounding and the steps; zeros.
+    const soft = model.sites('all-linear').reduce((total, { weight }) => {
+      const [out, width] = weight!.shape;
+      const groups = (out * width) / 32;
+      return total + 12 * (rank === 'full' ? out * width : rank * (out + width)) + 12 * groups + 4 * groups;
+    }, 0);
+    expect(held).toBe(activations + soft);
+    batches.forEach(disposeBatch);
+    model.dispose();
+    ledger.dispose();
   });
 
   it('gives the same for the same seed, and takes back what it did when it is stopped', async () => {
