@@ -41,7 +41,7 @@ const slots = { values: 'sft_delta.values', index: 'sft_delta.indices' } as cons
  *
  * Trains values that begin at 0. `train` brings the choosing along; a step of `createStep` is given
  * `participants: [spielParticipant(set)]`. Memory of N entries: 8 · N bytes of indices and values, 4 · N of gradients, 12 · N
- * of state with AG, and 20 · N more while it looks for candidates; or 4 bytes a row and a column with MA. One matrix at a
+ * of state with AG, and 16 · N more while it looks for candidates; or 4 bytes a row and a column with MA. One matrix at a
  * time is built, for its product and for its gradient.
  * @throws ConfigError for options out of range, more entries than the targets have, or too few for one of them
  * @example await adapt(model, spiel({ density: 0.01 }), { at: 'all-linear' });

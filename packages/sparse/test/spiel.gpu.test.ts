@@ -31,7 +31,7 @@ describe.skipIf(missing)('entries of a matrix on WebGPU', () => {
     const values = await matrix.data();
     const rowsOf = ([from, to]: Range = [0, 900]): Tensor => tensor2d(values.slice(from * shape[1], to * shape[1]), [to - from, shape[1]]);
     const order = Array.from(values.keys()).sort((a, b) => values[b]! - values[a]! || a - b);
-    for (const count of [1, 65, 1000]) {
+    for (const count of [1, 65]) {
       const { places, scores } = tidy(() => largestOf(rowsOf, count, shape));
       const again = tidy(() => entriesOf(rowsOf, places, shape));
       const at = await places.data();

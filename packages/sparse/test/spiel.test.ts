@@ -435,6 +435,21 @@ describe('a run', () => {
     }
   });
 
+  it('committed stage by stage is the same', async () => {
+    const [atomic, eager] = [await ground({ density: 0.05 }), await ground({ density: 0.05 })];
+    await atomic.run(3);
+    const step = createStep({
+      model: eager.model,
+      objective: causalLM(),
+      optimizer: agedAdamw({ learningRate: 1 }),
+      participants: [spielParticipant(eager.set)],
+      commit: 'eager',
+    });
+    things.push(step);
+    await eager.run(3, { step });
+    expect(entriesOf({ set: eager.set, step })).toEqual(entriesOf(atomic));
+  });
+
   it('that refuses a step has no trace of it, in the middle of an accumulation too', async () => {
     const [clean, dirty] = [await ground({ density: 0.05 }), await ground({ density: 0.05 })];
     await clean.run(1);
