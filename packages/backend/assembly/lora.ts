@@ -2,6 +2,7 @@
  * The tail of a low-rank adapter, base + s·(x·Aᵀ)·Bᵀ, and its gradients. One side of every product is the rank, too small
  * to pay for packing the tall operand: only the short one is packed, and the tall one is read where it lies.
  */
+import { dropFactors, Dropout, DROP_EDGE } from './dropout';
 import { least, madd } from './lanes';
 import { packPanels } from './packing';
 
@@ -115,14 +116,46 @@ export function loraRows(): i32 {
   return ROWS;
 }
 
-/** Bytes of scratch of `lora` and `loraGrad`: the rows' inner product, and panels of a factor. */
-export function loraBytes(rank: i32, width: i32, out: i32): i32 {
+/** Bytes of scratch of `lora` and `loraGrad`: the rows' inner product, and panels of a factor; with dropout the rows' factors, x under them and a strip of dx. */
+export function loraBytes(rank: i32, width: i32, out: i32, drops: i32): i32 {
   const padded = (rank + 7) & ~7;
   const longest = width > out ? width : out;
-  return <i32>EDGE + 4 * (ROWS * rank + padded * longest + STRIP * rank);
+  const plain = <i32>EDGE + 4 * (ROWS * rank + padded * longest + STRIP * rank);
+  return drops ? plain + 2 * <i32>DROP_EDGE + 4 * ROWS * (2 * width + STRIP) : plain;
 }
 
-/** Task t: rows [64·t, ...) of y = base + scale·inner·bᵀ and inner = x·aᵀ, for x [rows, width], a [rank, width], b [out, rank]. */
+/** x under dropout, `count` entries from the `from`-th on; factors to `factors`, products to `out`. */
+function drop(mask: usize, x: usize, from: i32, count: i32, factors: usize, out: usize): void {
+  dropFactors(changetype<Dropout>(mask), from, count, factors);
+  const bytes = (<usize>count) << 2;
+  let i: usize = 0;
+  for (; i + 16 <= bytes; i += 16) v128.store(out + i, f32x4.mul(v128.load(x + i), v128.load(factors + i)));
+  for (; i < bytes; i += 4) store<f32>(out + i, load<f32>(x + i) * load<f32>(factors + i));
+}
+
+/** Rows of `strip`, STRIP entries apart, times their factors: to, or added to, rows `width` entries apart. */
+function addDropped(rows: i32, columns: i32, strip: usize, factors: usize, to: usize, width: i32, accumulate: i32): void {
+  const bytes = (<usize>columns) << 2;
+  for (let m = 0; m < rows; m++) {
+    let i: usize = 0;
+    for (; i + 16 <= bytes; i += 16) {
+      const product = f32x4.mul(v128.load(strip + i), v128.load(factors + i));
+      v128.store(to + i, accumulate ? f32x4.add(v128.load(to + i), product) : product);
+    }
+    for (; i < bytes; i += 4) {
+      const product = load<f32>(strip + i) * load<f32>(factors + i);
+      store<f32>(to + i, accumulate ? load<f32>(to + i) + product : product);
+    }
+    strip += STRIP * 4;
+    factors += (<usize>width) << 2;
+    to += (<usize>width) << 2;
+  }
+}
+
+/**
+ * Task t: rows [64·t, ...) of y = base + scale·inner·bᵀ and inner = x·aᵀ, for x [rows, width], a [rank, width], b [out, rank],
+ * x under the dropout of `mask` (0: none). y may be base itself.
+ */
 export function lora(
   base: usize,
   x: usize,
@@ -135,6 +168,7 @@ export function lora(
   out: i32,
   rank: i32,
   scale: f32,
+  mask: usize,
   first: i32,
   last: i32,
   scratch: usize,
@@ -142,12 +176,19 @@ export function lora(
   const narrow = scratch + EDGE;
   const panels = narrow + 4 * ROWS * rank;
   const strip = panels + 4 * ((rank + 7) & ~7) * (width > out ? width : out);
+  const factors = strip + 4 * STRIP * rank + DROP_EDGE;
+  const kept = factors + 4 * ROWS * width + DROP_EDGE;
   packPanels(a, width, 1, rank, width, panels);
   for (let task = first; task < last; task++) {
     const m = task * ROWS;
     const height = least(ROWS, rows - m);
     const own = inner + ((<usize>(m * rank)) << 2);
-    multiplyPanels(height, rank, width, x + ((<usize>(m * width)) << 2), width, panels, 0, own, rank, scratch);
+    let input = x + ((<usize>(m * width)) << 2);
+    if (mask) {
+      drop(mask, input, m * width, height * width, factors, kept);
+      input = kept;
+    }
+    multiplyPanels(height, rank, width, input, width, panels, 0, own, rank, scratch);
     scaled(own, narrow, height * rank, scale);
     for (let n = 0; n < out; n += STRIP) {
       const columns = least(STRIP, out - n);
@@ -228,8 +269,9 @@ function outer4(rows: i32, g: usize, rowG: usize, x: usize, rowX: usize, to: usi
 }
 
 /**
- * Task t: rows [taskRows·t, ...) of dx = dInner·a with dInner = scale·dy·b, and this task's share in the gradients of the
- * factors, partial[t] = [dInnerᵀ·x [rank, width], innerᵀ·dy [rank, out]]. Shares are by task and not by thread.
+ * Task t: rows [taskRows·t, ...) of dx = dInner·a with dInner = scale·dy·b, added to what is there with `accumulate`, and
+ * this task's share in the gradients of the factors, partial[t] = [dInnerᵀ·x [rank, width], innerᵀ·dy [rank, out]]. x and
+ * dx are under the dropout of `mask` (0: none). Shares are by task and not by thread.
  */
 export function loraGrad(
   dy: usize,
@@ -244,6 +286,8 @@ export function loraGrad(
   out: i32,
   rank: i32,
   scale: f32,
+  mask: usize,
+  accumulate: i32,
   taskRows: i32,
   first: i32,
   last: i32,
@@ -252,6 +296,9 @@ export function loraGrad(
   const narrow = scratch + EDGE;
   const panels = narrow + 4 * ROWS * rank;
   const strip = panels + 4 * ((rank + 7) & ~7) * (width > out ? width : out);
+  const factors = strip + 4 * STRIP * rank + DROP_EDGE;
+  const kept = factors + 4 * ROWS * width + DROP_EDGE;
+  const wide = kept + 4 * ROWS * width;
   packPanels(b, rank, 0, rank, out, panels);
   for (let task = first; task < last; task++) {
     const share = partial + ((<usize>(task * rank * (width + out))) << 2);
@@ -260,7 +307,11 @@ export function loraGrad(
     for (let m = start; m < end; m += ROWS) {
       const height = least(ROWS, end - m);
       const slope = dy + ((<usize>(m * out)) << 2);
-      const input = x + ((<usize>(m * width)) << 2);
+      let input = x + ((<usize>(m * width)) << 2);
+      if (mask) {
+        drop(mask, input, m * width, height * width, factors, kept);
+        input = kept;
+      }
       multiplyPanels(height, rank, out, slope, out, panels, 0, narrow, rank, scratch);
       scaled(narrow, narrow, height * rank, scale);
       const again = m > start ? 1 : 0;
@@ -269,7 +320,11 @@ export function loraGrad(
       for (let n = 0; n < width; n += STRIP) {
         const columns = least(STRIP, width - n);
         packPanels(a + ((<usize>n) << 2), width, 0, columns, rank, strip);
-        multiplyPanels(height, columns, rank, narrow, rank, strip, 0, dx + ((<usize>(m * width + n)) << 2), width, scratch);
+        const to = dx + ((<usize>(m * width + n)) << 2);
+        if (mask) {
+          multiplyPanels(height, columns, rank, narrow, rank, strip, 0, wide, STRIP, scratch);
+          addDropped(height, columns, wide, factors + ((<usize>n) << 2), to, width, accumulate);
+        } else multiplyPanels(height, columns, rank, narrow, rank, strip, accumulate ? to : 0, to, width, scratch);
       }
     }
   }

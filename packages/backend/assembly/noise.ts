@@ -60,7 +60,7 @@ export function noise(
 }
 
 /** The 16 words of blocks [block, block + 4), in the order of their elements. */
-function blocks(block: u32, seedLow: u32, seedHigh: u32, id: u32, step: u32, tag: u32, words: usize): void {
+export function blocks(block: u32, seedLow: u32, seedHigh: u32, id: u32, step: u32, tag: u32, words: usize): void {
   const m0 = i32x4.splat(0xd2511f53);
   const m1 = i32x4.splat(0xcd9e8d57);
   let c0 = i32x4.add(i32x4.splat(block), i32x4(0, 1, 2, 3));

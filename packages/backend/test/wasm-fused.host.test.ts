@@ -3,10 +3,14 @@ import {
   addRmsNormOp,
   attentionGradOp,
   attentionOp,
+  createDraw,
   crossEntropyGradOp,
   crossEntropyOp,
   loraGradOp,
   loraOp,
+  loraProductGradOp,
+  loraProductOp,
+  noiseAttributes,
   rmsNormGradOp,
   rmsNormOp,
   ropeOp,
@@ -87,8 +91,24 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
           b: lowRank([out, rank]),
         });
         expect(error(loraOp, { ...factors(), base: lowRank([rows, out]) }, { scale: 0.7, unread: false })).toBeLessThan(4 * tolerance);
-        const inner = lowRank([rows, rank]);
-        expect(error(loraGradOp, { ...factors(), dy: lowRank([rows, out]), inner }, { scale: 0.7 })).toBeLessThan(4 * tolerance);
+        const backward = (): ReturnType<typeof factors> & { dy: Tensor; inner: Tensor } => ({
+          ...factors(),
+          dy: lowRank([rows, out]),
+          inner: lowRank([rows, rank]),
+        });
+        expect(error(loraGradOp, backward(), { scale: 0.7 })).toBeLessThan(4 * tolerance);
+        const address = createDraw(3, out).at('dropout');
+        const dropout = noiseAttributes([rows, width], address, 'mask', { keep: 0.6 });
+        expect(error(loraOp, { ...factors(), base: lowRank([rows, out]) }, { scale: 0.7, unread: false, dropout })).toBeLessThan(
+          4 * tolerance,
+        );
+        expect(error(loraGradOp, backward(), { scale: 0.7, dropout })).toBeLessThan(4 * tolerance);
+        for (const drops of [{}, { dropout }]) {
+          const weight = (): Tensor => lowRank([out, width]);
+          const forward = { scale: 0.7, unread: false, ...drops };
+          expect(error(loraProductOp, { ...factors(), weight: weight() }, forward)).toBeLessThan(4 * tolerance);
+          expect(error(loraProductGradOp, { ...backward(), weight: weight() }, { scale: 0.7, ...drops })).toBeLessThan(4 * tolerance);
+        }
       }
     });
 

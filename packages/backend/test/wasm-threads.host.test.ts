@@ -4,11 +4,15 @@ import {
   addN,
   attentionGradOp,
   attentionOp,
+  createDraw,
   crossEntropyGradOp,
   crossEntropyOp,
   loraGradOp,
   loraOp,
+  loraProductGradOp,
+  loraProductOp,
   mul,
+  noiseAttributes,
   packedMatMulOp,
   rmsNormGradOp,
   rmsNormOp,
@@ -69,6 +73,8 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
   const half = tensor([0.5]);
   const lowRank = { x: random([rows, 901]), a: random([13, 901]), b: random([width, 13]) };
   const inner = random([rows, 13]);
+  const matrix = random([width, 901]);
+  const dropout = noiseAttributes([rows, 901], createDraw(1, 2).at('dropout'), 'mask', { keep: 0.9 });
   return {
     'a product': [matMul(x, random([width, 500]))],
     'a batch of products': [matMul(random([7, 90, 80]), random([7, 80, 70]))],
@@ -98,6 +104,14 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     'low-rank products': [
       ...run(loraOp, { base: dy, ...lowRank }, { scale: 2, unread: false }),
       ...run(loraGradOp, { dy, inner, ...lowRank }, { scale: 2 }),
+    ],
+    'low-rank products under dropout': [
+      ...run(loraOp, { base: dy, ...lowRank }, { scale: 2, unread: false, dropout }),
+      ...run(loraGradOp, { dy, inner, ...lowRank }, { scale: 2, dropout }),
+    ],
+    'low-rank products over a base': [
+      ...run(loraProductOp, { ...lowRank, weight: matrix }, { scale: 2, unread: false }),
+      ...run(loraProductGradOp, { dy, inner, ...lowRank, weight: matrix }, { scale: 2, dropout }),
     ],
     'packed products': [false, true].flatMap((transposed) =>
       run(packedMatMulOp, { ...packed, x: random([70, transposed ? rows : width]) }, { ...shape, transposed }),

@@ -1,19 +1,21 @@
 import {
   add,
-  div,
+  loraProduct,
   loraTail,
   mul,
   noise,
+  noiseAttributes,
   reshape,
   sub,
   tidy,
+  type Noise,
   type Parameter,
   type Tensor,
   type Tensor1D,
   type Tensor2D,
 } from '@niwaki/tensor';
 import { lowRank, type Call, type Weight } from '@niwaki/weights';
-import type { Site } from '@niwaki/nn';
+import type { Next, Site } from '@niwaki/nn';
 import type { Initializer } from './initialization.ts';
 import { cachedNorm, ratio, rescale, rowNorms } from './direction.ts';
 import { adapterParameter, type LoraAdapter, type LoraSpec, type StartPair } from './lora-adapter.ts';
@@ -56,29 +58,35 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
   let strength = 1;
   const scale = (): number => strength * loraScale(alpha, rank, rslora);
 
+  // Inverted dropout of the adapter's input, in training only. The mask is drawn again wherever it is needed: nothing stores
+  // it, and a recomputed block sees the same one.
+  const drops = (call: Call): boolean => call.training && dropout > 0;
+  const maskAddress = (call: Call): Noise => call.draw.at(`${a.path}#dropout`, call.at.micro);
   const tracked = (call: Call): boolean => call.tracks(a) || call.tracks(b);
   const withBias = (y: Tensor2D, call: Call): Tensor2D => (bias === undefined ? y : add(y, mul(call.value(bias), scale())));
 
-  const plain = (x: Tensor2D, next: (x: Tensor) => Tensor2D, call: Call): Tensor2D =>
-    withBias(
-      loraTail(next(x), x, call.value(a) as Tensor2D, call.value(b) as Tensor2D, {
-        scale: scale(),
-        factorGradients: tracked(call),
-        unread: call.unread === true,
-        ...dropped(call, a, dropout),
-      }),
-      call,
-    );
+  const plain = (x: Tensor2D, next: Next, call: Call): Tensor2D => {
+    const [av, bv] = [call.value(a) as Tensor2D, call.value(b) as Tensor2D];
+    const options = {
+      scale: scale(),
+      factorGradients: tracked(call),
+      unread: call.unread === true,
+      dropout: drops(call) ? noiseAttributes(x.shape, maskAddress(call), 'mask', { keep: 1 - dropout }) : undefined,
+    };
+    const product = next.product?.();
+    if (product === undefined) return withBias(loraTail(next(x), x, av, bv, options), call);
+    const y = loraProduct(x, product.matrix, av, bv, options);
+    return withBias(product.bias === undefined ? y : add(y, product.bias), call);
+  };
 
-  const directed = (x: Tensor2D, next: (x: Tensor) => Tensor2D, call: Call, site: Site, m: Parameter): Tensor2D => {
+  const directed = (x: Tensor2D, next: Next, call: Call, site: Site, m: Parameter): Tensor2D => {
     const weight = site.weight!;
     const [av, bv, mv] = [call.value(a) as Tensor2D, call.value(b) as Tensor2D, call.value(m) as Tensor1D];
     const n = normOf!(weight, call, scale());
     const siteBias = ownBias ?? site.bias;
     const offset = siteBias && call.value(siteBias);
-    const { input } = dropped(call, a, dropout);
     const y = next(x);
-    if (input === undefined) {
+    if (!drops(call)) {
       const z = withBias(
         loraTail(offset === undefined ? y : sub(y, offset), x, av, bv, { scale: scale(), factorGradients: tracked(call) }),
         call,
@@ -87,7 +95,8 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
       return offset === undefined ? turned : add(turned, offset);
     }
     // Both parts of V must see the same dropped input, so the base is applied to it a second time.
-    const seen = input(x) as Tensor2D;
+    const keep = 1 - dropout;
+    const seen: Tensor2D = mul(x, mul(noise(x.shape, maskAddress(call), 'mask', { keep }), 1 / keep));
     const own = weight.apply(seen, call);
     const z = withBias(loraTail(own, seen, av, bv, { scale: scale(), factorGradients: tracked(call) }), call);
     return add(y, sub(rescale(z, mv, n), own));
@@ -147,15 +156,4 @@ export function loraLinear(spec: LoraSpec, values: LinearValues): LoraAdapter {
     startsFrom: values.rewrites === undefined ? 'base' : 'rewritten',
     ...(magnitude && { gradient: 'surrogate' as const }),
   };
-}
-
-/**
- * Inverted dropout of the adapter's input, in training only. The mask is drawn again wherever it is needed: nothing
- * stores it, and a recomputed block sees the same one.
- */
-function dropped(call: Call, a: Parameter, dropout: number): { input?: (x: Tensor) => Tensor } {
-  if (!call.training || dropout === 0) return {};
-  const keep = 1 - dropout;
-  const address = call.draw.at(`${a.path}#dropout`, call.at.micro);
-  return { input: (x) => tidy(() => div(mul(x, noise(x.shape, address, 'mask', { keep })), keep)) };
 }

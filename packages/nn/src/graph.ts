@@ -1,4 +1,4 @@
-import type { Parameter, Tensor, Tensor2D } from '@niwaki/tensor';
+import type { FrozenMatrix, Parameter, Tensor, Tensor2D } from '@niwaki/tensor';
 import type { Call, Weight } from '@niwaki/weights';
 import type { Coupling } from './coupling.ts';
 
@@ -53,13 +53,20 @@ export interface Prefix {
   values(call: Call): Tensor2D;
 }
 
+/** What an adapter is around: the adapters nearer to the base, or the base itself. */
+export interface Next {
+  (x: Tensor): Tensor2D;
+  /** Where it is x·Wᵀ, with a bias or without, and gets no gradient: for an adapter that multiplies and adds in one op. */
+  product?(): { readonly matrix: FrozenMatrix; readonly bias: Tensor | undefined } | undefined;
+}
+
 /** Middleware at a site. */
 export interface Adapter {
   readonly kind: string;
   readonly point: Point;
   readonly parameters: Readonly<Record<string, Parameter>>;
   /** May call `next` with another input, under no gradient, or not at all. x and the result are [rows, width]; embeddings get ids [rows]. */
-  apply(x: Tensor, next: (x: Tensor) => Tensor2D, call: Call, site: Site): Tensor2D;
+  apply(x: Tensor, next: Next, call: Call, site: Site): Tensor2D;
   /** The additive family: y = base(x) + delta(x). */
   delta?(): Weight;
   /**

@@ -14,8 +14,8 @@ import {
   type Tensor,
 } from '@niwaki/tensor';
 import type { Tensor1D, Tensor2D } from '@niwaki/tensor';
-import { asRead, denseWeight, type Call, type Weight } from '@niwaki/weights';
-import type { Adapter, AdapterSet, Site } from './graph.ts';
+import { asRead, denseWeight, frozenMatrix, type Call, type Weight } from '@niwaki/weights';
+import type { Adapter, AdapterSet, Next, Site } from './graph.ts';
 import { adapterParty, mixing } from './traits.ts';
 
 /** Adapter sets on a model and the ones used when a call says nothing: a `Model` is one. */
@@ -39,7 +39,7 @@ export function runSite(site: Site, x: Tensor, call: Call, attached: Attached, {
   if (isRowIndex(chosen)) return runMixed(site, x, asRead(call), attached, chosen);
   const sets = setsOf(chosen, attached);
   const own = last && sets.every((set) => onlyAdds(set.sites.get(site.path))) ? call : asRead(call);
-  return around(site, own, sets, (input) => runBase(site, input, own, sets))(x);
+  return around(site, own, sets, baseOf(site, own, sets))(x);
 }
 
 /** An adapter that adds to what it is around needs none of it for a gradient. */
@@ -83,7 +83,7 @@ export function activeSets(call: Call, attached: Attached): readonly AdapterSet[
   return isRowIndex(chosen) ? [] : setsOf(chosen, attached);
 }
 
-function around(site: Site, call: Call, sets: readonly AdapterSet[], base: (x: Tensor) => Tensor2D): (x: Tensor) => Tensor2D {
+function around(site: Site, call: Call, sets: readonly AdapterSet[], base: Next): Next {
   let next = base;
   for (const set of sets) {
     const adapter = set.sites.get(site.path);
@@ -122,12 +122,28 @@ function replacement(path: string, sets: readonly AdapterSet[]): Parameter | und
 }
 
 function runBase(site: Site, x: Tensor, call: Call, sets: readonly AdapterSet[]): Tensor2D {
-  const whole = replacement(`${site.path}.weight`, sets);
-  const weight = whole === undefined ? site.weight : asWeight(whole);
+  const { weight, bias } = storedAt(site, sets);
   if (weight === undefined) throw new ConfigError(`site '${site.path}' holds no weight`, { path: site.path });
   const y = applyWeight(weight, site, x, call);
-  const bias = site.bias === undefined ? undefined : (replacement(`${site.path}.bias`, sets) ?? site.bias);
   return bias === undefined ? y : add(y, call.value(bias));
+}
+
+function baseOf(site: Site, call: Call, sets: readonly AdapterSet[]): Next {
+  const product: Next['product'] = () => {
+    const { weight, bias } = storedAt(site, sets);
+    const matrix = site.point === 'embedding' || weight === undefined ? undefined : frozenMatrix(weight, call);
+    return matrix && { matrix, bias: bias && call.value(bias) };
+  };
+  return Object.assign((x: Tensor) => runBase(site, x, call, sets), { product });
+}
+
+/** Weight and bias, or what an active set puts in their places. */
+function storedAt(site: Site, sets: readonly AdapterSet[]): { readonly weight: Weight | undefined; readonly bias: Parameter | undefined } {
+  const whole = replacement(`${site.path}.weight`, sets);
+  return {
+    weight: whole === undefined ? site.weight : asWeight(whole),
+    bias: site.bias && (replacement(`${site.path}.bias`, sets) ?? site.bias),
+  };
 }
 
 function applyWeight(weight: Weight, site: Site, x: Tensor, call: Call): Tensor2D {

@@ -52,11 +52,20 @@ export const noiseOp: Op<Record<string, never>, NoiseAttributes> = {
  * Noise of a shape, indexed row-major by its logical position.
  * @param options `keep` is the probability that an entry of a `mask` is 1
  */
-export function noise(shape: readonly number[], address: Noise, distribution: Distribution, { keep = 1 }: { keep?: number } = {}): Tensor {
-  if (!(keep >= 0 && keep <= 1)) throw new NumericError(`noise: keep must be a probability in [0, 1], got ${keep}`, { keep });
-  const length = shape.reduce((product, side) => product * side, 1);
-  const attributes: NoiseAttributes = { ...addressWords(address), distribution, length, keep };
+export function noise(shape: readonly number[], address: Noise, distribution: Distribution, options: { keep?: number } = {}): Tensor {
+  const attributes = noiseAttributes(shape, address, distribution, options);
   return tidy(() => reshape(runOp(noiseOp, {}, attributes)[0]!, [...shape]));
+}
+
+/** What `noise` draws, for an op that draws it itself. */
+export function noiseAttributes(
+  shape: readonly number[],
+  address: Noise,
+  distribution: Distribution,
+  { keep = 1 }: { keep?: number } = {},
+): NoiseAttributes {
+  if (!(keep >= 0 && keep <= 1)) throw new NumericError(`noise: keep must be a probability in [0, 1], got ${keep}`, { keep });
+  return { ...addressWords(address), distribution, length: shape.reduce((product, side) => product * side, 1), keep };
 }
 
 /** @throws NumericError for a sample that does not fit the address */

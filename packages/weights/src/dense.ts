@@ -12,6 +12,7 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import type { Call } from './call.ts';
+import { asProduct } from './frozen.ts';
 import type { Weight } from './weight.ts';
 import { observe } from './observe.ts';
 
@@ -28,10 +29,13 @@ export function denseWeight(parameter: Parameter): Weight {
     parts: { weight: parameter },
     matrix: parameter,
     exact: true,
-    apply: (x, call) => {
-      const w = call.value(parameter) as Tensor2D;
-      return observe(weight, x, call.tracks(parameter) ? trackedMatMul(x, w, call) : frozenMatMul(x, w, call), call);
-    },
+    apply: asProduct(
+      (x, call) => {
+        const w = call.value(parameter) as Tensor2D;
+        return observe(weight, x, call.tracks(parameter) ? trackedMatMul(x, w, call) : frozenMatMul(x, w, call), call);
+      },
+      (_, call) => (call.tracks(parameter) ? undefined : { parts: { weight: call.value(parameter) } }),
+    ),
     dense: (rows) => {
       const w = parameter.read() as Tensor2D;
       return rows === undefined ? w.clone() : slice(w, [rows[0], 0], [rows[1] - rows[0], shape[1]]);

@@ -1,6 +1,7 @@
 export * from './call.ts';
 export * from './format.ts';
 export * from './weight.ts';
+export { frozenMatrix } from './frozen.ts';
 export * from './rows.ts';
 export * from './dense.ts';
 export * from './codebook4.ts';

@@ -20,6 +20,7 @@ import {
 import type { Call } from './call.ts';
 import { denseWeight } from './dense.ts';
 import { expectMask } from './entry-mask.ts';
+import { asProduct, frozenMatrix } from './frozen.ts';
 import { observe } from './observe.ts';
 import { isHalf } from './stored-values.ts';
 import type { Weight } from './weight.ts';
@@ -81,18 +82,21 @@ export function masked(path: string, base: Weight, mask: Uint8Array): Weight {
     shape,
     parts: { ...inner.parts, mask: bits },
     ...(matrix && { matrix }),
-    apply: (x, call) => {
-      if (asStored(call)) return observe(weight, x, inner.apply(x, call), call);
-      if (parts.some((part) => call.tracks(part))) {
-        return observe(weight, x, matMul(x, maskedValues(rowsUnder(call), entries), false, true), call);
-      }
-      return observe(
-        weight,
-        x,
-        decodedMatMul(x, () => mul(rowsUnder(call), entries())),
-        call,
-      );
-    },
+    apply: asProduct(
+      (x, call) => {
+        if (asStored(call)) return observe(weight, x, inner.apply(x, call), call);
+        if (parts.some((part) => call.tracks(part))) {
+          return observe(weight, x, matMul(x, maskedValues(rowsUnder(call), entries), false, true), call);
+        }
+        return observe(
+          weight,
+          x,
+          decodedMatMul(x, () => mul(rowsUnder(call), entries())),
+          call,
+        );
+      },
+      (_, call) => (asStored(call) ? frozenMatrix(inner, call) : undefined),
+    ),
     dense: (rows) =>
       tidy(() => {
         const values = inner.dense(rows);

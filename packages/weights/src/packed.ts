@@ -6,6 +6,7 @@ import {
   packedRows,
   range,
   tidy,
+  type FrozenMatrix,
   type PackedShape,
   type PackedTensors,
   type Parameter,
@@ -14,6 +15,7 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import type { Call } from './call.ts';
+import { asProduct } from './frozen.ts';
 import { observe } from './observe.ts';
 import type { Weight } from './weight.ts';
 
@@ -38,9 +40,15 @@ export function packedReads(
   const stored = (): PackedTensors => mapped(parameters, (parameter) => parameter.read());
   const read = (call: Call): PackedTensors => mapped(parameters, (parameter) => untracked(parameter, call));
   return {
-    apply(this: Weight, x, call) {
-      return observe(this, x, integerMatMul(columns.into(x, call), read(call), shape, call), call);
-    },
+    apply: asProduct(
+      function (this: Weight, x, call) {
+        return observe(this, x, integerMatMul(columns.into(x, call), read(call), shape, call), call);
+      },
+      (_, call) => {
+        if (columns !== sameColumns || (call.activations ?? 'exact') !== 'exact') return undefined;
+        return { parts: read(call) as FrozenMatrix['parts'], packed: shape };
+      },
+    ),
     dense: (rows: Range = [0, shape.out]) =>
       tidy(() => columns.back(packedRows(range(rows[0], rows[1], 1, 'int32') as Tensor1D, stored(), shape))),
     lookup: (ids: Tensor1D, call: Call): Tensor2D => columns.back(packedRows(ids, read(call), shape)),

@@ -1,58 +1,132 @@
-import { loraGradOp, loraOp } from '@niwaki/tensor';
+import { loraGradOp, loraOp, loraProductGradOp, loraProductOp, type NoiseAttributes, type PackedShape } from '@niwaki/tensor';
 import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
+import { checkDepths, multiply } from '../gemm.ts';
 import { wasmKernel } from './kernel.ts';
+import { maskWords } from './noise.ts';
+import { multiplyPacked } from './packed-matmul.ts';
 
-type Inputs = Readonly<Record<'x' | 'a' | 'b', TensorInfo>>;
+type Inputs<X extends string> = Readonly<Record<X, TensorInfo>>;
+
+interface Attributes {
+  readonly scale: number;
+  readonly dropout?: NoiseAttributes | undefined;
+}
+
+interface ProductAttributes extends Attributes {
+  readonly packed?: PackedShape | undefined;
+}
 
 /** Scratch for the tasks' shares in the gradients of the factors. */
 const shareBytes = 16 << 20;
 const [fewestShares, mostShares] = [4, 16];
+/** Room at the front of the shared scratch for what `Dropout` of assembly/dropout.ts describes. */
+const maskBytes = 64;
 
-/** An adapter's whole tail in one call forward and two backward, where composed ops take four and nine. */
+/**
+ * An adapter's whole tail in one call forward and two backward, where composed ops take four and nine; over the base's own
+ * product, in its place.
+ */
 export const loraKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Inputs & { readonly base: TensorInfo }, { scale: number; unread: boolean }>(
+  wasmKernel<Inputs<'base' | 'x' | 'a' | 'b'>, Attributes & { unread: boolean }>(
     device,
     loraOp.kernelName,
-    ({ base, x, a, b }, { scale, unread }) => {
-      const { rows, width, out, rank } = sidesOf(x, b);
-      const [y, inner] = [device.output([rows, out]), device.output([rows, rank])];
-      const columns = unread ? 0 : out;
-      device.run('lora', [...[base, x, a, b, y, inner].map(device.address), rows, width, columns, rank, scale], {
-        tasks: Math.ceil(rows / device.kernels['loraRows']!()),
-        work: rows * rank * (width + columns),
-        scratchBytes: device.kernels['loraBytes']!(rank, width, columns),
-      });
-      return [y, inner];
+    ({ base, ...inputs }, attributes) => {
+      const y = device.output(base.shape);
+      return [y, addTail(device, { ...inputs, base, y }, attributes)];
     },
   ),
-  wasmKernel<Inputs & Readonly<Record<'dy' | 'inner', TensorInfo>>, { scale: number }>(
+  wasmKernel<Inputs<'dy' | 'x' | 'a' | 'b' | 'inner'>, Attributes>(device, loraGradOp.kernelName, (inputs, attributes) => {
+    const dx = device.output(inputs.x.shape);
+    return [dx, ...tailGradients(device, { ...inputs, dx }, { ...attributes, accumulate: false })];
+  }),
+  wasmKernel<Inputs<'x' | 'a' | 'b'>, ProductAttributes & { unread: boolean }>(
     device,
-    loraGradOp.kernelName,
-    ({ dy, x, a, b, inner }, { scale }) => {
-      const { rows, width, out, rank } = sidesOf(x, b);
-      const [dx, da, db] = [x, a, b].map(({ shape }) => device.output(shape)) as [TensorInfo, TensorInfo, TensorInfo];
-      const step = device.kernels['loraRows']!();
-      const shareSize = rank * (width + out) * 4;
-      const most = Math.min(mostShares, Math.max(fewestShares, Math.floor(shareBytes / shareSize)));
-      // By the rows alone, never by the threads: sums then run in one order on every machine.
-      const taskRows = step * Math.max(1, Math.ceil(rows / step / most));
-      const shares = Math.ceil(rows / taskRows);
-      const partial = device.shared(shares * shareSize);
-      const sides = [rows, width, out, rank, scale];
-      device.run('loraGrad', [...[dy, x, a, b, inner, dx].map(device.address), partial, ...sides, taskRows], {
-        tasks: shares,
-        work: 2 * rows * rank * (width + out),
-        scratchBytes: device.kernels['loraBytes']!(rank, width, out),
-      });
-      device.run('loraFactors', [partial, shares, device.address(da), device.address(db), width, out, rank, scale], {
-        tasks: Math.ceil(width / columnsOfTask) + Math.ceil(out / columnsOfTask),
-        work: shares * rank * (width + out),
-      });
-      return [dx, da, db];
+    loraProductOp.kernelName,
+    ({ x, a, b, ...parts }, { packed, ...attributes }) => {
+      const y = attributes.unread ? device.output([x.shape[0]!, b.shape[0]!]) : product(device, x, parts, { packed, transposed: false });
+      return [y, addTail(device, { x, a, b, base: y, y }, attributes)];
+    },
+  ),
+  wasmKernel<Inputs<'dy' | 'x' | 'a' | 'b' | 'inner'>, ProductAttributes>(
+    device,
+    loraProductGradOp.kernelName,
+    ({ dy, x, a, b, inner, ...parts }, { packed, ...attributes }) => {
+      const dx = product(device, dy, parts, { packed, transposed: true });
+      return [dx, ...tailGradients(device, { dy, x, a, b, inner, dx }, { ...attributes, accumulate: true })];
     },
   ),
 ];
+
+/** x·Wᵀ, or x·W where `transposed`; the parts are those of a packed W, or `weight`. */
+function product(
+  device: WasmDevice,
+  x: TensorInfo,
+  parts: Readonly<Record<string, TensorInfo>>,
+  { packed, transposed }: { packed: PackedShape | undefined; transposed: boolean },
+): TensorInfo {
+  if (packed !== undefined) return multiplyPacked(device, x, parts, packed, transposed);
+  const weight = parts['weight']!;
+  const [out, width] = weight.shape as [number, number];
+  const [rows, depth] = x.shape as [number, number];
+  checkDepths(x.shape, weight.shape, depth, transposed ? out : width);
+  const columns = transposed ? width : out;
+  const y = device.output([rows, columns]);
+  const left = { at: device.address(x), stride: depth, transposed: false };
+  const right = { at: device.address(weight), stride: width, transposed: !transposed };
+  multiply(device, left, right, device.address(y), { rows, columns, depth });
+  return y;
+}
+
+/** y = base + scale·inner·bᵀ, base and y the same or not; gives inner. With `unread` y is left as it is. */
+function addTail(
+  device: WasmDevice,
+  { base, x, a, b, y }: Inputs<'base' | 'x' | 'a' | 'b' | 'y'>,
+  { scale, dropout, unread }: Attributes & { unread: boolean },
+): TensorInfo {
+  const { rows, width, out, rank } = sidesOf(x, b);
+  const inner = device.output([rows, rank]);
+  const columns = unread ? 0 : out;
+  const mask = dropout === undefined ? 0 : device.shared(maskBytes);
+  if (dropout !== undefined) maskWords(device, mask, dropout);
+  device.run('lora', [...[base, x, a, b, y, inner].map(device.address), rows, width, columns, rank, scale, mask], {
+    tasks: Math.ceil(rows / device.kernels['loraRows']!()),
+    work: rows * rank * (width + columns) + (dropout === undefined ? 0 : rows * width * 40),
+    scratchBytes: device.kernels['loraBytes']!(rank, width, columns, mask),
+  });
+  return inner;
+}
+
+/** Writes dx, or adds to it; gives da and db. */
+function tailGradients(
+  device: WasmDevice,
+  { dy, x, a, b, inner, dx }: Inputs<'dy' | 'x' | 'a' | 'b' | 'inner' | 'dx'>,
+  { scale, dropout, accumulate }: Attributes & { accumulate: boolean },
+): TensorInfo[] {
+  const { rows, width, out, rank } = sidesOf(x, b);
+  const [da, db] = [device.output(a.shape), device.output(b.shape)];
+  const step = device.kernels['loraRows']!();
+  const shareSize = rank * (width + out) * 4;
+  const most = Math.min(mostShares, Math.max(fewestShares, Math.floor(shareBytes / shareSize)));
+  // By the rows alone, never by the threads: sums then run in one order on every machine.
+  const taskRows = step * Math.max(1, Math.ceil(rows / step / most));
+  const shares = Math.ceil(rows / taskRows);
+  const shared = device.shared(maskBytes + shares * shareSize);
+  const partial = shared + maskBytes;
+  const mask = dropout === undefined ? 0 : shared;
+  if (dropout !== undefined) maskWords(device, mask, dropout);
+  const sides = [rows, width, out, rank, scale, mask, accumulate ? 1 : 0];
+  device.run('loraGrad', [...[dy, x, a, b, inner, dx].map(device.address), partial, ...sides, taskRows], {
+    tasks: shares,
+    work: 2 * rows * rank * (width + out) + (dropout === undefined ? 0 : rows * width * 40),
+    scratchBytes: device.kernels['loraBytes']!(rank, width, out, mask),
+  });
+  device.run('loraFactors', [partial, shares, device.address(da), device.address(db), width, out, rank, scale], {
+    tasks: Math.ceil(width / columnsOfTask) + Math.ceil(out / columnsOfTask),
+    work: shares * rank * (width + out),
+  });
+  return [da, db];
+}
 
 /** As in assembly/lora.ts. */
 const columnsOfTask = 256;

@@ -16,9 +16,8 @@ export const noiseKernels = (device: WasmDevice): KernelConfig[] => [
     (_, { seedLow, seedHigh, step, id, sample, distribution, length, keep }) => {
       const out = device.output([length]);
       const code = codes[distribution];
-      const threshold = Math.min(0xffff_ffff, Math.round(keep * 2 ** 32));
-      const tag = ((code << 24) | sample) >>> 0;
-      device.run('noise', [device.address(out), length, code, seedLow, seedHigh, id, step, tag, threshold, taskSize], {
+      const tag = tagOf(distribution, sample);
+      device.run('noise', [device.address(out), length, code, seedLow, seedHigh, id, step, tag, thresholdOf(keep), taskSize], {
         tasks: Math.ceil(length / taskSize),
         work: length * 40,
         scratchBytes: device.kernels['noiseBytes']!(),
@@ -27,3 +26,13 @@ export const noiseKernels = (device: WasmDevice): KernelConfig[] => [
     },
   ),
 ];
+
+const tagOf = (distribution: Distribution, sample: number): number => ((codes[distribution] << 24) | sample) >>> 0;
+const thresholdOf = (keep: number): number => Math.min(0xffff_ffff, Math.round(keep * 2 ** 32));
+
+/** `Dropout` of assembly/dropout.ts at an address of the heap. */
+export function maskWords(device: WasmDevice, at: number, { seedLow, seedHigh, id, step, sample, keep }: NoiseAttributes): void {
+  const words = device.words(at, 7);
+  words.set([seedLow, seedHigh, id, step, tagOf('mask', sample), thresholdOf(keep)]);
+  new Float32Array(words.buffer, at + 24, 1)[0] = 1 / keep;
+}

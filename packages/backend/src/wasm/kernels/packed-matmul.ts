@@ -35,7 +35,7 @@ export const packedKernels = (device: WasmDevice): KernelConfig[] => [
   wasmKernel<Parts & { readonly x: TensorInfo }, PackedShape & { transposed: boolean }>(
     device,
     packedMatMulOp.kernelName,
-    ({ x, ...parts }, { transposed, ...shape }) => [multiply(device, x, parts, shape, transposed)],
+    ({ x, ...parts }, { transposed, ...shape }) => [multiplyPacked(device, x, parts, shape, transposed)],
   ),
   wasmKernel<Parts & { readonly ids: TensorInfo }, PackedShape>(device, packedRowsOp.kernelName, ({ ids, ...parts }, shape) => [
     rows(device, ids, parts, shape),
@@ -74,7 +74,7 @@ function writePlanes(values: Uint8Array, planes: Uint8Array): void {
 /** Elements at whose multiples a row may be cut. */
 const blockOf = ({ format }: PackedShape): number => (format in ggufBlocks ? ggufBlocks[format as GgufFormat].elements : 1);
 
-function multiply(device: WasmDevice, x: TensorInfo, parts: Parts, shape: PackedShape, transposed: boolean): TensorInfo {
+export function multiplyPacked(device: WasmDevice, x: TensorInfo, parts: Parts, shape: PackedShape, transposed: boolean): TensorInfo {
   const [count, depth] = x.shape as [number, number];
   const { out: outer, in: width } = shape;
   const [expected, columns] = transposed ? [outer, width] : [width, outer];
