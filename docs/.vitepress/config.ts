@@ -56,6 +56,7 @@ export default defineConfig({
             { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
             { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },
             { text: 'GaLore', link: '/methods/galore' },
+            { text: 'Q-GaLore', link: '/methods/q-galore' },
             { text: 'FRUGAL', link: '/methods/frugal' },
             { text: 'LISA', link: '/methods/lisa' },
             { text: 'S²FT', link: '/methods/s2ft' },

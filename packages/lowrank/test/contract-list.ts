@@ -17,6 +17,7 @@ import {
   pissa,
   prefixTuning,
   promptTuning,
+  qGalore,
   qst,
 } from '../src/index.ts';
 import { integers } from './integers.ts';
@@ -181,6 +182,17 @@ export const optimizers: Readonly<Record<string, TransformCase>> = {
     rate: 0.004,
     // Signs are taken in the subspace: what turns back to entries is no longer of one size.
     reaches: 0.2,
+  },
+  'q-galore': {
+    make: () => qGalore({ learningRate: 1, rank: 4, every: 5, window: 2, basisGroupSize: 32, state: { minSize: 64, blockSize: 64 } }),
+    stateBytes: ({ shape, role }) => {
+      if (role !== 'matrix') return 2 * coded(sizeOf(shape), 64);
+      const [small, large] = [Math.min(...shape), Math.max(...shape)];
+      // The basis in 4 bits; its first vector and two likenesses; the moments.
+      return (4 * small) / 2 + 8 * Math.ceil((4 * small) / 32) + 4 * (small + 2) + 2 * coded(4 * large, 64);
+    },
+    rate: 0.04,
+    reaches: 0.1,
   },
   frugal: { make: () => frugal({ learningRate: 1, every: 5 }), stateBytes: split(0.25, 2), rate: 0.003 },
   'frugal without state': { make: () => frugal({ learningRate: 1, density: 0 }), stateBytes: split(0, 2), rate: 0.003 },

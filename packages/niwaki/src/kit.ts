@@ -1,7 +1,21 @@
 import { init } from '@niwaki/backend';
 import { causalLM } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
-import { adapt, bottleneck, compacter, frugal, galore, ia3, lora, prefixTuning, promptTuning, qst, saveAdapter } from '@niwaki/lowrank';
+import {
+  adapt,
+  bottleneck,
+  compacter,
+  frugal,
+  galore,
+  ia3,
+  int8Weights,
+  lora,
+  prefixTuning,
+  promptTuning,
+  qGalore,
+  qst,
+  saveAdapter,
+} from '@niwaki/lowrank';
 import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
 import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
 import { s2ft, spiel } from '@niwaki/sparse';
@@ -24,6 +38,7 @@ export const recipeKit: RecipeKit = {
     nf4: (model, options, { at, signal }) => quantize(model, nf4(options as never), { at, ...(signal && { signal }) }),
     fp4: (model, options, { at, signal }) => quantize(model, fp4(options as never), { at, ...(signal && { signal }) }),
     rtn: (model, options, { at, signal }) => quantize(model, rtn(options as never), { at, ...(signal && { signal }) }),
+    'int8-weights': (model, options, { at, signal }) => quantize(model, int8Weights(options as never), { at, ...(signal && { signal }) }),
   },
   adapt: {
     lora: (model, options, { at, seed, signal }) => adapt(model, lora(options as never), { at, seed, ...(signal && { signal }) }),
@@ -51,6 +66,7 @@ export const recipeKit: RecipeKit = {
     agedAdamw: (options) => agedAdamw(options as never),
     sm3: (options) => sm3(options as never),
     galore: (options) => galore(options as never),
+    'q-galore': (options) => qGalore(options as never),
     frugal: (options) => frugal(options as never),
   },
   schedules: schedules as unknown as RecipeKit['schedules'],

@@ -9,10 +9,13 @@ import {
   frugal,
   fullTapeBackprop,
   galore,
+  int8Weights,
   languageBatch,
   lisa,
   memory,
   openMemoryLedger,
+  qGalore,
+  quantize,
   sgd,
   type Participant,
   type Transform,
@@ -37,10 +40,14 @@ const rows = Array.from({ length: 5 }, (_, row) => {
   return { ids };
 });
 
-/** Mean loss of the last ten steps. */
-async function lossOf(optimizer: Transform, rate: number): Promise<number> {
+/** Mean loss of the last ten steps. @param rounding of int8 weights; where it is given only matrices train, or 'float' of them */
+async function lossOf(optimizer: Transform, rate: number, rounding?: 'float' | 'stochastic' | 'nearest'): Promise<number> {
   const before = memory().numTensors;
   const model = await tinyLlama(config);
+  if (rounding !== undefined) {
+    for (const parameter of model.parameters().values()) parameter.trainable = parameter.role === 'matrix';
+    if (rounding !== 'float') await quantize(model, int8Weights({ rounding }));
+  }
   const batch = languageBatch(rows, { vocabularySize: 48 });
   const step = createStep({ model, objective: causalLM(), optimizer });
   let late = 0;
@@ -69,6 +76,15 @@ describe('on a small language', () => {
     expect(Math.exp(projected - full)).toBeLessThan(1.03);
     expect(split).toBeLessThan(projected);
   });
+});
+
+it('Q-GaLore learns in bytes as GaLore does in floats, and not where it rounds to the nearest', { timeout: 300_000 }, async () => {
+  const options = { learningRate: 1, rank: 16, every: 20, scale: 1 };
+  const floats = await lossOf(galore(options), 3e-4, 'float');
+  const bytes = await lossOf(qGalore(options), 3e-4, 'stochastic');
+  const nearest = await lossOf(qGalore(options), 3e-4, 'nearest');
+  expect(Math.abs(bytes / floats - 1)).toBeLessThan(0.01);
+  expect(nearest).toBeGreaterThan(1.2 * floats);
 });
 
 it('keeps fewer activations the fewer blocks train', async () => {

@@ -8,6 +8,7 @@ describe('optimizers that a recipe names', () => {
     ['sgd', { momentum: 0.9 }],
     ['lion', {}],
     ['galore', { rank: 2, state: '8bit' }],
+    ['q-galore', { rank: 2 }],
     ['frugal', { density: 0.5 }],
   ])('%s comes from data and goes downhill', async (kind, options) => {
     const before = memory().numTensors;

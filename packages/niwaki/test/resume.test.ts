@@ -4,12 +4,16 @@ import {
   exactBatches,
   frugal,
   galore,
+  int8Weights,
   lion,
   lisa,
   memory,
   memoryFolder,
+  qGalore,
+  quantize,
   sgd,
   train,
+  type Method,
   type Participant,
   type RunFolder,
   type Transform,
@@ -25,12 +29,18 @@ interface Run {
   readonly make: () => Transform;
   readonly participants?: () => Participant[];
   readonly commit?: 'eager';
+  readonly quantizer?: () => Method;
 }
 const runs: Readonly<Record<string, Run>> = {
   'sgd, which has no state': { make: () => sgd({ learningRate: 0.05 }) },
   'adamw in 8 bits': { make: () => adamw({ learningRate: 0.01, state }) },
   'lion in 8 bits': { make: () => lion({ learningRate: 0.003, state }) },
   'galore in 8 bits, stage by stage': { make: () => galore({ learningRate: 0.02, rank: 4, every: 3, state }), commit: 'eager' },
+  'q-galore over int8 weights, stage by stage': {
+    make: () => qGalore({ learningRate: 0.02, rank: 4, every: 2, window: 1, basisGroupSize: 32, state }),
+    commit: 'eager',
+    quantizer: () => int8Weights(),
+  },
   frugal: { make: () => frugal({ learningRate: 0.01, every: 3 }) },
   'adamw under lisa': { make: () => adamw({ learningRate: 0.01 }), participants: () => [lisa({ active: 1, every: 3 })] },
   'galore in 8 bits under lisa': {
@@ -40,8 +50,13 @@ const runs: Readonly<Record<string, Run>> = {
 };
 
 /** Trains until the run ends, or until `stopAfter`; the parameters' bytes. */
-async function trained({ make, participants, commit }: Run, folder?: RunFolder, stopAfter = Infinity): Promise<Map<string, string>> {
+async function trained(
+  { make, participants, commit, quantizer }: Run,
+  folder?: RunFolder,
+  stopAfter = Infinity,
+): Promise<Map<string, string>> {
   const model = await tinyLlama();
+  if (quantizer !== undefined) await quantize(model, quantizer());
   const data = exactBatches(rows, { vocabularySize: 32 });
   const options = { data, optimizer: make(), seed: 3, ...(participants && { participants: participants() }), ...(commit && { commit }) };
   for await (const event of train(model, { ...options, ...(folder && { checkpoint: { folder, every: 1, resume: true } }) })) {
