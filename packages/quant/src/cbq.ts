@@ -104,7 +104,12 @@ export function cbq(options: CbqOptions = {}): Method {
   return defineMethod({
     kind: 'cbq',
     options: { ...named, ...settings },
-    traits: { gives: ['encode', 'lookup'] },
+    traits: {
+      gives: ['encode', 'lookup'],
+      // An entry that was 0 is rounded up where that makes up for others.
+      forbids: ['zeros'],
+      help: { zeros: 'Quantize with rtn(), nf4() or awq(), which leave a 0 at 0, or quantize first and prune into a mask.' },
+    },
     makes: 'weight',
     walk: { width, stride: width - overlap, advance: 'both' },
     validate: (site) => checkIntegerSite(site, groupSize),

@@ -1,5 +1,5 @@
 import type { WeightMethodCase } from '../../testing/src/weight-method-contract.ts';
-import { awq, fp4, gptq, nf4, rtn } from '../src/index.ts';
+import { awq, cbq, fp4, gptq, nf4, rtn } from '../src/index.ts';
 
 // One line a method: the contract suite of this package and the composition matrix of all packages run what is listed.
 
@@ -11,4 +11,5 @@ export const quantizers: Readonly<Record<string, WeightMethodCase>> = {
   gptq: { make: () => gptq({ groupSize: 32 }) },
   'gptq, largest inputs first': { make: () => gptq({ groupSize: 32, actOrder: true }) },
   awq: { make: () => awq({ groupSize: 32 }) },
+  cbq: { make: () => cbq({ bits: 2, groupSize: 32, epochs: 4, learningRate: 1 }) },
 };
