@@ -1,6 +1,6 @@
-import { FormatError, floatToHalf, halfToFloat, packBits, unpackBits, type AffineBits, type Json, type RawTensor } from '@niwaki/tensor';
+import { FormatError, packBits, unpackBits, type AffineBits, type Json, type RawTensor } from '@niwaki/tensor';
 import { affine, affineBits, type AffineParts, type Format, type FormatReadOptions, type TensorSource, type Weight } from '@niwaki/weights';
-import { fieldOf, putField, readScales, readWords, type WordMatrix } from './int32-fields.ts';
+import { fieldOf, putField, rawOf, readScales, readWords, writtenScales, type WordMatrix } from './int32-fields.ts';
 import { quantizationConfig, type QuantizationConfig } from './quantization-config.ts';
 
 /**
@@ -238,16 +238,10 @@ async function writeParts(weight: Weight, path: string): Promise<ReadonlyMap<str
       turned[g * out + o] = scales[o * groups + g]!;
     }
   }
-  const halves = turned.every((scale) => halfToFloat(floatToHalf(scale)) === scale);
-  const raw = (dtype: string, shape: readonly number[], values: ArrayBufferView): RawTensor => ({
-    dtype,
-    shape,
-    bytes: new Uint8Array(values.buffer as ArrayBuffer, values.byteOffset, values.byteLength),
-  });
   return new Map([
-    [`${path}.qweight`, raw('I32', [(width * bits) / 32, out], qweight)],
-    [`${path}.qzeros`, raw('I32', [groups, words], qzeros)],
-    [`${path}.scales`, halves ? raw('F16', [groups, out], Uint16Array.from(turned, floatToHalf)) : raw('F32', [groups, out], turned)],
-    [`${path}.g_idx`, raw('I32', [width], index)],
+    [`${path}.qweight`, rawOf('I32', [(width * bits) / 32, out], qweight)],
+    [`${path}.qzeros`, rawOf('I32', [groups, words], qzeros)],
+    [`${path}.scales`, writtenScales(turned, [groups, out])],
+    [`${path}.g_idx`, rawOf('I32', [width], index)],
   ]);
 }

@@ -3,5 +3,5 @@ import { awqFormat } from './format-awq.ts';
 import { bnb4bit } from './format-bnb.ts';
 import { gptqFormat } from './format-gptq.ts';
 
-/** Formats of stored weights that this package reads; bitsandbytes' and GPTQ's are written too. */
+/** Formats of stored weights that this package reads and writes. */
 export const formats: readonly Format<Weight>[] = [bnb4bit, awqFormat, gptqFormat];

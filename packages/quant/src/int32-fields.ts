@@ -1,4 +1,4 @@
-import { FormatError, bfloatToFloat, halfToFloat } from '@niwaki/tensor';
+import { FormatError, bfloatToFloat, floatToHalf, halfToFloat, type RawTensor } from '@niwaki/tensor';
 import type { TensorSource } from '@niwaki/weights';
 
 /** A matrix of int32 words, read as unsigned. */
@@ -42,6 +42,18 @@ export async function readScales(
 function finite(values: Float32Array, name: string): Float32Array {
   if (values.every(Number.isFinite)) return values;
   throw new FormatError(`'${name}' holds values that are not finite`, { name, help: 'The file is damaged: fetch it again.' });
+}
+
+export const rawOf = (dtype: string, shape: readonly number[], values: ArrayBufferView): RawTensor => ({
+  dtype,
+  shape,
+  bytes: new Uint8Array(values.buffer as ArrayBuffer, values.byteOffset, values.byteLength),
+});
+
+/** Scales as F16 where that loses nothing, else as F32. */
+export function writtenScales(scales: Float32Array, shape: readonly [rows: number, columns: number]): RawTensor {
+  const halves = scales.every((scale) => halfToFloat(floatToHalf(scale)) === scale);
+  return halves ? rawOf('F16', shape, Uint16Array.from(scales, floatToHalf)) : rawOf('F32', shape, scales);
 }
 
 /** Where the words of one bit-stream lie: word w at `first + w · step`. */

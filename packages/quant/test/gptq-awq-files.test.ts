@@ -102,8 +102,28 @@ describe.skipIf(!hasShared).each(folders)('the checkpoint %s', (folder) => {
     model.dispose();
   });
 
-  // AWQ is read only.
-  if (folder.startsWith('awq')) return;
+  if (folder.startsWith('awq')) {
+    it('is written again with the bytes it has', async () => {
+      const tensors = golden(folder);
+      const paths = [...tensors.keys()].filter((name) => name.endsWith('.qweight')).map((name) => name.slice(0, -'.qweight'.length));
+      const read = new Map<string, Weight>();
+      for (const path of paths) read.set(path, await awqFormat.read(path, sourceOf(tensors), configOf(folder)));
+      for (const [path, weight] of read) {
+        for (const [name, { dtype, shape, bytes }] of (await awqFormat.write(weight, path))!)
+          expect({ dtype, shape, bytes }).toEqual({
+            dtype: tensors.get(name)!.dtype,
+            shape: tensors.get(name)!.shape,
+            bytes: tensors.get(name)!.bytes,
+          });
+      }
+      const { bits, group_size, zero_point } = (configOf(folder) as { quantization_config: Record<string, Json> }).quantization_config;
+      expect(awqFormat.config!(read)).toMatchObject({
+        quantization_config: { quant_method: 'awq', bits, group_size, zero_point, version: 'gemm' },
+      });
+      read.forEach(disposeWeight);
+    });
+    return;
+  }
 
   it('is written again with the bytes it has, zeros as they are', async () => {
     const tensors = golden(folder);
@@ -255,7 +275,7 @@ describe('AWQ files', () => {
 });
 
 describe('what is quantized here', () => {
-  it('is written as GPTQ and read again as it was; AWQ of its own has no layout', async () => {
+  it('is written as GPTQ and read again as it was; factors beside a matrix have no layout, folded ones need none', async () => {
     const start = memory().numTensors;
     const model = await initializeModel(
       {
@@ -290,6 +310,14 @@ describe('what is quantized here', () => {
     const { path, weight } = model.sites('down_proj')[0]!;
     expect(weight!.parts['input_scales']).toBeDefined();
     expect(formats.map((format) => format.write(weight!, path))).toEqual([undefined, undefined, undefined]);
+    await quantize(model, awq({ groupSize: 32, fold: true }), { at: ['gate_proj', 'up_proj'], calibrate });
+    const folded = new Map(model.sites(['gate_proj', 'up_proj']).map((site) => [site.path, site.weight!]));
+    for (const [module, own] of folded) {
+      const written = (await awqFormat.write(own, module))!;
+      const again = await awqFormat.read(module, sourceOf(new Map(written)), awqFormat.config!(folded));
+      expect(await dense(again)).toEqual(await dense(own));
+      disposeWeight(again);
+    }
     batches.forEach(disposeBatch);
     model.dispose();
     expect(memory().numTensors).toBe(start);

@@ -1,0 +1,45 @@
+import { expect, it } from 'vitest';
+import {
+  awq,
+  disposeBatch,
+  filesFolder,
+  forward,
+  initializeModel,
+  load,
+  memory,
+  memoryFolderSink,
+  quantize,
+  saveQuantized,
+  tokenBatch,
+  type Model,
+} from '../src/index.ts';
+import { calibrationConfig, calibrationSequences } from '../../testing/src/calibration-model.ts';
+
+const rows = calibrationSequences(3, 16);
+
+async function logitsOf(model: Model): Promise<Float32Array> {
+  const batch = tokenBatch(rows, { vocabularySize: 40 });
+  const logits = forward(model, batch);
+  const values = (await logits.data()) as Float32Array;
+  logits.dispose();
+  disposeBatch(batch);
+  return values;
+}
+
+it('a model with folded factors is saved in the layout of AutoAWQ, norms included, and computes the same when it is loaded', async () => {
+  const before = memory().numTensors;
+  const model = await initializeModel(calibrationConfig, { seed: 1, trainable: false });
+  const batches = rows.map((row) => tokenBatch([row], { vocabularySize: 40 }));
+  await quantize(model, awq({ groupSize: 32, fold: true }), { calibrate: { batches } });
+  batches.forEach(disposeBatch);
+  const expected = await logitsOf(model);
+  const sink = memoryFolderSink();
+  await saveQuantized(model, sink);
+  model.dispose();
+  const config = JSON.parse(new TextDecoder().decode(sink.files.get('config.json'))) as Record<string, unknown>;
+  expect(config['quantization_config']).toMatchObject({ quant_method: 'awq', bits: 4, group_size: 32, version: 'gemm' });
+  const { model: again } = await load(filesFolder(sink.files));
+  expect(await logitsOf(again)).toEqual(expected);
+  again.dispose();
+  expect(memory().numTensors).toBe(before);
+});
