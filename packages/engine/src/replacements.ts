@@ -41,7 +41,7 @@ export function createReplacements(
     },
     undo: (error) => {
       for (const [path, weight] of old) if (made.has(path)) model.replace(path, weight); // disposes what was made
-      for (const undo of undos.splice(0).toReversed()) undo();
+      for (const undo of undos.splice(0).reverse()) undo();
       if (keep || made.size === 0) return error;
       return new StateError(`${kind} stopped after ${made.size} of ${sites.length} sites: ${messageOf(error)}`, {
         cause: error,

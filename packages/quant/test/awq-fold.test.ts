@@ -11,7 +11,7 @@ import { couplingOf, divisionOf } from '../src/fold-factors.ts';
 const start = memory().numTensors;
 const things: { dispose(): void }[] = [];
 afterEach(() => {
-  for (const thing of things.splice(0).toReversed()) thing.dispose();
+  for (const thing of things.splice(0).reverse()) thing.dispose();
   const left = memory().numTensors - start;
   if (left !== 0) throw new Error(`${left} tensors are left of a test`);
 });

@@ -67,11 +67,11 @@ export async function chooseSlices(model: Model, sites: readonly Site[], budget:
     const picked =
       scores === undefined
         ? Array.from(distinctNumbers(free.length, count, draw.at(`${role}#s2ft`)), (i) => free[i]!)
-        : free.toSorted((a, b) => sign * (score(a) - score(b))).slice(0, count);
+        : [...free].sort((a, b) => sign * (score(a) - score(b))).slice(0, count);
     for (const { site, unit } of picked) chosen.set(site.path, [...(chosen.get(site.path) ?? []), unit]);
   }
   return Object.fromEntries(
-    [...sides.keys()].flatMap(({ path }) => (chosen.has(path) ? [[path, chosen.get(path)!.toSorted((a, b) => a - b)]] : [])),
+    [...sides.keys()].flatMap(({ path }) => (chosen.has(path) ? [[path, chosen.get(path)!.sort((a, b) => a - b)]] : [])),
   );
 }
 

@@ -68,7 +68,7 @@ function positions({ axis, coupling: { order, source } }: SlicedSide): (unit: nu
 /** In the order that the model has them in. */
 export function inOrder(side: SlicedSide, units: readonly number[]): readonly number[] {
   const at = positions(side);
-  return units.toSorted((a, b) => at(a) - at(b));
+  return [...units].sort((a, b) => at(a) - at(b));
 }
 
 /** Rows or columns of the matrix of now, unit after unit. */
@@ -105,5 +105,5 @@ function orderOf({ units, source: { serves } }: Coupling, made: ReadonlySet<numb
     if (made.has(group)) return { rank: torn ? 1 : chosen.length === 0 ? 0 : 2, members: [...rest, ...chosen] };
     return { rank: torn ? 4 : chosen.length === 0 ? 5 : 3, members: [...chosen, ...rest] };
   });
-  return groups.toSorted((a, b) => a.rank - b.rank).flatMap(({ members }) => members);
+  return groups.sort((a, b) => a.rank - b.rank).flatMap(({ members }) => members);
 }

@@ -31,7 +31,7 @@ import { memoryFolderSink } from '../../hub/src/index.ts';
 const start = memory().numTensors;
 const things: { dispose(): void }[] = [];
 afterEach(() => {
-  for (const thing of things.splice(0).toReversed()) thing.dispose();
+  for (const thing of things.splice(0).reverse()) thing.dispose();
   const left = memory().numTensors - start;
   if (left !== 0) throw new Error(`${left} tensors are left of a test`);
 });
@@ -349,7 +349,7 @@ describe('permuting before training', () => {
     for (const [path, adapter] of two.sites) {
       const whole = path.includes('mlp') || config['num_key_value_heads'] === 4;
       expect(whole && Object.keys(adapter.parameters).length > 1).toBe(false);
-      const sorted = (units: readonly number[]): readonly number[] => units.toSorted((a, b) => a - b);
+      const sorted = (units: readonly number[]): readonly number[] => [...units].sort((a, b) => a - b);
       expect(sorted((adapter as S2ftAdapter).units)).toEqual((one.sites.get(path) as S2ftAdapter).units);
     }
     await trained(plain, 4);
