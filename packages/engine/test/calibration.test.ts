@@ -4,6 +4,7 @@ import { denseWeight, type Weight } from '@niwaki/weights';
 import { forward, tokenBatch, type Model, type Site, type TokenBatch } from '@niwaki/nn';
 import {
   applyMethod,
+  collectInputs,
   defineMethod,
   disposeBatch,
   inputGram,
@@ -140,6 +141,30 @@ describe('statistics of inputs', () => {
     await applyMethod(model, method, { at: up, calibrate: { batches: [padded] } });
     disposeBatch(padded);
     expectClose(found, expected);
+    end();
+  });
+
+  it('of all blocks at once leave the model as it is, and end where the last site is', async () => {
+    const short = [ids[0]!, ids[1]!.slice(0, 3)];
+    const down = 'model.layers.0.mlp.down_proj';
+    const expected = [await gramOf(model, down, short), await gramOf(model, up, short)];
+    const padded = batchOf(short);
+    const head = model.sites('lm_head')[0]!;
+    const { weight } = head;
+    head.weight = {
+      ...weight!,
+      apply: () => {
+        throw new Error('the head has nothing to do with it');
+      },
+    };
+    const sites = [down, up].map((path) => model.sites(path)[0]!);
+    const weights = sites.map((site) => site.weight);
+    const { of, release } = await collectInputs(model, sites, { gram: inputGram() }, { batches: [padded], kind: 'a test' });
+    for (const [i, site] of sites.entries()) expectClose(await numbers(of.get(site)!.gram), expected[i]!);
+    expect(sites.map((site) => site.weight)).toEqual(weights);
+    release();
+    head.weight = weight!;
+    disposeBatch(padded);
     end();
   });
 
