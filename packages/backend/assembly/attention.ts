@@ -185,12 +185,23 @@ function scaleRow(x: usize, factor: f32, out: usize, d: i32): void {
 
 /** Bytes of scratch of `attentionGrad`. */
 export function attentionGradBytes(d: i32): i32 {
-  return 256 + 4 * (2 * KEYS * d + KEYS * padded(d) + 2 * QUERIES * d + 2 * QUERIES * padded(d) + 3 * QUERIES * KEYS + QUERIES);
+  return 256 + 4 * (2 * KEYS * d + KEYS * padded(d) + 2 * QUERIES * d + 2 * QUERIES * padded(d) + 3 * QUERIES * KEYS);
+}
+
+/** Queries at the front of [0, rows) that see no key from k0 on. */
+// @ts-ignore: decorator
+@inline
+function blindRows(to: usize, rows: i32, k0: i32): i32 {
+  let i = 0;
+  while (i < rows && load<i32>(to + ((<usize>i) << 2)) <= k0) i++;
+  return i;
 }
 
 /**
- * Task t: one kv head of one batch. Weights are computed again from the log-sum-exp; with w = weights, D = rowsum(dy · y):
- * dv = wᵀ·dy, ds = scale · w · (dy·vᵀ - D), dq = ds·k, dk = dsᵀ·q. dq, dk and dv must come in as zeros.
+ * Task t: one kv head of one batch with all query heads of its group; or, where `share` is not 0, one query head of it, whose
+ * part of dk and dv goes `share` bytes after that of the head before. Weights are computed again from the log-sum-exp; with
+ * w = weights, D = rowsum(dy · y): dv = wᵀ·dy, ds = scale · w · (dy·vᵀ - D), dq = ds·k, dk = dsᵀ·q. dq, dk and dv must come
+ * in as zeros.
  */
 export function attentionGrad(
   dy: usize,
@@ -204,6 +215,7 @@ export function attentionGrad(
   dq: usize,
   dk: usize,
   dv: usize,
+  share: usize,
   time: i32,
   keys: i32,
   heads: i32,
@@ -215,6 +227,7 @@ export function attentionGrad(
   scratch: usize,
 ): void {
   const group = heads / kvHeads;
+  const parts = share ? group : 1;
   const strideQ = heads * d;
   const strideK = kvHeads * d;
   const byKey = scratch + 256;
@@ -227,48 +240,57 @@ export function attentionGrad(
   const weights = dyPanels + ((<usize>(QUERIES * padded(d))) << 2);
   const slopes = weights + ((<usize>(QUERIES * KEYS)) << 2);
   const tiles = slopes + ((<usize>(QUERIES * KEYS)) << 2);
-  const dots = tiles + ((<usize>(QUERIES * KEYS)) << 2);
 
   for (let task = first; task < last; task++) {
-    const batch = task / kvHeads;
-    const kvHead = task % kvHeads;
+    const part = task % parts;
+    const kvHead = (task / parts) % kvHeads;
+    const batch = task / (parts * kvHeads);
+    const firstHead = kvHead * group + part;
+    const endHead = share ? firstHead + 1 : firstHead + group;
     for (let k0 = 0; k0 < keys; k0 += KEYS) {
       const width = least(KEYS, keys - k0);
       const atK = (<usize>((batch * keys + k0) * strideK + kvHead * d)) << 2;
-      let packed = false;
-      for (let q0 = 0; q0 < time; q0 += QUERIES) {
-        const rows = least(QUERIES, time - q0);
-        const bounds = (<usize>(batch * time + q0)) << 2;
-        if (firstKey(from + bounds, to + bounds, rows, keys) >= k0 + width || endKey(from + bounds, to + bounds, rows, keys) <= k0) continue;
-        if (!packed) {
+      const toK = atK + part * share;
+      let packed = 0;
+      for (let block = 0; block < time; block += QUERIES) {
+        const all = least(QUERIES, time - block);
+        const before = (<usize>(batch * time + block)) << 2;
+        const high = endKey(from + before, to + before, all, keys);
+        if (firstKey(from + before, to + before, all, keys) >= k0 + width || high <= k0) continue;
+        // Of the block only the queries and the keys that a causal mask leaves.
+        const blind = blindRows(to + before, all, k0);
+        const rows = all - blind;
+        const q0 = block + blind;
+        const bounds = before + ((<usize>blind) << 2);
+        const seen = least(width, high - k0);
+        if (packed === 0) {
           packPanels(k + atK, strideK, 1, width, d, byKey);
           packPanels(v + atK, strideK, 1, width, d, byValue);
-          packPanels(k + atK, strideK, 0, d, width, keyPanels);
-          packed = true;
         }
-        for (let g = 0; g < group; g++) {
-          const head = kvHead * group + g;
+        if (packed !== seen) packPanels(k + atK, strideK, 0, d, seen, keyPanels);
+        packed = seen;
+        for (let head = firstHead; head < endHead; head++) {
           const atQ = (<usize>((batch * time + q0) * strideQ + head * d)) << 2;
           packTiles(q + atQ, strideQ, 0, rows, d, qTiles);
           packTiles(dy + atQ, strideQ, 0, rows, d, dyTiles);
           packPanels(q + atQ, strideQ, 0, d, rows, qPanels);
           packPanels(dy + atQ, strideQ, 0, d, rows, dyPanels);
-          multiplyBlock(rows, width, d, qTiles, byKey, weights, KEYS, 0, scratch);
-          multiplyBlock(rows, width, d, dyTiles, byValue, slopes, KEYS, 0, scratch);
+          multiplyBlock(rows, seen, d, qTiles, byKey, weights, KEYS, 0, scratch);
+          multiplyBlock(rows, seen, d, dyTiles, byValue, slopes, KEYS, 0, scratch);
           for (let i = 0; i < rows; i++) {
             const own = (<usize>(i * strideQ)) << 2;
             const lower = max(0, load<i32>(from + bounds + ((<usize>i) << 2)) - k0);
-            const upper = least(width, load<i32>(to + bounds + ((<usize>i) << 2)) - k0);
+            const upper = least(seen, load<i32>(to + bounds + ((<usize>i) << 2)) - k0);
             const total = load<f32>(logSumExp + ((<usize>((batch * heads + head) * time + q0 + i)) << 2));
             const at = (<usize>(i * KEYS)) << 2;
-            slopeRow(weights + at, slopes + at, lower, upper, width, scale, total, rowDot(dy + atQ + own, y + atQ + own, d));
+            slopeRow(weights + at, slopes + at, lower, upper, seen, scale, total, rowDot(dy + atQ + own, y + atQ + own, d));
           }
-          packTiles(weights, KEYS, 1, width, rows, tiles);
-          multiplyBlock(width, d, rows, tiles, dyPanels, dv + atK, strideK, 1, scratch);
-          packTiles(slopes, KEYS, 1, width, rows, tiles);
-          multiplyBlock(width, d, rows, tiles, qPanels, dk + atK, strideK, 1, scratch);
-          packTiles(slopes, KEYS, 0, rows, width, tiles);
-          multiplyBlock(rows, d, width, tiles, keyPanels, dq + atQ, strideQ, 1, scratch);
+          packTiles(weights, KEYS, 1, seen, rows, tiles);
+          multiplyBlock(seen, d, rows, tiles, dyPanels, dv + toK, strideK, 1, scratch);
+          packTiles(slopes, KEYS, 1, seen, rows, tiles);
+          multiplyBlock(seen, d, rows, tiles, qPanels, dk + toK, strideK, 1, scratch);
+          packTiles(slopes, KEYS, 0, rows, seen, tiles);
+          multiplyBlock(rows, d, seen, tiles, keyPanels, dq + atQ, strideQ, 1, scratch);
         }
       }
     }

@@ -173,6 +173,7 @@ describe.each(Object.entries(wasmBuilds))('Attention equals its reference (%s)',
     [1, 130, 130, 3, 1, 16],
     [2, 65, 200, 2, 2, 64],
     [1, 3, 300, 6, 2, 24],
+    [9, 20, 20, 4, 2, 8],
   ] as const;
   for (const [batch, time, keys, heads, kvHeads, d] of shapes) {
     for (const [name, [from, to]] of Object.entries(masks)) {
