@@ -88,6 +88,11 @@ export interface AdapterMethod extends Method {
   restore(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding, model: Model): Promise<Restored>;
   /** What adapters of this method make of the base, if anything; then no other set may share their sites. */
   readonly rewrites?: 'residual' | 'quantized';
+  /**
+   * 'known': its files count heads and channels as the model was loaded, and fit one whose order was changed since.
+   * 'changed': it changes that order itself.
+   */
+  readonly unitOrder?: 'known' | 'changed';
   /** Whether the name in a file is enough to rewrite the base again. */
   readonly repeatable?: boolean;
 }

@@ -4,6 +4,7 @@ import { denseWeight, type Weight } from '@niwaki/weights';
 import { adapterParty, type AdapterSet, type Model, type Site } from '@niwaki/nn';
 import type { Initializer } from './initialization.ts';
 import type { LoraAdapter } from './lora-adapter.ts';
+import { BaseModelError } from './peft/errors.ts';
 
 // A start may rewrite the base: the set and what it left of each matrix belong together. While the set is on the model,
 // the base alone is not what was loaded, also under a view without adapters. Taking the set off with deleteAdapter puts
@@ -34,7 +35,7 @@ export function refuseShared(
   paths: readonly string[],
   { method, merged }: { readonly method: AdapterMethod; readonly merged: readonly string[] },
 ): void {
-  if (method.rewrites !== undefined && merged.length > 0)
+  if ((method.rewrites !== undefined || method.unitOrder === 'changed') && merged.length > 0)
     throw new StateError(`adapters are merged (${merged.join(', ')}), and the weights under them cannot be rewritten`, {
       merged,
       help: 'Call unmergeAdapter, or forgetOriginals to make the merge one for good.',
@@ -46,6 +47,22 @@ export function refuseShared(
       refuse(check({ adapters: [adapterParty(name, path, other)], methods: [method] }), { path, name }, StateError);
     }
   }
+}
+
+/** @throws BaseModelError for an adapter whose rows and columns are those of another order of heads or channels */
+export function refuseReordered({ couplings }: Model, paths: readonly string[], { unitOrder }: AdapterMethod): void {
+  if (unitOrder !== undefined) return;
+  const moved = new Set(
+    couplings.flatMap(({ order, source, along, readers }) =>
+      order === undefined ? [] : [...[source, ...along].map(({ path }) => path), ...readers],
+    ),
+  );
+  const path = paths.find((candidate) => moved.has(candidate));
+  if (path === undefined) return;
+  throw new BaseModelError(`the heads or channels of '${path}' were permuted on this model, and the adapter is for the order of its file`, {
+    path,
+    help: 'Load the model anew for it.',
+  });
 }
 
 /** Puts weights where the set that was just attached expects them. Cannot fail; the old ones are disposed. */

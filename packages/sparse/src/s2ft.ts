@@ -103,6 +103,7 @@ export function s2ft(options: S2ftOptions = {}): AdapterMethod {
     },
     rankAt: () => undefined,
     file: s2ftFile,
+    unitOrder: settings.permute ? 'changed' : 'known',
     bind,
     restore: async (site, tensors, { name }, model) => ({
       adapter: sliceAdapter(site, sideOf(model, site.path), unitsAt(site), tensors.get(slot) as Tensor2D, name),

@@ -23,7 +23,7 @@ import { bytesOf, cloned, distance, logits, rows, siteParameters, sizeOf, traina
 import { perturb } from '../../testing/src/perturb.ts';
 import { baseOf } from '../../testing/src/site-gradient.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
-import { activateAdapters, adapt, deleteAdapter, mergeAdapter, setAdapterScale, unmergeAdapter } from '../../lowrank/src/index.ts';
+import { activateAdapters, adapt, deleteAdapter, lora, mergeAdapter, setAdapterScale, unmergeAdapter } from '../../lowrank/src/index.ts';
 import { s2ft, slicesOf, type S2ftAdapter, type S2ftOptions } from '../src/index.ts';
 import { verbs } from './verbs.ts';
 import { memoryFolderSink } from '../../hub/src/index.ts';
@@ -383,6 +383,21 @@ describe('permuting before training', () => {
       expect(distance(await logits(model), base)).toBeLessThan(1e-5);
       deleteAdapter(model, name);
     }
+  });
+
+  it('is kept from what would not notice: originals of a merge, and files of adapters that count rows', async () => {
+    const model = await tiny();
+    const path = 'model.layers.0.mlp.down_proj';
+    const set = await adapt(model, lora({ rank: 2 }), { at: path, name: 'low' });
+    const sink = memoryFolderSink();
+    await verbs.save(set, sink);
+    await mergeAdapter(model, 'low');
+    const permuting = { slices: { [path]: [9, 3] }, permute: true };
+    await expect(adapt(model, s2ft(permuting), { at: path })).rejects.toThrow(/adapters are merged \(low\)/);
+    await unmergeAdapter(model);
+    deleteAdapter(model, 'low');
+    await adapt(model, s2ft(permuting), { at: path });
+    await expect(verbs.load(model, sink.files, { name: 'low' })).rejects.toThrow(/down_proj' were permuted on this model/);
   });
 
   it('is refused by codes and by adapters that stand on the order, and the model stays', async () => {

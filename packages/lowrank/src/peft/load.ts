@@ -7,7 +7,7 @@ import { attachActive, checkName } from '../adapt.ts';
 import { ownedBy, type PeftSet } from '../adapter-method.ts';
 import { fingerprintField, fingerprintOf } from '../fingerprint.ts';
 import { mergedAdapters } from '../merge.ts';
-import { putWeights, refuseShared } from '../rewritten.ts';
+import { putWeights, refuseReordered, refuseShared } from '../rewritten.ts';
 import { collectWarnings, type Warn, type Warning } from '../warning.ts';
 import { BaseModelError } from './errors.ts';
 import { peftFamilies } from './families.ts';
@@ -57,6 +57,7 @@ export async function loadAdapter(model: Model, source: AdapterSource, options: 
     );
     const { method } = config;
     refuseShared(model, paths, { method, merged: mergedAdapters(model) });
+    refuseReordered(model, paths, method);
     if (method.rewrites !== undefined)
       validateSites(
         method,
