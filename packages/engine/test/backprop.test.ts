@@ -3,6 +3,8 @@ import { afterAll, beforeEach, describe, expect, it } from 'vitest';
 import {
   add,
   crossEntropy,
+  denseParameter,
+  fill,
   gather,
   memory,
   mul,
@@ -17,8 +19,8 @@ import {
   type Tensor2D,
   type View,
 } from '@niwaki/tensor';
-import { createCall } from '@niwaki/weights';
-import type { Carry, Model } from '@niwaki/nn';
+import { createCall, type Call } from '@niwaki/weights';
+import type { Carry, Model, Stage } from '@niwaki/nn';
 import {
   blockwiseBackprop,
   causalLM,
@@ -206,6 +208,51 @@ it('stops below the lowest trained stage and asks nothing of what is frozen', as
   expect(one.gradients.get(one.order[0]!)).toEqual(all.gradients.get(one.order[0]!));
   disposeBatch(batch);
   model.dispose();
+});
+
+it('goes around stages that nothing trained leads into: these run once, and what only they gave is let go', async () => {
+  const base = await tinyLlama();
+  const gain = denseParameter('gain', fill([16], 0.5), { role: 'magnitude', trainable: true });
+  const ran: string[] = [];
+  /** A stream p = gain · h beside the blocks, added to h before the head. */
+  const model: Model = {
+    ...base,
+    stages: () => {
+      const [embed, ...blocks] = base.stages();
+      const head = blocks.pop()!;
+      const beside: Stage = {
+        path: 'beside',
+        reads: ['h'],
+        writes: ['p'],
+        sites: [],
+        parameters: () => [gain],
+        run: ({ h }, call) => ({ p: mul(h!, call.value(gain)) }),
+      };
+      const last: Stage = { ...head, reads: ['h', 'p'], run: ({ h, p }, call) => head.run({ h: add(h!, p!) }, call) };
+      return [embed!, beside, ...blocks, last].map((stage) => ({
+        ...stage,
+        run: (carry: Carry, call: Call) => (ran.push(stage.path), stage.run(carry, call)),
+      }));
+    },
+  };
+  const batch = batchOf();
+  const ledger = openMemoryLedger();
+  const held: number[] = [];
+  const between = async (): Promise<void> => void held.push(ledger.bytes());
+  const blockwise = await collect(blockwiseBackprop({ verifyRecompute: true }), model, batch, { wrt: [gain], between });
+  const stages = ['model.embed_tokens', 'beside', 'model.layers.0', 'model.layers.1', 'lm_head'];
+  // Once more for the check, once for the gradient.
+  expect(ran.splice(0)).toEqual([...stages, 'beside', 'beside']);
+  // The second block's hidden state takes the place of the first one's.
+  expect(held[3]).toBe(held[2]);
+  const kept = await collect(fullTapeBackprop(), model, batch, { wrt: [gain] });
+  expect(ran).toEqual(stages);
+  expect(kept).toEqual(blockwise);
+  expect(Math.max(...blockwise.gradients.get('gain')!.map(Math.abs))).toBeGreaterThan(1e-3);
+  ledger.dispose();
+  disposeBatch(batch);
+  gain.dispose();
+  base.dispose();
 });
 
 it('hands gradients over from the head down, a tied one last', async () => {
