@@ -59,6 +59,26 @@ function backprop(name: string, room: Room, options: BackpropOptions): Estimator
   };
 }
 
+/** Parts, each in a tidy, with room to await after each. */
+async function inParts(parts: Generator<void, void, undefined>, { between }: Turn): Promise<void> {
+  const next = (): boolean => {
+    let done: boolean | undefined;
+    tidy(() => {
+      ({ done } = parts.next());
+    });
+    return done === true;
+  };
+  try {
+    for (let last = false; !last;) {
+      last = next();
+      await between?.();
+    }
+  } finally {
+    // What a failure between two of them leaves.
+    parts.return();
+  }
+}
+
 async function estimate(pass: Pass, turn: Turn, sink: Sink, options: BackpropOptions & { room: Room }): Promise<Scalar> {
   const { head, first } = pass.route;
   const records = createRecords(pass, turn, options);
@@ -74,8 +94,7 @@ async function estimate(pass: Pass, turn: Turn, sink: Sink, options: BackpropOpt
   try {
     for (let s = head - 1; s >= first; s--) {
       if (options.verifyRecompute) await verifySame(pass, s);
-      tidy(() => pass.backward(s, sink));
-      await turn.between?.();
+      await inParts(pass.backwardInParts(s, sink), turn);
     }
   } catch (error) {
     dispose(loss);

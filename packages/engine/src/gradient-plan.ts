@@ -6,7 +6,7 @@ export interface GradientPlan {
   readonly entries: readonly GradientPlanEntry[];
   /** Gradient bytes alive at once, at most, in a step of one micro-batch. */
   readonly peakBytes: number;
-  /** The same with accumulation: all sums, and the gradients of the stage that is being added to them. */
+  /** The same with accumulation: all sums, and what is being added to them. */
   readonly accumulatingBytes: number;
   /** A table, one parameter a line. */
   toString(): string;
@@ -16,13 +16,13 @@ export interface GradientPlanEntry {
   readonly path: string;
   /** Bytes of its gradient, f32. */
   readonly bytes: number;
-  /** False: applied and freed right after the stage's backward. */
+  /** False: applied and freed before the next gradient is made. */
   readonly held: boolean;
   readonly reason: string;
 }
 
 export function planGradients(route: Route, { commit, measured }: { commit: 'step' | 'eager'; measured: boolean }): GradientPlan {
-  const { stages, trained, uses } = route;
+  const { stages, head, trained, uses } = route;
   const entries = [...uses].map(([parameter, [first, ...others]]): GradientPlanEntry => {
     const bytes = bytesOf(parameter);
     const { path } = parameter;
@@ -33,22 +33,23 @@ export function planGradients(route: Route, { commit, measured }: { commit: 'ste
         held: true,
         reason: `read by ${[first!, ...others].map((s) => stages[s]!.path).join(' and ')}: final after the first`,
       };
-    if (commit === 'eager') return { path, bytes, held: false, reason: `applied after the backward of ${stages[first!]!.path}` };
+    if (commit === 'eager') return { path, bytes, held: false, reason: `applied during the backward of ${stages[first!]!.path}` };
     return { path, bytes, held: true, reason: measured ? 'the optimizer measures all gradients first' : 'the step applies all at once' };
   });
-  const stageBytes = trained.map((own) => own.reduce((sum, parameter) => sum + bytesOf(parameter), 0));
+  // A stage gives one gradient after another; the head, which runs in chunks, all of its at the end.
+  const atOnce = trained.map((own, s) => own.map(bytesOf).reduce((all, bytes) => (s === head ? all + bytes : Math.max(all, bytes)), 0));
   const total = entries.reduce((sum, { bytes }) => sum + bytes, 0);
-  const peakBytes = commit === 'step' ? total : eagerPeak(route, stageBytes);
-  const accumulatingBytes = total + Math.max(...stageBytes);
+  const peakBytes = commit === 'step' ? total : eagerPeak(route, atOnce);
+  const accumulatingBytes = total + Math.max(...atOnce);
   return { entries, peakBytes, accumulatingBytes, toString: () => tableOf(entries, peakBytes) };
 }
 
 const bytesOf = ({ shape }: Parameter): number => shape.reduce((product, side) => product * side, 4);
 
-/** From the head down: what the stage gives, beside what waits for a lower stage. */
-function eagerPeak({ uses }: Route, stageBytes: readonly number[]): number {
-  const peaks = stageBytes.map((bytes, s) => {
-    const waiting = [...uses].filter(([, at]) => at[0]! < s && at.at(-1)! > s && !at.includes(s));
+/** From the head down: what the stage gives at once, beside what waits for a lower stage, its own too. */
+function eagerPeak({ uses, head }: Route, atOnce: readonly number[]): number {
+  const peaks = atOnce.map((bytes, s) => {
+    const waiting = s === head ? [] : [...uses].filter(([, at]) => at[0]! < s && at.at(-1)! >= s);
     return bytes + waiting.reduce((sum, [parameter]) => sum + bytesOf(parameter), 0);
   });
   return Math.max(...peaks);

@@ -45,6 +45,8 @@ export interface Pass {
   /** A parameter's gradient from one stage; pushed once the lowest stage that reads it has given its part. */
   addGradient(s: number, parameter: Parameter, value: Tensor | undefined, sink: Sink): void;
   backward(s: number, sink: Sink): void;
+  /** The same with a stop after each gradient that was pushed, where the caller may await; each part runs in a tidy of the caller's. */
+  backwardInParts(s: number, sink: Sink): Generator<void, void, undefined>;
   /** What the stage gave in the first forward, or undefined where its record is kept or no gradient goes through it. */
   given(s: number): Carry | undefined;
   dispose(): void;
@@ -112,7 +114,7 @@ export function createPass(
     return entering;
   };
 
-  const backward = (s: number, sink: Sink): void => {
+  const backwardInParts = function* (s: number, sink: Sink): Generator<void, void, undefined> {
     const entering = enteringAt[s]!;
     disposeCarry(writtenBy, s);
     const names = [...cotangents.keys()].filter((name) => stages[s]!.writes.includes(name));
@@ -126,17 +128,35 @@ export function createPass(
     const out = tape.value;
     // A stream that the stage hands through keeps its cotangent as it is.
     const produced = names.filter((name) => out[name] !== undefined && out[name] !== entering[name]);
-    const gradients = tape.pull(
+    const pulled = tape.pullEach(
       [...xs, ...watched.values()],
       produced.map((name) => ({ of: out[name]!, value: cotangents.get(name)! })),
     );
+    for (const [name, value] of Object.entries(out)) if (value !== entering[name] && !given.has(value)) value.dispose();
+    const parameters = [...watched.keys()];
+    const streamed: [name: string, value: Tensor][] = [];
+    let whole = false;
+    try {
+      for (const [x, gradient] of pulled) {
+        if (x >= xs.length) {
+          addGradient(s, parameters[x - xs.length]!, gradient, sink);
+          yield;
+        } else if (gradient !== undefined) streamed.push([wantedAt[s]![x]!, gradient]);
+      }
+      whole = true;
+    } finally {
+      if (!whole) dispose(streamed.map(([, value]) => value));
+    }
     for (const name of produced) {
       cotangents.get(name)!.dispose();
       cotangents.delete(name);
     }
-    for (const [name, value] of Object.entries(out)) if (value !== entering[name] && !given.has(value)) value.dispose();
-    for (const [i, name] of wantedAt[s]!.entries()) if (gradients[i] !== undefined) addCotangent(name, gradients[i]);
-    [...watched.keys()].forEach((parameter, i) => addGradient(s, parameter, gradients[xs.length + i], sink));
+    for (const [name, value] of streamed) addCotangent(name, value);
+  };
+
+  const backward = (s: number, sink: Sink): void => {
+    const parts = backwardInParts(s, sink);
+    while (!parts.next().done);
   };
 
   const addCotangent = (name: string, value: Tensor): void => {
@@ -190,6 +210,7 @@ export function createPass(
     addCotangent,
     addGradient,
     backward,
+    backwardInParts,
     given: (s) => (recordOf[s] === undefined && differentiates(route, s) ? writtenBy[s] : undefined),
     dispose: () => {
       for (const recorded of recordOf) recorded?.tape.dispose();

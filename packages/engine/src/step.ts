@@ -35,7 +35,7 @@ export interface StepOptions {
   readonly view?: View;
   /**
    * 'step' (default): everything atomic at the end; clipping and accumulation work.
-   * 'eager': each stage's update right after its backward; one stage of gradient memory; no global norm, no accumulation.
+   * 'eager': each update as soon as its gradient is final; one matrix of gradient memory; no global norm, no accumulation.
    */
   readonly commit?: CommitMode;
   /** What else takes part in each step, e.g. a choice of what trains in it. */

@@ -86,7 +86,7 @@ export async function runAtomic(options: WindowOptions): Promise<WindowResult> {
   }
 }
 
-/** Each stage's gradients are applied as soon as they are there; the loss alone gates the step. */
+/** Each gradient is applied as soon as it is final; the loss alone gates the step. */
 export async function runEager(options: WindowOptions): Promise<WindowResult> {
   const { optimizer, states, signal } = options;
   const store = createGradientStore(options);

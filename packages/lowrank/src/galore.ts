@@ -47,7 +47,7 @@ export interface GaloreOptions extends ProjectionOptions, ProjectedAdamOptions {
 /**
  * GaLore (Zhao et al. 2024, 2403.03507): Adam in the span of a gradient's largest singular vectors, chosen anew every 200
  * updates. Moments and step count outlive a choice. With Adam in 8 bits it is the paper's 8-bit GaLore; with
- * commit: 'eager' its per-layer update, whose gradient memory is one stage.
+ * commit: 'eager' its per-layer update, whose gradient memory is one matrix.
  * State of a matrix of sides s ≤ l: 4·s·rank bytes for the basis, and 8·l·rank for the moments (2.03·l·rank in 8 bits)
  * against 8·s·l. Each choice costs 10 products with the gradient, and thin QR decompositions on the host.
  * @example galore({ learningRate: 0.01, rank: 128, state: '8bit' })

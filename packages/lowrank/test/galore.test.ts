@@ -166,7 +166,7 @@ it("takes under 34.5 % of AdamW's state at a quarter of the width, measured over
   model.dispose();
 });
 
-it('holds the gradient of one stage at a time where each is applied at once', async () => {
+it('holds the gradient of one matrix at a time where each is applied at once', async () => {
   const model = await tinyLlama(attention);
   const step = createStep({
     model,
@@ -174,8 +174,10 @@ it('holds the gradient of one stage at a time where each is applied at once', as
     optimizer: galore({ learningRate: 1, rank: 8, state: { minSize: 64 } }),
     commit: 'eager',
   });
-  const all = [...model.parameters().values()].reduce((sum, { shape }) => sum + 4 * sizeOf(shape), 0);
-  expect(step.plan.peakBytes).toBeLessThan(0.55 * all);
+  const sizes = [...model.parameters().values()].map(({ shape }) => 4 * sizeOf(shape));
+  // The store of gradients throws where it holds more than the plan says.
+  expect(step.plan.peakBytes).toBe(Math.max(...sizes));
+  expect(step.plan.peakBytes).toBeLessThan(0.15 * sizes.reduce((sum, bytes) => sum + bytes, 0));
   const batch = languageBatch([{ ids: [3, 1, 4, 1, 5] }], { vocabularySize: 32 });
   const run = (attempt: number): Promise<{ loss: number }> =>
     step.run({ batches: [batch], attempt, rate: 0.05, progress: 0, draw: createDraw(1, attempt) });

@@ -214,6 +214,8 @@ describe('weights of bytes that train', () => {
     };
     const [floats, codes] = [await peakOf(), await peakOf('stochastic')];
     expect(codes).toBeLessThan(floats);
+    // Of four blocks' matrices in floats: a gradient of one and what its update is made of.
+    expect(codes).toBeLessThan(0.45 * 4 * 4 * (4 * 64 * 64 + 3 * 64 * 256));
   });
 
   it('refuse what has no place for them', async () => {

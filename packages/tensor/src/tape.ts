@@ -1,4 +1,4 @@
-import { Add, addN, engine, Reshape, reshape, type Tensor } from '@tensorflow/tfjs-core';
+import { Add, addN, engine, keep, Reshape, reshape, type Tensor } from '@tensorflow/tfjs-core';
 import { ShapeError, StateError } from './errors.ts';
 
 /**
@@ -14,9 +14,18 @@ export interface Tape<V> {
    * from that x to the outputs. New tensors, the caller's. Once only: it consumes the record.
    */
   pull(xs: readonly Tensor[], cotangents: readonly Cotangent[]): (Tensor | undefined)[];
+  /**
+   * The same one x at a time, each as soon as nothing more can be added to its gradient, so that it may go before the next
+   * one comes. What lives from one to the next is kept, whatever scope is around, so that the caller may await in
+   * between; gradients are kept too, and the caller's to dispose. To be run to its end or left by `return`.
+   */
+  pullEach(xs: readonly Tensor[], cotangents: readonly Cotangent[]): Generator<Pulled, void, undefined>;
   /** Frees what the forward saved; nothing after `pull`. */
   dispose(): void;
 }
+
+/** Which x, and its gradient. */
+export type Pulled = readonly [x: number, gradient: Tensor | undefined];
 
 export interface Cotangent {
   /** A tensor that the recorded function returned, f32. */
@@ -63,14 +72,20 @@ export function recordTape<V>(forward: () => V): Tape<V> {
     Object.assign(state, { activeTape, gradientDepth, kernelDepth });
   }
   let live: TapeNode[] | undefined = nodes;
+  const consume = (): readonly TapeNode[] => {
+    if (live === undefined) throw new StateError('internal: a tape was pulled twice');
+    const steps = live;
+    live = undefined;
+    return steps;
+  };
   return {
     value,
     pull: (xs, cotangents) => {
-      if (live === undefined) throw new StateError('internal: a tape was pulled twice');
-      const steps = live;
-      live = undefined;
-      return walk(steps, xs, cotangents);
+      const found: (Tensor | undefined)[] = [];
+      for (const [x, gradient] of walk(consume(), xs, cotangents)) found[x] = gradient;
+      return found;
     },
+    pullEach: (xs, cotangents) => walk(consume(), xs, cotangents, keep),
     dispose: () => {
       if (live !== undefined) releaseSaved(live);
       live = undefined;
@@ -126,8 +141,14 @@ function releaseSaved(nodes: readonly TapeNode[]): void {
   for (const { saved } of nodes) saved?.forEach((tensor) => tensor.dispose());
 }
 
-function walk(nodes: readonly TapeNode[], xs: readonly Tensor[], cotangents: readonly Cotangent[]): (Tensor | undefined)[] {
-  const held = createHolder();
+/** @param own what is done with a tensor that lives from one node to the next */
+function* walk(
+  nodes: readonly TapeNode[],
+  xs: readonly Tensor[],
+  cotangents: readonly Cotangent[],
+  own: (tensor: Tensor) => Tensor = (tensor) => tensor,
+): Generator<Pulled, void, undefined> {
+  const held = createHolder(own);
   let at = nodes.length;
   try {
     for (const { of, value } of cotangents) {
@@ -136,20 +157,36 @@ function walk(nodes: readonly TapeNode[], xs: readonly Tensor[], cotangents: rea
     }
     const wanted = new Set(xs.map(({ id }) => id));
     const fromX = reachable(nodes, wanted);
+    const finalAt = lastReaders(nodes, xs);
     while (at-- > 0) {
       const node = nodes[at]!;
       // What has no gradient here leads to no output: a node's outputs are read by later nodes only, all of them done.
       if (fromX[at] && node.outputs.some(({ id }) => held.has(id))) pullNode(node, fromX[at]!, held);
       releaseSaved([node]);
       for (const { id } of node.outputs) if (!wanted.has(id)) held.drop(id);
+      for (const x of finalAt.get(at) ?? []) yield [x, held.take(xs[x]!.id)];
     }
-    return xs.map(({ id }) => held.take(id));
-  } catch (error) {
-    releaseSaved(nodes.slice(0, at + 1));
-    throw error;
+    for (const x of finalAt.get(-1) ?? []) yield [x, held.take(xs[x]!.id)];
   } finally {
+    releaseSaved(nodes.slice(0, at + 1));
     held.dropAll();
   }
+}
+
+/** For each node the xs of which it is the first reader, and so the last to add to their gradients; under -1 the others. */
+function lastReaders(nodes: readonly TapeNode[], xs: readonly Tensor[]): ReadonlyMap<number, readonly number[]> {
+  const first = new Map<number, number>();
+  for (const [at, { inputs, outputs }] of nodes.entries()) {
+    for (const { id } of Object.values(inputs)) if (!first.has(id)) first.set(id, at);
+    // What a node made passes its gradient on to that node, after all its readers.
+    for (const { id } of outputs) first.set(id, -1);
+  }
+  const found = new Map<number, number[]>();
+  for (const [x, { id }] of xs.entries()) {
+    const at = first.get(id) ?? -1;
+    found.set(at, [...(found.get(at) ?? []), x]);
+  }
+  return found;
 }
 
 /** For each node the names of the inputs that depend on an x; undefined where none does. */
@@ -211,7 +248,7 @@ interface Holder {
   dropAll(): void;
 }
 
-function createHolder(): Holder {
+function createHolder(own: (tensor: Tensor) => Tensor): Holder {
   const byId = new Map<number, Tensor[]>();
   const count = new Map<Tensor, number>();
   const borrowed = new Set<Tensor>();
@@ -231,7 +268,7 @@ function createHolder(): Holder {
   const get = (id: number): Tensor | undefined => {
     const terms = byId.get(id);
     if (terms === undefined || terms.length === 1) return terms?.[0];
-    const total = addN(terms);
+    const total = own(addN(terms));
     retain(total);
     byId.set(id, [total]);
     terms.forEach(release);
@@ -242,6 +279,7 @@ function createHolder(): Holder {
     get,
     add: (id, value, isBorrowed = false) => {
       if (isBorrowed) borrowed.add(value);
+      else own(value);
       retain(value);
       const terms = byId.get(id);
       if (terms === undefined) byId.set(id, [value]);
@@ -251,7 +289,7 @@ function createHolder(): Holder {
     take: (id) => {
       const value = get(id);
       if (value === undefined) return undefined;
-      if (borrowed.has(value) || count.get(value)! > 1) return value.clone();
+      if (borrowed.has(value) || count.get(value)! > 1) return own(value.clone());
       byId.delete(id);
       count.delete(value);
       return value;
