@@ -7,6 +7,7 @@ import {
   mergeAdapter,
   mergeAndUnload,
   saveAdapter,
+  swapAdapter,
   unmergeAdapter,
   type AdapterMethod,
 } from '../src/index.ts';
@@ -21,4 +22,5 @@ export const verbs: AdapterVerbs<AdapterMethod> = {
   merge: mergeAdapter,
   unmerge: unmergeAdapter,
   mergeForGood: (model) => mergeAndUnload(model),
+  swap: swapAdapter,
 };

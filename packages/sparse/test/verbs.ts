@@ -8,6 +8,7 @@ import {
   mergeAdapter,
   mergeAndUnload,
   saveAdapter,
+  swapAdapter,
   unmergeAdapter,
 } from '../../lowrank/src/index.ts';
 import { adapterFiles } from '../src/index.ts';
@@ -22,4 +23,5 @@ export const verbs: AdapterVerbs<AdapterMethod> = {
   merge: mergeAdapter,
   unmerge: unmergeAdapter,
   mergeForGood: (model) => mergeAndUnload(model),
+  swap: swapAdapter,
 };

@@ -38,6 +38,8 @@ export interface AdapterVerbs<M> {
   merge(model: Model, names?: readonly string[]): Promise<unknown>;
   unmerge(model: Model): Promise<unknown>;
   mergeForGood(model: Model): Promise<unknown>;
+  /** Another set's values into the attached one of a name. */
+  swap(model: Model, name: string, from: AdapterSet): Promise<unknown>;
 }
 
 /** What a method says of itself. Each claim is tested, and so is its opposite. */
@@ -143,6 +145,7 @@ export const adapterContract =
       outputRules(context);
       trainingRules(context);
       fileRules(context);
+      swapRules(context);
       companyRules(context);
       const { mergeMisses } = context;
       if (mergeMisses === undefined) mergeRules(context);
@@ -374,6 +377,34 @@ function fileRules<M>({ verbs, rewrites, start, perturbed, filesOf, rebase }: Co
       step.dispose();
     });
   });
+}
+
+/** Hot swapping: what runs stays the same objects of the same shapes. */
+function swapRules<M>({ verbs, rewrites, start, perturbed }: Context<M>): void {
+  const withAnother = (test: (model: Model, other: Model, source: AdapterSet) => Promise<void>): Promise<void> =>
+    onTiny(async (model) => {
+      await perturbed(model);
+      await onTiny(async (other) => {
+        const source = await start(other);
+        perturb(source, 9);
+        await test(model, other, source);
+      });
+    });
+  if (rewrites !== undefined) {
+    it('takes no values that were made for another base', () =>
+      withAnother(async (model, _, source) => {
+        await expect(verbs.swap(model, 'default', source)).rejects.toThrow(/rewritten/);
+      }));
+    return;
+  }
+  it('takes the values of another one, in the parameters it has', () =>
+    withAnother(async (model, other, source) => {
+      const [parameters, tensors] = [[...model.parameters().values()], memory().numTensors];
+      await verbs.swap(model, 'default', source);
+      expect(distance(await logits(model), await logits(other))).toBeLessThan(tolerance);
+      expect([...model.parameters().values()].every((parameter, i) => parameter === parameters[i])).toBe(true);
+      expect(memory().numTensors).toBe(tensors);
+    }));
 }
 
 function companyRules<M>(context: Context<M>): void {
