@@ -35,6 +35,10 @@ import type { Model, Site } from '@niwaki/nn';
 import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
 import { splitOutliers } from './outliers.ts';
 
+export type OutlierTreatment = 'none' | 'weights' | 'inputs' | 'both';
+
+const treatments: readonly OutlierTreatment[] = ['none', 'weights', 'inputs', 'both'];
+
 export interface CbqOptions extends IntegerOptions {
   /** Blocks that are fitted together; default 2. */
   readonly window?: number;
@@ -44,16 +48,22 @@ export interface CbqOptions extends IntegerOptions {
   readonly rank?: number | 'full';
   /** Passes over the batches for each window, a step a batch; default 5. */
   readonly epochs?: number;
-  /** Learning rate of the rounding, in logits a step of Adam; default 0.1. */
+  /** Learning rate of the rounding, in logits a step of Adam; default 0.2. */
   readonly learningRate?: number;
   /** Learning rate of the steps; default 1e-4. */
   readonly scaleRate?: number;
-  /** Weight of the term that decides each matrix's rounding, beside the outputs' relative error; default 0.5. */
+  /**
+   * Weight of the term that decides each matrix's rounding, beside the outputs' relative error; default 8 / 4^bits, as
+   * the error of rounding falls with the bits.
+   */
   readonly decide?: number;
   /** Weight of the divergence of the hidden features' softmax; default 1. */
   readonly divergence?: number;
-  /** Cut outliers of matrices, and take those among the channels of an input into its matrices; default true. */
-  readonly outliers?: boolean;
+  /**
+   * What is done about outliers beforehand: those of 'weights' are cut, those among the channels of 'inputs' taken into
+   * the matrices half way, 'both', or 'none' (default). Cutting loses what no rounding makes up for.
+   */
+  readonly outliers?: OutlierTreatment;
   /** Of the factors' noise; default 0. */
   readonly seed?: number;
 }
@@ -79,7 +89,7 @@ const [blunt, sharp] = [20, 2];
 export function cbq(options: CbqOptions = {}): Method {
   const { grid, ...named } = integerOptions('cbq', { mse: true, ...options });
   const { bits, groupSize, mse } = named;
-  const settings = fitOptions(options);
+  const settings = fitOptions(bits, options);
   const { window: width, overlap, rank, epochs, learningRate, scaleRate, decide, divergence, outliers, seed } = settings;
 
   const visit = async (window: Window): Promise<void> => {
@@ -123,9 +133,9 @@ export function cbq(options: CbqOptions = {}): Method {
 
 type FitOptions = Required<Omit<CbqOptions, keyof IntegerOptions>>;
 
-function fitOptions(options: CbqOptions): FitOptions {
-  const { window = 2, overlap = Math.min(1, window - 1), rank = 'full', epochs = 5, learningRate = 0.1, scaleRate = 1e-4 } = options;
-  const { decide = 0.5, divergence = 1, outliers = true, seed = 0 } = options;
+function fitOptions(bits: number, options: CbqOptions): FitOptions {
+  const { window = 2, overlap = Math.min(1, window - 1), rank = 'full', epochs = 5, learningRate = 0.2, scaleRate = 1e-4 } = options;
+  const { decide = 8 / 4 ** bits, divergence = 1, outliers = 'none', seed = 0 } = options;
   const refuse = (name: string, range: string, value: unknown): never => {
     throw new ConfigError(`cbq: ${name} must be ${range}, got ${String(value)}`, { [name]: value });
   };
@@ -138,7 +148,7 @@ function fitOptions(options: CbqOptions): FitOptions {
   for (const [name, value] of Object.entries({ scaleRate, decide, divergence })) {
     if (!(value >= 0 && value < Infinity)) refuse(name, 'a finite number from 0', value);
   }
-  if (typeof outliers !== 'boolean') refuse('outliers', 'true or false', outliers);
+  if (!treatments.includes(outliers)) refuse('outliers', `one of ${treatments.join(', ')}`, outliers);
   if (!whole(seed, 0)) refuse('seed', 'a whole number from 0', seed);
   return { window, overlap, rank, epochs, learningRate, scaleRate, decide, divergence, outliers, seed };
 }
@@ -163,7 +173,7 @@ interface SoftOptions extends Pick<FitOptions, 'rank' | 'outliers' | 'seed'>, Re
 async function lendSoft(window: Window, options: SoftOptions): Promise<void> {
   const fresh = window.groups.map((group) => group.filter((site) => window.lent(site) === undefined)).filter(({ length }) => length > 0);
   if (fresh.length === 0) return;
-  const inputs = options.outliers ? await window.collect(fresh.flat(), { absMax: inputAbsMax() }) : undefined;
+  const inputs = ['inputs', 'both'].includes(options.outliers) ? await window.collect(fresh.flat(), { absMax: inputAbsMax() }) : undefined;
   for (const group of fresh) {
     const absMax = inputs?.get(group[0]!)!.absMax;
     const inputScales = absMax && channelScales((await absMax.data()) as Float32Array);
@@ -190,7 +200,7 @@ async function softened({ path, weight }: Site, options: SoftOptions & { readonl
   const values = ((await dense.data()) as Float32Array).slice();
   dense.dispose();
   expectFinite(values, `${path}.weight`, width);
-  const bound = (outliers && splitOutliers(values.map(Math.abs))?.bound) || Infinity;
+  const bound = (['weights', 'both'].includes(outliers) && splitOutliers(values.map(Math.abs))?.bound) || Infinity;
   for (let i = 0; i < values.length; i++) {
     values[i] = Math.min(Math.max(values[i]!, -bound), bound) / (inputScales?.[i % width] ?? 1);
   }

@@ -111,7 +111,7 @@ async function layerError(rank: number | 'full' | 'none'): Promise<number> {
     { bits: 2, groupSize: width, grid: 'asymmetric' },
   );
   const y = tidy(() => matMul(x, base.dense(), false, true));
-  if (rank !== 'none') await decideRounding(weight, { x, y, steps: 130, learningRate: 0.2, decide: 0.3 });
+  if (rank !== 'none') await decideRounding(weight, { x, y, steps: 90, learningRate: 0.5, decide: 0.6 });
   const settled = await weight.settle();
   const error = tidy(() => {
     const lost = sub(settled.apply(x, createCall({ batch: {} })), y);
@@ -214,7 +214,7 @@ describe('cbq', () => {
     const windows: string[][] = [];
     const put: Promise<number[]>[] = [];
     const first = 'model.layers.0.mlp.up_proj';
-    const { sites, bytes } = await quantize(model, cbq({ ...quick, epochs: 1, outliers: false }), {
+    const { sites, bytes } = await quantize(model, cbq({ ...quick, epochs: 1 }), {
       calibrate: {
         batches,
         onFit: ({ window, done }) => void (done === 1 && windows.push([...window])),
@@ -243,7 +243,7 @@ describe('cbq', () => {
     const batches = batchesOf();
     const before = ledger.bytes();
     let held = 0;
-    await quantize(model, cbq({ ...quick, rank, epochs: 1, outliers: false }), {
+    await quantize(model, cbq({ ...quick, rank, epochs: 1 }), {
       calibrate: { batches, onFit: () => (held = ledger.bytes() - before) },
     });
     // What enters, of both models, with the angles' 8 numbers a row; and h behind the window.
@@ -265,8 +265,9 @@ describe('cbq', () => {
     for (const seed of [1, 1, 2]) {
       const model = await build();
       const batches = batchesOf();
-      await quantize(model, cbq({ ...quick, rank: 3, epochs: 1, seed }), { calibrate: { batches } });
+      await quantize(model, cbq({ ...quick, rank: 3, epochs: 1, outliers: 'both', seed }), { calibrate: { batches } });
       codes.push(await codesOf(model, 'model.layers.1.mlp.down_proj'));
+      expect(model.sites('all-linear').some(({ weight }) => weight!.parts['input_scales'] !== undefined)).toBe(true);
       batches.forEach(disposeBatch);
       model.dispose();
     }
@@ -314,6 +315,7 @@ describe('cbq', () => {
     expect(() => cbq({ rank: 0 })).toThrow(/rank must be a whole number from 1, or 'full', got 0/);
     expect(() => cbq({ epochs: 1.5 })).toThrow(ConfigError);
     expect(() => cbq({ learningRate: 0 })).toThrow(/learningRate must be a finite number above 0, got 0/);
+    expect(() => cbq({ outliers: true as never })).toThrow(/outliers must be one of none, weights, inputs, both, got true/);
     expect(() => cbq({ decide: NaN })).toThrow(/decide must be a finite number from 0, got NaN/);
     expect(() => cbq({ bits: 5 as never })).toThrow(/bits must be one of/);
     const model = await build();
@@ -331,7 +333,7 @@ describe('cbq', () => {
   it('is its own recipe', () => {
     expect(JSON.stringify(cbq({ bits: 2, window: 1 }))).toBe(
       '{"kind":"cbq","options":{"bits":2,"groupSize":64,"symmetric":false,"mse":true,"window":1,"overlap":0,"rank":"full","epochs":5,' +
-        '"learningRate":0.1,"scaleRate":0.0001,"decide":0.5,"divergence":1,"outliers":true,"seed":0}}',
+        '"learningRate":0.2,"scaleRate":0.0001,"decide":0.5,"divergence":1,"outliers":"none","seed":0}}',
     );
   });
 });
