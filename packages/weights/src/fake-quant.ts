@@ -84,8 +84,9 @@ const leastScale = 1e-8;
  * V₀ + V: V is what trains, whole or as a product of two factors; V₀ follows from w and s, so that V = 0 gives w itself
  * wherever its group reaches. Steps train as well, ⌊·⌋ as if it were the identity.
  *
- * Parts: those of the base, `soft_scales`, `soft_zeros`, `soft_input_scales`, and `rounding` or `rounding_a` and `rounding_b`. From
- * forward to backward x is kept and no matrix; each direction makes the matrix again, about ten f32 copies while it lasts.
+ * Parts: those of the base, `soft_scales`, `soft_zeros`, `soft_input_scales`, and `rounding` or `rounding_a` and
+ * `rounding_b`. From forward to backward x is kept and no matrix; each direction makes the matrix again, MANY f32 copies
+ * of it while it lasts.
  * @param path module path
  * @param base taken over; read at every product, and never written
  * @throws FormatError for parts of another length; ConfigError for options out of range
@@ -100,7 +101,7 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
   const groups = width / groupSize;
   const symmetric = isSymmetric(grid);
   expectLength(`${path}.scales`, parts.scales, out * groups);
-  if (!symmetric) expectLength(`${path}.zeros`, parts.zeros, out * groups);
+  if (!symmetric || parts.zeros !== undefined) expectLength(`${path}.zeros`, parts.zeros, symmetric ? 0 : out * groups);
   if (parts.inputScales !== undefined) expectLength(`${path}.input_scales`, parts.inputScales, width);
 
   const scales = denseParameter(`${path}.soft_scales`, tensor1d(parts.scales.map((scale) => Math.max(scale, leastScale))), {
@@ -110,7 +111,7 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
   const zeros = parts.zeros && denseParameter(`${path}.soft_zeros`, tensor1d(Float32Array.from(parts.zeros)), { role: 'zero' });
   const factors = parts.inputScales && denseParameter(`${path}.soft_input_scales`, tensor1d(parts.inputScales), { role: 'scale' });
   const rounding = roundingOf(path, shape, parts.rounding);
-  const grain: Grain = { bits, groupSize, middle: 2 ** (bits - 1) };
+  const grain: Grain = { groupSize, middle: 2 ** (bits - 1) };
 
   /** Rows of the matrix whose codes are chosen, groups as rows. */
   const target = (rows: Range): Tensor2D => {
@@ -152,7 +153,7 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
     },
     dense: (rows = all) =>
       tidy(() => {
-        const values = asMatrix(soften(stored(), rows).value);
+        const values = asMatrix(softValue(soften(stored(), rows), reading.most).value);
         return factors === undefined ? values : (mul(values, factors.read()) as Tensor2D);
       }),
     roundedUp: () => tidy(() => asMatrix(soften(stored()).up)),
@@ -166,13 +167,13 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
       const codes = new Uint8Array(out * width);
       const step = Math.max(1, Math.floor(2 ** 19 / width));
       for (let from = 0; from < out; from += step) {
-        const some = tidy(() => soften(stored(), [from, Math.min(out, from + step)]).code);
+        const some = tidy(() => codesOf(soften(stored(), [from, Math.min(out, from + step)]), reading.most));
         codes.set(await some.data(), from * width);
         some.dispose();
       }
       const settled = {
         codes: packBits(codes, { bits }),
-        scales: (await scales.read().data()) as Float32Array,
+        scales: ((await scales.read().data()) as Float32Array).slice(),
         ...(parts.zeros && { zeros: parts.zeros }),
         ...(parts.inputScales && { inputScales: parts.inputScales }),
       };
@@ -201,7 +202,6 @@ function roundingOf(path: string, [out, width]: readonly [number, number], given
 }
 
 interface Grain {
-  readonly bits: number;
   readonly groupSize: number;
   /** The code that stands for 0 where no zeros are stored. */
   readonly middle: number;
@@ -214,22 +214,18 @@ interface Values {
   readonly rounding: readonly Tensor[];
 }
 
-/** A matrix between its codes, groups as rows: [groups, groupSize] each. */
+/** Where entries lie between two codes, groups as rows: [groups, groupSize] each. */
 interface Soft {
   readonly scale: Tensor;
+  readonly zero: Tensor | number;
   /** w / s */
   readonly place: Tensor;
+  /** The code below. */
+  readonly below: Tensor;
   /** The sigmoid before it is stretched. */
   readonly gate: Tensor;
   /** h */
   readonly up: Tensor;
-  /** ⌊w/s⌋ + h + zero before it is cut to the codes there are. */
-  readonly level: Tensor;
-  /** Codes less their zero. */
-  readonly offset: Tensor;
-  readonly value: Tensor;
-  /** Whole codes: h of half or more goes up. */
-  readonly code: Tensor;
 }
 
 interface Reading {
@@ -241,26 +237,35 @@ interface Reading {
 
 const asGroups = (matrix: Tensor, groupSize: number): Tensor2D => reshape(matrix, [-1, groupSize]) as Tensor2D;
 
-function soft(w: Tensor2D, { scales, zeros, rounding }: Values, { bits, groupSize, middle }: Grain): Soft {
-  const most = 2 ** bits - 1;
-  const column = (values: Tensor): Tensor => reshape(values, [-1, 1]);
-  const scale = column(scales);
-  const zero = zeros === undefined ? undefined : column(zeros);
+function soft(w: Tensor2D, { scales, zeros, rounding }: Values, { groupSize, middle }: Grain): Soft {
+  const scale = reshape(scales, [-1, 1]);
+  const zero = zeros === undefined ? middle : reshape(zeros, [-1, 1]);
   const place = div(w, scale);
-  const below = floor(place);
-  const fraction = clipByValue(sub(place, below), margin, 1 - margin);
-  const [whole, factor] = rounding as [Tensor2D, Tensor2D?];
-  const v = asGroups(factor === undefined ? whole : matMul(whole, factor), groupSize);
+  const whole = floor(place);
+  const fraction = clipByValue(sub(place, whole), margin, 1 - margin);
+  const [a, b] = rounding as [Tensor2D, Tensor2D?];
+  const v = asGroups(b === undefined ? a : matMul(a, b), groupSize);
   // σ(V₀ + V) for V₀ = -ln((high - low) / (fraction - low) - 1), without its logarithm.
   const start = sub(fraction, low);
   const gate = div(start, add(start, mul(sub(high, fraction), exp(neg(v)))));
   const up = clipByValue(add(mul(gate, high - low), low), 0, 1);
-  const from = zero === undefined ? add(below, middle) : add(below, zero);
-  const level = add(from, up);
-  const offset = sub(clipByValue(level, 0, most), zero ?? middle);
-  const decided = add(from, cast(greaterEqual(up, 0.5), 'float32'));
-  return { scale, place, gate, up, level, offset, value: mul(scale, offset), code: clipByValue(decided, 0, most) };
+  return { scale, zero, place, below: add(whole, zero), gate, up };
 }
+
+/** ⌊w/s⌋ + h + zero, what is left of it less the zero where it is cut to the codes there are, and the value of that. */
+function softValue(
+  { scale, zero, below, up }: Soft,
+  most: number,
+): { readonly level: Tensor; readonly offset: Tensor; readonly value: Tensor } {
+  const level = add(below, up);
+  const offset = sub(clipByValue(level, 0, most), zero);
+  return { level, offset, value: mul(scale, offset) };
+}
+
+/** Whole codes: h of half or more goes up. */
+const codesOf = ({ below, up }: Soft, most: number): Tensor => clipByValue(add(below, cast(greaterEqual(up, 0.5), 'float32')), 0, most);
+
+const matrixOf = (values: Values, { soften, asMatrix, most }: Reading): Tensor2D => asMatrix(softValue(soften(values), most).value);
 
 function someRows({ scales, zeros, rounding }: Values, [from, to]: Range, groups: number): Values {
   const cut = (values: Tensor): Tensor => slice(values, [from * groups], [(to - from) * groups]);
@@ -295,13 +300,14 @@ const fittedProduct = (x: Tensor2D, values: Values, reading: Reading): Tensor2D 
     [x, values.scales, ...values.rounding],
     (save) => {
       save([x, ...listed(values)]);
-      return tidy(() => matMul(x, reading.asMatrix(reading.soften(values).value), false, true));
+      return tidy(() => matMul(x, matrixOf(values, reading), false, true));
     },
     (dy, [saved, ...rest]) => {
       const again = fromList(rest, values);
       return tidy(() => {
         const state = reading.soften(again);
-        const { scale, place, level, offset, value } = state;
+        const { scale, place } = state;
+        const { level, offset, value } = softValue(state, reading.most);
         const dx = matMul(dy as Tensor2D, reading.asMatrix(value));
         const dw = reshape(matMul(dy as Tensor2D, saved as Tensor2D, true, false), value.shape);
         const inside = cast(logicalAnd(greaterEqual(level, 0), lessEqual(level, reading.most)), 'float32');
@@ -313,14 +319,14 @@ const fittedProduct = (x: Tensor2D, values: Values, reading: Reading): Tensor2D 
   ) as Tensor2D;
 
 /** The same for a matrix of which nothing trains: x is not kept either. */
-const frozenProduct = (x: Tensor2D, values: Values, { soften, asMatrix }: Reading): Tensor2D =>
+const frozenProduct = (x: Tensor2D, values: Values, reading: Reading): Tensor2D =>
   withGradient(
     [x],
     (save) => {
       save(listed(values));
-      return tidy(() => matMul(x, asMatrix(soften(values).value), false, true));
+      return tidy(() => matMul(x, matrixOf(values, reading), false, true));
     },
-    (dy, saved) => [tidy(() => matMul(dy as Tensor2D, asMatrix(soften(fromList(saved, values)).value)))],
+    (dy, saved) => [tidy(() => matMul(dy as Tensor2D, matrixOf(fromList(saved, values), reading)))],
   ) as Tensor2D;
 
 const undecidedMean = (values: Values, sharpness: number, reading: Reading): Scalar =>
