@@ -11,5 +11,6 @@ export const quantizers: Readonly<Record<string, WeightMethodCase>> = {
   gptq: { make: () => gptq({ groupSize: 32 }) },
   'gptq, largest inputs first': { make: () => gptq({ groupSize: 32, actOrder: true }) },
   awq: { make: () => awq({ groupSize: 32 }) },
+  'awq, folded': { make: () => awq({ groupSize: 32, fold: true }) },
   cbq: { make: () => cbq({ bits: 2, groupSize: 32, epochs: 4, learningRate: 1 }) },
 };
