@@ -85,8 +85,8 @@ const leastScale = 1e-8;
  * wherever its group reaches. Steps train as well, ⌊·⌋ as if it were the identity.
  *
  * Parts: those of the base, `soft_scales`, `soft_zeros`, `soft_input_scales`, and `rounding` or `rounding_a` and
- * `rounding_b`. From forward to backward x is kept and no matrix; each direction makes the matrix again, MANY f32 copies
- * of it while it lasts.
+ * `rounding_b`. From forward to backward x is kept and no matrix; each direction makes the matrix again: 8 f32 copies of
+ * it at most while a product runs forward, 15 back.
  * @param path module path
  * @param base taken over; read at every product, and never written
  * @throws FormatError for parts of another length; ConfigError for options out of range
@@ -237,20 +237,24 @@ interface Reading {
 
 const asGroups = (matrix: Tensor, groupSize: number): Tensor2D => reshape(matrix, [-1, groupSize]) as Tensor2D;
 
-function soft(w: Tensor2D, { scales, zeros, rounding }: Values, { groupSize, middle }: Grain): Soft {
-  const scale = reshape(scales, [-1, 1]);
-  const zero = zeros === undefined ? middle : reshape(zeros, [-1, 1]);
-  const place = div(w, scale);
-  const whole = floor(place);
-  const fraction = clipByValue(sub(place, whole), margin, 1 - margin);
-  const [a, b] = rounding as [Tensor2D, Tensor2D?];
-  const v = asGroups(b === undefined ? a : matMul(a, b), groupSize);
-  // σ(V₀ + V) for V₀ = -ln((high - low) / (fraction - low) - 1), without its logarithm.
-  const start = sub(fraction, low);
-  const gate = div(start, add(start, mul(sub(high, fraction), exp(neg(v)))));
-  const up = clipByValue(add(mul(gate, high - low), low), 0, 1);
-  return { scale, zero, place, below: add(whole, zero), gate, up };
-}
+/** A tidy for each step: of about twenty tensors as large as the matrix, only those still needed are alive together. */
+const soft = (w: Tensor2D, { scales, zeros, rounding }: Values, { groupSize, middle }: Grain): Soft =>
+  tidy(() => {
+    const scale = reshape(scales, [-1, 1]);
+    const zero = zeros === undefined ? middle : reshape(zeros, [-1, 1]);
+    const place = div(w, scale);
+    const fraction = tidy(() => clipByValue(sub(place, floor(place)), margin, 1 - margin));
+    const gate = tidy(() => {
+      const [a, b] = rounding as [Tensor2D, Tensor2D?];
+      const v = asGroups(b === undefined ? a : matMul(a, b), groupSize);
+      // σ(V₀ + V) for V₀ = -ln((high - low) / (fraction - low) - 1), without its logarithm.
+      const start = sub(fraction, low);
+      const rest = tidy(() => mul(sub(high, fraction), exp(neg(v))));
+      return div(start, add(start, rest));
+    });
+    const up = tidy(() => clipByValue(add(mul(gate, high - low), low), 0, 1));
+    return { scale, zero, place, below: tidy(() => add(floor(place), zero)), gate, up };
+  });
 
 /** ⌊w/s⌋ + h + zero, what is left of it less the zero where it is cut to the codes there are, and the value of that. */
 function softValue(
@@ -258,14 +262,15 @@ function softValue(
   most: number,
 ): { readonly level: Tensor; readonly offset: Tensor; readonly value: Tensor } {
   const level = add(below, up);
-  const offset = sub(clipByValue(level, 0, most), zero);
+  const offset = tidy(() => sub(clipByValue(level, 0, most), zero));
   return { level, offset, value: mul(scale, offset) };
 }
 
 /** Whole codes: h of half or more goes up. */
 const codesOf = ({ below, up }: Soft, most: number): Tensor => clipByValue(add(below, cast(greaterEqual(up, 0.5), 'float32')), 0, most);
 
-const matrixOf = (values: Values, { soften, asMatrix, most }: Reading): Tensor2D => asMatrix(softValue(soften(values), most).value);
+const matrixOf = (values: Values, { soften, asMatrix, most }: Reading): Tensor2D =>
+  tidy(() => asMatrix(softValue(soften(values), most).value));
 
 function someRows({ scales, zeros, rounding }: Values, [from, to]: Range, groups: number): Values {
   const cut = (values: Tensor): Tensor => slice(values, [from * groups], [(to - from) * groups]);
@@ -279,7 +284,10 @@ function someRows({ scales, zeros, rounding }: Values, [from, to]: Range, groups
 
 /** What moves V: the slope of h, 0 where it is decided for good. */
 const slope = ({ gate, up }: Soft): Tensor =>
-  mul(mul(mul(gate, sub(1, gate)), high - low), cast(logicalAnd(greater(up, 0), less(up, 1)), 'float32'));
+  tidy(() => {
+    const steep = tidy(() => mul(mul(gate, sub(1, gate)), high - low));
+    return mul(steep, cast(logicalAnd(greater(up, 0), less(up, 1)), 'float32'));
+  });
 
 /** From the gradient of V, groups as rows, to that of what it is made of. */
 function pullRounding(dv: Tensor, rounding: readonly Tensor[], { asMatrix }: Reading): Tensor[] {
@@ -310,9 +318,14 @@ const fittedProduct = (x: Tensor2D, values: Values, reading: Reading): Tensor2D 
         const { level, offset, value } = softValue(state, reading.most);
         const dx = matMul(dy as Tensor2D, reading.asMatrix(value));
         const dw = reshape(matMul(dy as Tensor2D, saved as Tensor2D, true, false), value.shape);
-        const inside = cast(logicalAnd(greaterEqual(level, 0), lessEqual(level, reading.most)), 'float32');
-        const dScales = reshape(sum(mul(dw, sub(offset, mul(inside, place))), 1), again.scales.shape);
-        const dv = mul(mul(mul(dw, scale), inside), slope(state));
+        const inside = tidy(() => cast(logicalAnd(greaterEqual(level, 0), lessEqual(level, reading.most)), 'float32'));
+        const dScales = tidy(() => reshape(sum(mul(dw, sub(offset, mul(inside, place))), 1), again.scales.shape));
+        const dv = tidy(() =>
+          mul(
+            tidy(() => mul(mul(dw, scale), inside)),
+            slope(state),
+          ),
+        );
         return [dx, dScales, ...pullRounding(dv, again.rounding, reading)];
       });
     },
@@ -340,8 +353,10 @@ const undecidedMean = (values: Values, sharpness: number, reading: Reading): Sca
       const again = fromList(saved, values);
       return tidy(() => {
         const state = reading.soften(again);
-        const c = centered(state);
-        const steep = mul(mul(pow(abs(c), sharpness - 1), sign(c)), (-2 * sharpness) / c.size);
+        const steep = tidy(() => {
+          const c = centered(state);
+          return mul(mul(pow(abs(c), sharpness - 1), sign(c)), (-2 * sharpness) / c.size);
+        });
         return pullRounding(mul(mul(steep, slope(state)), dy), again.rounding, reading);
       });
     },

@@ -28,6 +28,7 @@ import {
   disposeWeight,
   fakeQuant,
   weightBytes,
+  type Call,
   type FakeQuant,
   type FakeQuantOptions,
   type FakeQuantParts,
@@ -253,6 +254,31 @@ describe('a fake-quantized matrix', () => {
     expect(ledger.bytes() - before).toBe(4 * 2 * 64);
     tape.dispose();
     for (const t of [tape.value, x]) t.dispose();
+    ledger.dispose();
+    disposeWeight(weight);
+  });
+
+  it.each([
+    ['a product', (weight: FakeQuant, call: Call) => weight.apply(zeros([1, 512]) as Tensor2D, call), 8, 15],
+    ['what is undecided', (weight: FakeQuant, call: Call) => weight.undecided(call, 3), 9, 12],
+  ] as const)('makes %s in few copies of the matrix', (_, value, forward, backward) => {
+    const weight = fake(
+      Array.from({ length: 256 }, () => Array.from({ length: 512 }, (__, c) => Math.sin(c))),
+      zeros([256, 512]) as Tensor2D,
+      { bits: 2, groupSize: 64 },
+    );
+    const ledger = openMemoryLedger();
+    const watched = new Map([weight.steps, ...weight.rounding].map((part) => [part, part.read()]));
+    const copies = (before: number): number => (ledger.peak() - before) / (4 * 256 * 512);
+    let before = ledger.bytes();
+    ledger.resetPeak();
+    const tape = recordTape(() => value(weight, createCall({ batch: {}, watched })));
+    expect(copies(before)).toBeLessThan(forward + 0.1);
+    before = ledger.bytes();
+    ledger.resetPeak();
+    tidy(() => void tape.pull([...watched.values()], [{ of: tape.value, value: onesLike(tape.value) }]));
+    expect(copies(before)).toBeLessThan(backward + 0.1);
+    tape.value.dispose();
     ledger.dispose();
     disposeWeight(weight);
   });
