@@ -38,6 +38,7 @@ export default defineConfig({
             { text: 'Integers', link: '/methods/integers' },
             { text: 'GPTQ', link: '/methods/gptq' },
             { text: 'AWQ', link: '/methods/awq' },
+            { text: 'CBQ', link: '/methods/cbq' },
             { text: 'Pruning', link: '/methods/pruning' },
             { text: 'Wanda', link: '/methods/wanda' },
             { text: 'SparseGPT', link: '/methods/sparsegpt' },
