@@ -67,7 +67,7 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
       }
       for (const parameter of parameters) {
         if (!chosen.has(parameter) || states.has(parameter)) continue;
-        states.set(parameter, keepState(tidy(() => optimizer.init(parameter) as Record<string, Tensor | number>)));
+        states.set(parameter, keepState(tidy(() => optimizer.init(parameter, parameters) as Record<string, Tensor | number>)));
         began.set(parameter, updates);
       }
     },
@@ -127,7 +127,7 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
           },
         );
       }
-      for (const parameter of held) checkNames(parameter, given.get(parameter.path) ?? {}, states.get(parameter)!);
+      for (const parameter of optimizer.varies ? [] : held) checkNames(parameter, given.get(parameter.path) ?? {}, states.get(parameter)!);
       for (const [path, { [sinceKey]: since = 0, ...state }] of given) {
         const parameter = known.get(path)!;
         if (states.has(parameter)) replace(parameter, state);

@@ -16,14 +16,20 @@ import {
 import { coordinateSubspace, type Coordinates } from './coordinate-subspace.ts';
 import { spectralSubspace } from './spectral-subspace.ts';
 import { inSubspace, type Subspace } from './subspace.ts';
+import { inTurns, type TurnOrder } from './turns.ts';
 
 export interface SplitOptions {
   /** Part of each matrix that has state, in [0, 1]; default 0.25. 0: none has. */
   readonly density?: number;
   /** Applied updates from one choice of that part to the next; default 200. */
   readonly every?: number;
-  /** What has state: 'columns' (default), 'rows' or single 'entries' drawn by chance, the gradient's 'singular' vectors, or 'random' ones. */
-  readonly split?: Coordinates | 'singular' | 'random';
+  /**
+   * What has state: 'columns' (default), 'rows' or single 'entries' drawn by chance, the gradient's 'singular' vectors, or
+   * 'random' ones; or whole matrices, 'blocks', which take turns.
+   */
+  readonly split?: Coordinates | 'singular' | 'random' | 'blocks';
+  /** Of blocks: 'random' (default), from the last to the first ('descending'), 'ascending', or from both ends ('mirror'). */
+  readonly order?: TurnOrder;
   /** What the rest of a gradient does: its 'sign' (default), itself ('sgd'), or 'none'. */
   readonly rest?: 'sign' | 'sgd' | 'none';
   /** Times the rest; default 1. 0.1 for fine-tuning. */
@@ -50,16 +56,17 @@ export interface FrugalOptions extends SplitOptions, AdamOptions {
 
 /**
  * FRUGAL (Zmushko et al. 2024, 2411.07837): Adam for a part of each matrix, signSGD for the rest, so that no direction of a
- * gradient is thrown away. The part changes every 200 updates. With columns nothing is decomposed and nothing multiplied.
+ * gradient is thrown away. The part changes every 200 updates. With columns nothing is decomposed and nothing multiplied;
+ * with 'blocks' whole matrices take turns.
  * State: 8 · density bytes an entry of the matrices, or 2.03 · density in 8 bits.
  * @example frugal({ learningRate: 1e-3, density: 0.25 })
  */
 export function frugal(options: FrugalOptions): Transform {
   const { learningRate, weightDecay = 0, groups: list = [], state = '32bit', direction, ...rest } = options;
-  const { density, every, split, rest: rule, restScale, scale, reset, at, ...adam } = rest;
+  const { density, every, split, order, rest: rule, restScale, scale, reset, at, ...adam } = rest;
   checkRate('frugal', learningRate);
   const settings = groups(list, { weightDecay });
-  const given = Object.entries({ density, every, split, rest: rule, restScale, scale, reset, at }).filter(
+  const given = Object.entries({ density, every, split, order, rest: rule, restScale, scale, reset, at }).filter(
     ([, value]) => value !== undefined,
   );
   const transform = chain(
@@ -70,25 +77,38 @@ export function frugal(options: FrugalOptions): Transform {
   return { ...transform, name: 'frugal', learningRate };
 }
 
-const splits: ReadonlySet<string> = new Set(['columns', 'rows', 'entries', 'singular', 'random']);
+const splits: ReadonlySet<string> = new Set(['columns', 'rows', 'entries', 'singular', 'random', 'blocks']);
+const orders: ReadonlySet<string> = new Set(['random', 'descending', 'ascending', 'mirror']);
 const rules: ReadonlySet<string> = new Set(['sign', 'sgd', 'none']);
 
 /** FRUGAL's split around any transform that makes a direction of a gradient. */
 export function splitGradients(inner: Transform, options: SplitOptions = {}): Transform {
-  const { density = 0.25, every = 200, split = 'columns', rest = 'sign', restScale = 1, scale = 1, reset = true, at } = options;
+  const { density = 0.25, every = 200, split = 'columns', rest = 'sign', restScale = 1, scale = 1, reset = true, order, at } = options;
   if (!(density >= 0 && density <= 1)) throw new ConfigError(`frugal: density must be in [0, 1], got ${density}`, { density });
   if (!(restScale >= 0 && restScale < Infinity))
     throw new ConfigError(`frugal: restScale must be at least 0, got ${restScale}`, { restScale });
   oneOf('split', split, splits);
   oneOf('rest', rest, rules);
+  checkOrder(split, order, reset);
+  const given = { every, scale, ...(rest !== 'none' && { rest: { rule: rest, scale: restScale } }) };
+  const isSplit = (parameter: Parameter): boolean => {
+    if (!takes(at === undefined ? { roles: ['matrix'] } : { at }, parameter)) return false;
+    checkSplittable(parameter, split);
+    return true;
+  };
+  if (split === 'blocks') {
+    return inTurns('frugal', inner, {
+      ...given,
+      of: isSplit,
+      order: order ?? 'random',
+      active: (count) => roundHalfEven(density * count),
+    });
+  }
   return inSubspace('frugal', inner, {
-    every,
-    scale,
+    ...given,
     reset,
-    ...(rest !== 'none' && { rest: { rule: rest, scale: restScale } }),
     of: (parameter, shape) => {
-      if (!takes(at === undefined ? { roles: ['matrix'] } : { at }, parameter)) return 'whole';
-      checkSplittable(parameter, split);
+      if (!isSplit(parameter)) return 'whole';
       return subspaceOf(shape, { density, split });
     },
   });
@@ -96,7 +116,7 @@ export function splitGradients(inner: Transform, options: SplitOptions = {}): Tr
 
 function subspaceOf(
   shape: readonly [number, number],
-  { density, split }: { density: number; split: NonNullable<SplitOptions['split']> },
+  { density, split }: { density: number; split: Exclude<NonNullable<SplitOptions['split']>, 'blocks'> },
 ): Subspace | 'none' {
   const [rows, columns] = shape;
   if (split === 'columns' || split === 'rows' || split === 'entries') {
@@ -124,8 +144,23 @@ function roundHalfEven(value: number): number {
   return value - floor === 0.5 ? floor + (floor % 2) : Math.round(value);
 }
 
+function checkOrder(split: string, order: string | undefined, reset: boolean): void {
+  if (split !== 'blocks') {
+    if (order === undefined) return;
+    throw new ConfigError(`frugal: order is for split 'blocks', got '${order}' for '${split}'`, { order, split });
+  }
+  if (order !== undefined) oneOf('order', order, orders);
+  if (!reset) {
+    throw new ConfigError('frugal: blocks that take turns begin anew each time, so reset cannot be false', {
+      split,
+      reset,
+      help: 'Drop `reset`.',
+    });
+  }
+}
+
 function checkSplittable({ path, role, shape }: Parameter, split: string): void {
-  if (shape.length >= 2 && (role === 'matrix' || role === 'values')) return;
+  if (split === 'blocks' || (shape.length >= 2 && (role === 'matrix' || role === 'values'))) return;
   throw new ConfigError(`frugal: '${path}' (${role}, [${shape}]) cannot be split by ${split}`, {
     path,
     role,

@@ -40,5 +40,6 @@ export { int8Weights, lazyPace, qGalore, type Int8WeightsOptions, type LazyOptio
 export { frugal, splitGradients, type FrugalOptions, type SplitOptions } from './frugal.ts';
 export { coordinateSubspace, type Coordinates } from './coordinate-subspace.ts';
 export { codedSubspace, type BasisCode } from './coded-subspace.ts';
-export { inSubspace, type Pace, type Subspace, type SubspaceOptions } from './subspace.ts';
+export { inSubspace, type Pace, type Rest, type Subspace, type SubspaceOptions } from './subspace.ts';
+export { inTurns, type TurnOrder, type TurnsOptions } from './turns.ts';
 export { spectralSubspace, type Side } from './spectral-subspace.ts';

@@ -53,7 +53,13 @@ export interface SubspaceOptions {
   /** Whether a new choice starts the state inside, and its bias correction, anew. */
   readonly reset: boolean;
   /** What is done with the rest of the gradient: its sign, itself, nothing; times a number. */
-  readonly rest?: { readonly rule: 'sign' | 'sgd'; readonly scale: number };
+  readonly rest?: Rest;
+}
+
+/** Its sign or itself, times a number. */
+export interface Rest {
+  readonly rule: 'sign' | 'sgd';
+  readonly scale: number;
 }
 
 /** Of the transform inside. */
@@ -76,24 +82,21 @@ export function inSubspace(
     throw new ConfigError(`${name}: every must be a whole number of updates, at least 1, got ${every}`, { every });
   }
   if (!(scale >= 0 && scale < Infinity)) throw new ConfigError(`${name}: scale must be at least 0 and finite, got ${scale}`, { scale });
-  refuse(conflictsOf({ name, traits: subspaceTraits }, transformParty(inner), 'transform'), { inner: inner.name });
+  refuseInside(name, inner);
   const subspaces = new WeakMap<Parameter, Subspace | 'whole' | 'none'>();
   const subspaceOf = (parameter: Parameter): Subspace | 'whole' | 'none' => {
     const known = subspaces.get(parameter) ?? of(parameter, sidesOf(parameter));
     subspaces.set(parameter, known);
     return known;
   };
-  const restOf = (left: Tensor): Tensor => {
-    if (rest === undefined) return zerosLike(left);
-    return mul(rest.rule === 'sign' ? sign(left) : left, rest.scale * scale);
-  };
+  const restOf = (left: Tensor): Tensor => restUpdate(left, rest, scale);
   const fresh = (parameter: Parameter, subspace: Subspace): State => prefixed(inner.init(partOf(parameter, subspace.shape)), 'inner');
 
   return {
     name,
-    init: (parameter) => {
+    init: (parameter, peers) => {
       const subspace = subspaceOf(parameter);
-      if (subspace === 'whole') return inner.init(parameter);
+      if (subspace === 'whole') return inner.init(parameter, peers);
       if (subspace === 'none') return {};
       return { ...prefixed(subspace.initial(), 'at'), ...fresh(parameter, subspace), ...prefixed(pace.initial(), 'pace'), age: 0 };
     },
@@ -134,6 +137,17 @@ export function inSubspace(
   };
 }
 
+/** @throws ConfigError for a transform with host work of its own, or that measures whole gradients */
+export function refuseInside(name: string, inner: Transform): void {
+  refuse(conflictsOf({ name, traits: subspaceTraits }, transformParty(inner), 'transform'), { inner: inner.name });
+}
+
+/** What is done with the part of a gradient that no state is kept for. */
+export function restUpdate(left: Tensor, rest: Rest | undefined, scale: number): Tensor {
+  if (rest === undefined) return zerosLike(left);
+  return mul(rest.rule === 'sign' ? sign(left) : left, rest.scale * scale);
+}
+
 /** A parameter's two sides: what comes after the first is one, as in the kernel of a convolution. */
 function sidesOf({ shape }: Parameter): readonly [number, number] {
   const [rows = 1, ...others] = shape;
@@ -144,7 +158,7 @@ function matrixOf(gradient: Gradient, parameter: Parameter): Tensor2D {
   return reshape(valueOf(gradient), [...sidesOf(parameter)]) as Tensor2D;
 }
 
-function valueOf(gradient: Gradient): Tensor {
+export function valueOf(gradient: Gradient): Tensor {
   if (gradient.kind === 'dense') return gradient.value;
   throw new ConfigError(`internal: a subspace was given a gradient of the kind '${gradient.kind}'`, { kind: gradient.kind });
 }

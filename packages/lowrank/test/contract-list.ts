@@ -196,6 +196,12 @@ export const optimizers: Readonly<Record<string, TransformCase>> = {
   },
   frugal: { make: () => frugal({ learningRate: 1, every: 5 }), stateBytes: split(0.25, 2), rate: 0.003 },
   'frugal without state': { make: () => frugal({ learningRate: 1, density: 0 }), stateBytes: split(0, 2), rate: 0.003 },
+  'frugal of whole matrices by turns': {
+    make: () => frugal({ learningRate: 1, every: 4, split: 'blocks', order: 'descending', density: 0.5 }),
+    // 7 of 14 matrices at a time, from the last on: in updates 1 to 4 those of the second block, and in update 17 again.
+    stateBytes: ({ path, shape, role }) => (role !== 'matrix' || path.includes('layers.1') ? 8 * sizeOf(shape) : 0),
+    rate: 0.003,
+  },
   'frugal of singular vectors': {
     make: () => frugal({ learningRate: 1, every: 5, split: 'singular' }),
     stateBytes: ({ shape, role }) => {

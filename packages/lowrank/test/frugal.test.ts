@@ -1,8 +1,10 @@
 import { describe, expect, it } from 'vitest';
-import { createDraw, mul, noise, sum, tensor2d, tidy, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { createDraw, memory, mul, noise, sum, tensor2d, tidy, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import { adamw } from '@niwaki/optim';
-import { stateBytesOf, trial } from '../../testing/src/transform-trial.ts';
-import { coordinateSubspace, frugal, spectralSubspace, type Subspace } from '../src/index.ts';
+import { sizeOf } from '../../testing/src/contract-model.ts';
+import { stateBytesOf, trial, type Trial } from '../../testing/src/transform-trial.ts';
+import { coordinateSubspace, frugal, galore, spectralSubspace, type Subspace } from '../src/index.ts';
+import { onModel } from './on-model.ts';
 
 const zeros = (length: number): number[] => Array.from({ length }, () => 0);
 const wave = (length: number, seed: number): number[] => Array.from({ length }, (_, i) => Math.sin(seed + i * (1.3 + seed / 7)));
@@ -87,10 +89,94 @@ describe('frugal', () => {
     const build = (options: object, role: 'matrix' | 'embedding' = 'matrix'): unknown =>
       trial(frugal({ learningRate: 1, ...options } as never), zeros(4), { shape: [2, 2], role });
     expect(() => build({ density: 1.5 })).toThrow(/density/);
-    expect(() => build({ split: 'blocks' })).toThrow(/split/);
+    expect(() => build({ split: 'tensors' })).toThrow(/split/);
     expect(() => build({ rest: 'adam' })).toThrow(/rest/);
     expect(() => build({ restScale: -1 })).toThrow(/restScale/);
     expect(() => build({ at: 'p.*' }, 'embedding')).toThrow(/cannot be split/);
+  });
+});
+
+describe('frugal of whole matrices', () => {
+  const orders = ['random', 'descending', 'ascending', 'mirror'] as const;
+  /** Matrices with state after each of some updates, by their numbers. */
+  async function turns(order: (typeof orders)[number], { steps = 8, seed = 3 } = {}): Promise<number[][]> {
+    const before = memory().numTensors;
+    const optimizer = frugal({ learningRate: 1, every: 2, split: 'blocks', density: 0.3, order });
+    const { model, step, end, advance } = await onModel(optimizer, { matricesOnly: true, seed, rate: 0.01 });
+    const matrices = [...model.parameters().values()].filter(({ role }) => role === 'matrix');
+    const seen: number[][] = [];
+    for (let i = 0; i < steps; i++) {
+      await advance(1);
+      const own = matrices.map(({ path }) => stateBytesOf(step.state().get(path)!));
+      expect(own.reduce((sum, bytes) => sum + bytes, 0)).toBe(step.stateBytes());
+      own.forEach((bytes, k) => expect([0, 8 * sizeOf(matrices[k]!.shape)]).toContain(bytes));
+      seen.push(own.flatMap((bytes, k) => (bytes > 0 ? [k] : [])));
+    }
+    end();
+    expect(memory().numTensors).toBe(before);
+    return seen;
+  }
+
+  it.each(orders)('has state for 4 of 14 at a time, in turns, %s', async (order) => {
+    const seen = await turns(order);
+    for (const chosen of seen) expect(chosen).toHaveLength(4);
+    expect([seen[1], seen[3], seen[5]]).toEqual([seen[0], seen[2], seen[4]]);
+    const expected = {
+      descending: [
+        [10, 11, 12, 13],
+        [6, 7, 8, 9],
+        [2, 3, 4, 5],
+        [0, 1, 12, 13],
+      ],
+      ascending: [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+        [0, 1, 12, 13],
+      ],
+      mirror: [
+        [0, 1, 12, 13],
+        [2, 3, 10, 11],
+        [4, 5, 8, 9],
+        [0, 6, 7, 13],
+      ],
+      random: [seen[0], seen[2], seen[4], seen[6]],
+    }[order];
+    expect([seen[0], seen[2], seen[4], seen[6]]).toEqual(expected);
+    expect(new Set(seen.map(String)).size).toBeGreaterThan(2);
+  });
+
+  it('draws the same turns for the same seed, and others for another', async () => {
+    const once = await turns('random');
+    expect(await turns('random')).toEqual(once);
+    expect(await turns('random', { seed: 8 })).not.toEqual(once);
+  });
+
+  it('moves by Adam in a turn, from its first step on, and by signs out of it', async () => {
+    const build = (density: number): Trial =>
+      trial(frugal({ learningRate: 1, split: 'blocks', every: 2, density }), zeros(6), { shape: [2, 3] });
+    const [all, none, plain] = [build(1), build(0), trial(adamw({ learningRate: 1, weightDecay: 0 }), zeros(6), { shape: [2, 3] })];
+    let signs = zeros(6);
+    for (let i = 0; i < 2; i++) {
+      const gradient = wave(6, i + 1);
+      expect(gap(await all.step(gradient, { rate: 0.125 }), await plain.step(gradient, { rate: 0.125 }))).toBeLessThan(1e-7);
+      signs = signs.map((value, j) => value - 0.125 * Math.sign(gradient[j]!));
+      expect(await none.step(gradient, { rate: 0.125 })).toEqual(signs);
+    }
+    // A new turn: the first move is of the rate's size, whatever the moments were.
+    const before = all.values();
+    const after = await all.step(wave(6, 5), { rate: 0.125 });
+    after.forEach((value, j) => expect(Math.abs(value - before[j]!)).toBeCloseTo(0.125, 5));
+    for (const run of [all, none, plain]) run.dispose();
+  });
+
+  it('refuses what blocks cannot have, and an order for anything else', () => {
+    expect(() => frugal({ learningRate: 1, order: 'random' })).toThrow(/order is for split 'blocks'/);
+    expect(() => frugal({ learningRate: 1, split: 'blocks', order: 'up' as never })).toThrow(/order/);
+    expect(() => frugal({ learningRate: 1, split: 'blocks', reset: false })).toThrow(/reset/);
+    const odd = frugal({ learningRate: 1, split: 'blocks', order: 'mirror', density: 1 });
+    expect(() => trial(odd, zeros(4), { shape: [2, 2] })).toThrow(/mirror/);
+    expect(() => frugal({ learningRate: 1, split: 'blocks', direction: galore({ learningRate: 1, rank: 1 }) })).toThrow(/host-work/);
   });
 });
 

@@ -41,6 +41,9 @@ const runs: Readonly<Record<string, Run>> = {
     commit: 'eager',
     quantizer: () => int8Weights(),
   },
+  'frugal of whole matrices by turns': {
+    make: () => frugal({ learningRate: 0.01, every: 2, split: 'blocks', density: 0.3 }),
+  },
   frugal: { make: () => frugal({ learningRate: 0.01, every: 3 }) },
   'adamw under lisa': { make: () => adamw({ learningRate: 0.01 }), participants: () => [lisa({ active: 1, every: 3 })] },
   'galore in 8 bits under lisa': {

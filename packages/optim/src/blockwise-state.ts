@@ -82,7 +82,7 @@ export function blockwiseState(
 
   return {
     ...rest,
-    init: (parameter) => encode(inner.init(parameter), parameter),
+    init: (parameter, peers) => encode(inner.init(parameter, peers), parameter),
     update: (gradient, state, context) => {
       const made = inner.update(gradient, decode(state, context.parameter), context);
       return { ...made, state: encode(made.state, context.parameter) };

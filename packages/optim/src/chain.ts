@@ -30,7 +30,8 @@ export function chain(...transforms: readonly Transform[]): Chain {
     ...(learningRate === undefined ? {} : { learningRate }),
     ...(first?.accepts === undefined ? {} : { accepts: first.accepts }),
     layout: Object.assign({}, ...parts.map(({ layout = {} }, i) => prefixed(layout, keys[i]!))) as NonNullable<Transform['layout']>,
-    init: (parameter) => Object.assign({}, ...parts.map((part, i) => prefixed(part.init(parameter), keys[i]!))) as State,
+    init: (parameter, peers) => Object.assign({}, ...parts.map((part, i) => prefixed(part.init(parameter, peers), keys[i]!))) as State,
+    ...(parts.some(({ varies }) => varies) ? { varies: true } : {}),
     update: (gradient, state, context) => {
       let update = gradient;
       let how: Commit | undefined;
@@ -53,10 +54,10 @@ export function chain(...transforms: readonly Transform[]): Chain {
       ? {
           due: (state, context) => parts.some((part, i) => due(part, i, state, context)),
           prepare: async (gradient, state, context) => {
-            const next: State = { ...state };
+            const next: State = {};
             for (const [i, part] of parts.entries()) {
-              if (!due(part, i, state, context)) continue;
-              Object.assign(next, prefixed(await part.prepare!(gradient, substate(state, keys[i]!), context), keys[i]!));
+              const own = substate(state, keys[i]!);
+              Object.assign(next, prefixed(due(part, i, state, context) ? await part.prepare!(gradient, own, context) : own, keys[i]!));
             }
             return next;
           },

@@ -16,7 +16,10 @@ export interface Transform<S extends State = State> {
   readonly accepts?: readonly Gradient['kind'][];
   /** How each state tensor is laid out. */
   readonly layout?: { readonly [K in keyof S]?: StateLayout };
-  init(parameter: Parameter): S;
+  /** @param peers everything the optimizer is for, in the model's order, this parameter too; default this one alone */
+  init(parameter: Parameter, peers?: readonly Parameter[]): S;
+  /** `prepare` may give a state other entries than `init` did: a saved one is taken as it is. */
+  readonly varies?: boolean;
   /** Pure: returns new tensors, disposes nothing. Runs inside the step's tidy. */
   update(gradient: Gradient, state: S, context: UpdateContext): { update: Gradient; state: S; how?: Commit };
   /** Summed over all parameters of the step before any update (global clipping): needs every gradient held. */
