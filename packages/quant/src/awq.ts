@@ -59,8 +59,8 @@ const ratios = 20;
  *
  * The error is that of the outputs of the linear maps themselves, Σ Δw·(XᵀX)·Δwᵀ, where the original measures behind
  * the attention or the MLP.
- * Memory on the device: 4 · in² bytes for each distinct input of a block, and about 6 f32 copies of a matrix. Work: 20 ·
- * out · in² multiply-adds a matrix, on the device.
+ * Memory on the device: 4 · in² bytes for each distinct input of a block, a block's codes beside its floats, and about 6 f32
+ * copies of a matrix. Work: 20 · out · in² multiply-adds a matrix, on the device.
  * @throws ConfigError for options out of range or without calibration batches; NumericError for a matrix that is not finite
  * @example await quantize(model, awq({ bits: 4 }), { calibrate: { batches } })
  */
