@@ -34,6 +34,7 @@ export default defineConfig({
           text: 'Methods',
           items: [
             { text: 'Overview', link: '/methods/' },
+            { text: 'What goes with what', link: '/generated/compositions' },
             { text: 'NF4 and FP4', link: '/methods/nf4' },
             { text: 'Integers', link: '/methods/integers' },
             { text: 'GPTQ', link: '/methods/gptq' },

@@ -20,7 +20,8 @@ export async function openModel(flags: ModelFlags, terminal: Terminal): Promise<
   const loaded = await loadWithProgress(flags.model, terminal);
   const { model } = loaded;
   try {
-    if (flags.quantize !== undefined) await recipeKit.quantize[flags.quantize]!(model, {}, { at: 'all-linear', seed: 0, signal });
+    if (flags.quantize !== undefined)
+      await recipeKit.quantizeModel(model, recipeKit.quantize[flags.quantize]!({}), { at: 'all-linear', seed: 0, signal });
     if (flags.adapter !== undefined) {
       const onWarning = ({ message }: { message: string }): void => terminal.err(`warning: ${message}\n`);
       const set = await loadAdapter(model, flags.adapter, { signal, onWarning });

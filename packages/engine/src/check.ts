@@ -1,5 +1,5 @@
-import { conflictsOf, rivalry, type Conflict, type Party, type Token, type Traits } from '@niwaki/tensor';
-import { mixing } from '@niwaki/nn';
+import { conflictsOf, rivalry, traitTokens, type Conflict, type Party, type Token, type Traits } from '@niwaki/tensor';
+import { conflictsOfMixing } from '@niwaki/nn';
 import type { Method } from './method.ts';
 
 /** What happens together, in the order it happens: as much of it as is known. */
@@ -20,7 +20,7 @@ export interface Run {
 /** Adapters train where there are some, else what the sites store. */
 export interface Training {
   readonly optimizer: Party;
-  /** Default: backprop. */
+  /** Default: blockwise backprop. */
   readonly estimator?: Party;
   readonly objective?: Party;
   readonly participants?: readonly Party[];
@@ -60,6 +60,7 @@ export function check({ sites = [], adapters = [], methods = [], training, mixed
     if (method.makes === 'adapter') {
       for (const other of worn) found.push(...rivalry(party, other));
       worn.push(party);
+      if (method.traits.claims?.includes('base-values')) places = places.map((place) => storedBy(party, place));
     } else {
       const next = places.map((place) => storedBy(party, place));
       places.forEach((place, i) => found.push(...conflictsOf(place, next[i]!, 'site')));
@@ -67,7 +68,7 @@ export function check({ sites = [], adapters = [], methods = [], training, mixed
     }
   }
   if (training !== undefined) found.push(...ofTraining(training, worn.length > 0 ? [] : places));
-  if (mixed) for (const adapter of worn) found.push(...conflictsOf(mixing, adapter, 'adapter'));
+  if (mixed) found.push(...worn.flatMap(conflictsOfMixing));
   if (merge !== undefined) {
     for (const adapter of worn) found.push(...conflictsOf(merging, adapter, 'adapter'));
     for (const place of places) found.push(...conflictsOf(storing(merge.into), place, 'site'));
@@ -78,16 +79,17 @@ export function check({ sites = [], adapters = [], methods = [], training, mixed
 /** What belongs to a place, whatever it stores. */
 const ofPlaces: ReadonlySet<Token> = new Set(['inputs', 'bias', 'base-values']);
 
-/** A place after a method replaced what it stores. */
+/** A place after a method replaced what it stores; a start that takes the matrix does. */
 function storedBy({ name, traits: { gives = [], keeps = [] } }: Party, { traits }: Party): Party {
   const kept = (traits.gives ?? []).filter((token) => ofPlaces.has(token) || keeps.includes(token));
-  return { name, traits: { ...traits, gives: [...gives, ...kept] } };
+  const own = gives.filter((token) => traitTokens[token].of === 'site');
+  return { name, traits: { ...traits, gives: [...own, ...kept] } };
 }
 
 function ofTraining(
   {
     optimizer,
-    estimator = { name: 'backprop', traits: backpropTraits },
+    estimator = { name: "'blockwise'", traits: backpropTraits },
     objective,
     participants = [],
     commit = 'step',

@@ -93,7 +93,6 @@ export function createStep(options: StepOptions): Step {
   const { model, objective, optimizer, estimator = blockwiseBackprop(), view = plainView, commit = 'step' } = options;
   const { participants = [] } = options;
   const wrt = new Set(options.wrt ?? [...model.parameters().values()].filter(({ trainable }) => trainable));
-  refuseFrozen(wrt);
   const sites = trainedSites(model, wrt);
   const conflicts = (accumulate: number): readonly Conflict[] =>
     check({
@@ -108,6 +107,7 @@ export function createStep(options: StepOptions): Step {
       },
     });
   refuse(conflicts(1), { optimizer: optimizer.name });
+  refuseFrozen(wrt);
   const planOf = (trained: ReadonlySet<Parameter>): GradientPlan =>
     planGradients(routeOf(model, trained), { commit, measured: optimizer.measure !== undefined });
   const states = createOptimizerStates(optimizer, [...wrt]);

@@ -47,7 +47,9 @@ function loraTraits({ dora, loraBias }: LoraSettings, { rewrites }: Initializer)
   const gives = dora || loraBias ? (['merge'] as const) : (['merge', 'delta'] as const);
   if (rewrites === undefined) return { gives, needs: ['base-values'] };
   const help = { floats: 'Start from a model that is not quantized yet, and pass the quantizer: pissa({ quantizer: nf4() }).' };
-  return { gives, needs: ['floats'], forbids: ['zeros'], claims: ['base-values'], help };
+  // What is left of the matrix: f32, or codes.
+  const left = rewrites === 'residual' ? (['floats', 'trains', 'encode', 'lookup'] as const) : (['encode', 'lookup'] as const);
+  return { gives: [...gives, ...left], needs: ['floats'], forbids: ['zeros'], claims: ['base-values'], help };
 }
 
 /** LoRA with a trained magnitude for each output row (Liu et al. 2024): `lora({ dora: true })`. */

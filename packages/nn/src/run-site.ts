@@ -2,7 +2,6 @@ import {
   add,
   cast,
   ConfigError,
-  conflictsOf,
   equal,
   mul,
   NotFoundError,
@@ -16,7 +15,7 @@ import {
 import type { Tensor1D, Tensor2D } from '@niwaki/tensor';
 import { asRead, denseWeight, frozenMatrix, type Call, type Weight } from '@niwaki/weights';
 import type { Adapter, AdapterSet, Next, Site } from './graph.ts';
-import { adapterParty, mixing } from './traits.ts';
+import { adapterParty, conflictsOfMixing } from './traits.ts';
 
 /** Adapter sets on a model and the ones used when a call says nothing: a `Model` is one. */
 export interface Attached {
@@ -95,7 +94,7 @@ function around(site: Site, call: Call, sets: readonly AdapterSet[], base: Next)
 }
 
 const refuseMixed = ({ name, sites }: AdapterSet, { path }: Site): void =>
-  refuse(conflictsOf(mixing, adapterParty(name, path, sites.get(path)!), 'adapter'), { path });
+  refuse(conflictsOfMixing(adapterParty(name, path, sites.get(path)!)), { path });
 
 /** A parameter that belongs to no site (a norm), or what an active set puts in its place; `tracked` as in `call.tracks`. */
 export function readOwn(parameter: Parameter, call: Call, attached: Attached): { readonly value: Tensor; readonly tracked: boolean } {

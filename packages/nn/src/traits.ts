@@ -1,4 +1,4 @@
-import type { Party, Token, Traits } from '@niwaki/tensor';
+import { conflictsOf, rivalry, type Conflict, type Party, type Token, type Traits } from '@niwaki/tensor';
 import { weightTraits } from '@niwaki/weights';
 import type { Adapter, Point, Site } from './graph.ts';
 
@@ -35,5 +35,10 @@ export const adapterParty = (name: string, path: string, adapter: Adapter): Part
   traits: adapterTraits(adapter),
 });
 
-/** Rows of one batch with different adapters. */
-export const mixing: Party = { name: 'a batch with an adapter for each row', traits: { needs: ['delta'] } };
+const mixing: Party = { name: 'a batch with an adapter for each row', traits: { needs: ['delta', 'base-values'] } };
+
+/** Why rows of one batch cannot have different adapters, this one among them. */
+export const conflictsOfMixing = (adapter: Party): readonly Conflict[] => [
+  ...conflictsOf(mixing, adapter, 'adapter'),
+  ...rivalry(adapter, mixing),
+];

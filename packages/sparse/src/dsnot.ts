@@ -86,7 +86,11 @@ export function dsnot(options: DsnotOptions = {}): Method {
       refine: typeof refine === 'string' ? refine : [...refine],
       store,
     },
-    traits: prunerTraits(store),
+    traits: {
+      ...prunerTraits(store),
+      forbids: ['zeros'],
+      help: { zeros: 'dsnot brings entries back: run it on the model as it was, with the pruner as `initial`.' },
+    },
     makes: 'weight',
     collect: { ...choice.collect, moments: inputMoments() },
     walk: { advance: 'current' },

@@ -310,6 +310,10 @@ describe('DSnoT', () => {
   it('refuses weights whose entries are lost, and a model without what it shall refine', async () => {
     const model = await build();
     await prune(model, magnitude({ sparsity: 0.8 }));
+    await expect(apply(model, dsnot())).rejects.toMatchObject({ details: { token: 'zeros', rule: 'forbids' } });
+    for (const { path, weight } of model.sites('all-linear')) {
+      model.replace(path, denseWeight(denseParameter(`${path}.weight`, weight!.dense(), { role: 'matrix' })));
+    }
     const lost = await apply(model, dsnot({ initial: wanda({ sparsity: 0.5 }) })).catch((error: unknown) => error);
     expect(lost).toBeInstanceOf(StateError);
     expect(String(lost)).toMatch(/its entries are lost already/);

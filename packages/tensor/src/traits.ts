@@ -67,7 +67,7 @@ export const traitTokens: Readonly<Record<Token, TokenEntry>> = {
 
 /** What one noun says of itself, as data. */
 export interface Traits {
-  /** Of a method that makes weights or adapters: what those give. */
+  /** Of a method: what the weights and adapters that it makes give. */
   readonly gives?: readonly Token[];
   /** What the other side must give. */
   readonly needs?: readonly Token[];

@@ -2,8 +2,8 @@ import { describe, expect, it } from 'vitest';
 import { filesFolder, load, memoryFolderSink, saveModel, type FolderSink } from '@niwaki/hub';
 import { blockwiseBackprop } from '@niwaki/engine';
 import { adapterTraits, type AdapterSet, type Model, type Site } from '@niwaki/nn';
-import { add, memory, mul, tensor1d, tensor2d, tidy, withAdapters, type Token, type Traits } from '@niwaki/tensor';
-import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, type GgufEncoded } from '@niwaki/weights';
+import { add, memory, mul, tensor1d, tensor2d, tidy, traitTokens, withAdapters, type Giver, type Token, type Traits } from '@niwaki/tensor';
+import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, weightTraits, type GgufEncoded } from '@niwaki/weights';
 import {
   advance,
   bytesOf,
@@ -164,12 +164,15 @@ function declaredRules<M>({ traits, rewrites, start }: Context<M>): void {
   it('makes adapters that give, need and claim what its traits say', () =>
     onTiny(async (model) => {
       const set = await start(model);
+      const of = (giver: Giver, { gives = [] }: Traits): Token[] => gives.filter((token) => traitTokens[token].of === giver);
       for (const adapter of set.sites.values()) {
         const { gives = [], claims = [] } = adapterTraits(adapter);
-        expect([...gives].sort()).toEqual([...(traits.gives ?? [])].sort());
+        expect([...gives].sort()).toEqual(of('adapter', traits).sort());
         expect(claims).toEqual(traits.claims ?? []);
       }
       expect(traits.claims?.includes('base-values') ?? false).toBe(rewrites !== undefined);
+      if (rewrites === undefined) return;
+      for (const { weight } of sitesOf(model, set)) expect([...weightTraits(weight!).gives!].sort()).toEqual(of('site', traits).sort());
     }));
 }
 

@@ -32,8 +32,10 @@ const kit: RecipeKit = {
   },
   readText: async (path) => files[path] ?? Promise.reject(new Error(`no ${path}`)),
   folder: () => memoryFolder(),
-  quantize: { nf4: (model, options, { at }) => quantize(model, nf4(options as never), { at }) },
-  adapt: { lora: (model, options, { at, seed }) => adapt(model, lora(options as never), { at, seed }) },
+  quantize: { nf4: (options) => nf4(options as never) },
+  adapt: { lora: (options) => lora(options as never) },
+  quantizeModel: (model, method, { at }) => quantize(model, method, { at }),
+  adaptModel: (model, method, { at, seed }) => adapt(model, method, { at, seed }),
   loadAdapter,
   saveAdapter,
   saveModel: async () => {},
@@ -168,6 +170,7 @@ describe('running a recipe', () => {
     [{ objective: { function: 'constructor' } }, /function 'constructor'/],
     [{ context: 65 }, /context 65 is more than the model's 64/],
     [{ at: 'q_prj' }, /q_prj/],
+    [{ quantize: 'nf4', adapt: { kind: 'lora', init: 'pissa' } }, /lora \(pissa\) needs .*, which nf4 does not give \(floats\)/],
     [{ warmup: 2, schedule: 'constant', learningRate: 1, clip: 0, data: undefined }, /neither data nor batches/],
   ])('%j is refused, and nothing is left behind', async (more, message) => {
     const before = memory().numTensors;

@@ -36,7 +36,7 @@ export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Pro
   try {
     const before = bytesOf(model);
     const options = flags.doubleQuant ? {} : { doubleQuant: false };
-    await recipeKit.quantize[flags.quantize]!(model, options, { at: flags.at, seed: 0, signal });
+    await recipeKit.quantizeModel(model, recipeKit.quantize[flags.quantize]!(options), { at: flags.at, seed: 0, signal });
     const after = bytesOf(model);
     await saveQuantized(model, flags.out, { ...(tokenizer && { tokenizer }), signal });
     return { json: { out: flags.out, before, after }, text: `${inBytes(before)} → ${inBytes(after)}, saved in ${flags.out}\n` };

@@ -1,5 +1,5 @@
 import type { Json } from '@niwaki/tensor';
-import type { Objective } from '@niwaki/engine';
+import type { AdapterMethod, Method, Objective } from '@niwaki/engine';
 import type { Loaded, SaveTarget, Tokenizer } from '@niwaki/hub';
 import type { AdapterSet, Model, Selector } from '@niwaki/nn';
 import type { Schedule, Transform } from '@niwaki/optim';
@@ -27,8 +27,10 @@ export interface RecipeKit {
   ): Promise<Loaded>;
   readText(path: string): Promise<string>;
   folder(path: string): RunFolder;
-  readonly quantize: Readonly<Record<string, (model: Model, options: KitOptions, placing: Placing) => Promise<unknown>>>;
-  readonly adapt: Readonly<Record<string, (model: Model, options: KitOptions, placing: Placing) => Promise<AdapterSet>>>;
+  readonly quantize: Readonly<Record<string, (options: KitOptions) => Method>>;
+  readonly adapt: Readonly<Record<string, (options: KitOptions) => AdapterMethod>>;
+  quantizeModel(model: Model, method: Method, placing: Placing): Promise<unknown>;
+  adaptModel(model: Model, method: AdapterMethod, placing: Placing): Promise<AdapterSet>;
   loadAdapter(
     model: Model,
     source: string,
