@@ -6,7 +6,7 @@ export type { IntegerOptions } from './affine-options.ts';
 export * from './rtn.ts';
 export { gptq, type GptqOptions } from './gptq.ts';
 export { awq, type AwqOptions } from './awq.ts';
-export { cbq, type CbqOptions } from './cbq.ts';
+export { cbq, type CbqOptions, type OutlierTreatment } from './cbq.ts';
 export * from './quantize.ts';
 export * from './format-bnb.ts';
 export * from './format-gptq.ts';

@@ -94,7 +94,7 @@ describe('the distance of hidden rows', () => {
 async function layerError(rank: number | 'full' | 'none'): Promise<number> {
   const [out, width] = [64, 96];
   const normal = (name: string, shape: [number, number]): Tensor2D => noise(shape, createDraw(4, 0).at(name), 'gaussian') as Tensor2D;
-  const x = tidy(() => matMul(normal('x', [64, width]), mul(normal('mix', [width, width]), width ** -0.5)));
+  const x = tidy(() => matMul(normal('x', [64, width]), mul(normal('mix', [width, width]), width ** -0.5) as Tensor2D)) as Tensor2D;
   const base = denseWeight(denseParameter('m.weight', normal('w', [out, width]), { role: 'matrix' }));
   const values = await base.matrix!.read().data();
   const steps = Array.from({ length: out }, (_, row) =>
@@ -103,14 +103,14 @@ async function layerError(rank: number | 'full' | 'none'): Promise<number> {
   const rounding: FakeQuantParts['rounding'] =
     typeof rank !== 'number'
       ? (zeros([out, width]) as Tensor2D)
-      : { a: tidy(() => mul(normal('a', [out, rank]), rank ** -0.5)), b: zeros([rank, width]) as Tensor2D };
+      : { a: tidy(() => mul(normal('a', [out, rank]), rank ** -0.5)) as Tensor2D, b: zeros([rank, width]) as Tensor2D };
   const weight = fakeQuant(
     'm',
     base,
     { scales: Float32Array.from(steps, ({ scale }) => scale), zeros: Uint8Array.from(steps, ({ zero }) => zero), rounding },
     { bits: 2, groupSize: width, grid: 'asymmetric' },
   );
-  const y = tidy(() => matMul(x, base.dense(), false, true));
+  const y = tidy(() => matMul(x, base.dense(), false, true)) as Tensor2D;
   if (rank !== 'none') await decideRounding(weight, { x, y, steps: 90, learningRate: 0.5, decide: 0.6 });
   const settled = await weight.settle();
   const error = tidy(() => {
