@@ -82,13 +82,6 @@ export const prunerTraits = (store: Store): Traits =>
 /** Whether a site can be pruned so. Allocates nothing. */
 export function checkSite({ path, weight }: Site, amount: Amount): void {
   if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to prune`, { path });
-  if (weight.matrix?.stored !== undefined) {
-    throw new ConfigError(`'${path}' trains the codes of its matrix, whose zeros would not stay`, {
-      path,
-      kind: weight.kind,
-      help: 'Train the matrix in floats, or prune it when it has been trained and quantized anew.',
-    });
-  }
   checkAmount(path, weight.shape, amount);
 }
 
@@ -125,8 +118,10 @@ export async function prunedWeight(
       Float32Array.from(kept, (keep, e) => (keep === 1 ? values[e]! : 0)),
       [shape[0], shape[1]],
     );
-    const base = old.matrix === undefined ? await encoded(old, matrix, path) : likeMatrix(old, matrix);
-    return masked(path, base, packMask(kept));
+    const inFloats = old.matrix !== undefined && old.matrix.stored === undefined;
+    const made = masked(path, inFloats ? likeMatrix(old, matrix) : await encoded(old, matrix, path), packMask(kept));
+    if (made.matrix !== undefined) made.matrix.trainable = old.matrix?.trainable ?? false;
+    return made;
   }
   const options = isNOfM(amount) ? amount : undefined;
   if (store === 'n-of-m') {

@@ -1,5 +1,4 @@
 import {
-  ConfigError,
   denseParameter,
   gather,
   matMul,
@@ -22,6 +21,7 @@ import { denseWeight } from './dense.ts';
 import { expectMask } from './entry-mask.ts';
 import { asProduct, frozenMatrix } from './frozen.ts';
 import { observe } from './observe.ts';
+import { maskCodes } from './trained-affine.ts';
 import { isHalf } from './stored-values.ts';
 import type { Weight } from './weight.ts';
 
@@ -36,19 +36,12 @@ import type { Weight } from './weight.ts';
  * @param path module path
  * @param base taken over: dispose the result alone. One that is masked already keeps what both masks keep
  * @param mask one bit an entry (`packMask`), 1 where kept
- * @throws ShapeError for a mask of another size; ConfigError over a matrix whose codes train
+ * @throws ShapeError for a mask of another size
  */
 export function masked(path: string, base: Weight, mask: Uint8Array): Weight {
   const { shape } = base;
   const [out, width] = shape;
   expectMask(path, shape, mask);
-  if (base.matrix?.stored !== undefined) {
-    throw new ConfigError(`'${path}' trains the codes of its matrix, which a mask would not survive`, {
-      path,
-      kind: base.kind,
-      help: 'Train it in floats, or quantize it to codes that do not train.',
-    });
-  }
   const before = under.get(base);
   if (before !== undefined) {
     // What an earlier mask took away is gone, wherever the new one is.
@@ -66,7 +59,7 @@ export function masked(path: string, base: Weight, mask: Uint8Array): Weight {
   });
   // Read when used: as f32 it would be as large as the matrix.
   const entries = (): Tensor2D => reshape(unpackFields(bits.read(), { bits: 1, count: out * width }), [out, width]);
-  const inner = base.matrix === undefined ? base : constrained(base.matrix, bits, entries);
+  const inner = base.matrix === undefined ? base : (maskCodes(base, bits) ?? constrained(base.matrix, bits, entries));
   const { matrix } = inner;
   const stored = matrix !== undefined || isHalf(inner);
   const parts = Object.values(inner.parts);

@@ -1,7 +1,9 @@
 import {
   choose,
   ConfigError,
+  entryMask,
   matMul,
+  mul,
   ShapeError,
   tidy,
   updateGroups,
@@ -50,8 +52,35 @@ export function trainedAffine(
     throw new ConfigError(`'${path}': codes train in groups of a multiple of 8, got ${groupSize}`, { path, groupSize });
   }
   const options = { bits: 8, groupSize, grid: 'asymmetric' } as const;
-  const base = affine(path, shape, parts, options);
-  const matrix = matrixOf(`${path}.weight`, base, { groupSize, rounding });
+  return trainedOver(path, affine(path, shape, parts, options), { groupSize, rounding });
+}
+
+interface Built {
+  readonly path: string;
+  readonly base: Weight;
+  readonly options: Required<TrainedAffineOptions>;
+}
+const built = new WeakMap<Weight, Built>();
+
+/**
+ * The same codes, whose entries outside of a mask are 0 and stay 0: the zero of a group is one of its codes, whatever its
+ * range becomes. The matrix is another parameter now.
+ * @param mask one bit an entry; undefined for a weight of another kind
+ */
+export function maskCodes(weight: Weight, mask: Parameter): Weight | undefined {
+  const known = built.get(weight);
+  if (known === undefined) return undefined;
+  const next = trainedOver(known.path, known.base, known.options, mask);
+  next.matrix!.trainable = weight.matrix!.trainable;
+  next.matrix!.write(weight.dense());
+  return next;
+}
+
+function trainedOver(path: string, base: Weight, settings: Required<TrainedAffineOptions>, mask?: Parameter): Weight {
+  const { shape } = base;
+  const { groupSize, rounding } = settings;
+  const options = { bits: 8, groupSize, grid: 'asymmetric' } as const;
+  const matrix = matrixOf(`${path}.weight`, base, settings, mask);
   const weight: Weight = {
     ...base,
     options: { ...options, rounding },
@@ -73,9 +102,10 @@ export function trainedAffine(
     },
     encode: async (dense, target) => {
       const encoded = await encodeAffine(`${target}.weight`, shape, rowsOfTensor(dense), options);
-      return trainedAffine(target, shape, encoded, { groupSize, rounding });
+      return trainedAffine(target, shape, encoded, settings);
     },
   };
+  built.set(weight, { path, base, options: settings });
   return weight;
 }
 
@@ -90,7 +120,12 @@ const withMatrixGradient = (x: Tensor2D, y: Tensor2D, watched: Tensor): Tensor2D
     (dy, [saved]) => [dy, matMul(dy as Tensor2D, saved as Tensor2D, true, false)],
   ) as Tensor2D;
 
-function matrixOf(path: string, { shape, parts, dense }: Weight, { groupSize, rounding }: Required<TrainedAffineOptions>): Parameter {
+function matrixOf(
+  path: string,
+  { shape, parts, dense }: Weight,
+  { groupSize, rounding }: Required<TrainedAffineOptions>,
+  mask: Parameter | undefined,
+): Parameter {
   const { qweight, scales, zeros } = parts as Readonly<Record<string, Parameter>>;
   const stored = [qweight!, scales!, zeros!];
   let trainable = false;
@@ -99,7 +134,9 @@ function matrixOf(path: string, { shape, parts, dense }: Weight, { groupSize, ro
   const put = (update: Tensor, settings: { shrink: number; noise?: Noise }, select: (next: Tensor, old: Tensor) => Tensor): void => {
     const old = codes();
     const next = tidy(() => {
-      const made = updateGroups(old, update, { groupSize, ...settings });
+      // What is 0 gets nothing, and 0 is a code in every range.
+      const kept = mask === undefined ? update : mul(update, entryMask(mask.read(), shape));
+      const made = updateGroups(old, kept, { groupSize, ...settings });
       return [select(made.codes, old.codes), select(made.scales, old.scales), select(made.zeros, old.zeros)];
     });
     stored.forEach((part, i) => part.write(next[i]!));
@@ -109,6 +146,7 @@ function matrixOf(path: string, { shape, parts, dense }: Weight, { groupSize, ro
     shape,
     role: 'matrix',
     stored,
+    ...(mask && { constraint: { mask: { bits: mask.read() } } }),
     get trainable() {
       return trainable;
     },
