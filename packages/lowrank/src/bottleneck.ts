@@ -1,11 +1,11 @@
-import { add, matMul, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { add, checkCount, matMul, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Adapter, Site } from '@niwaki/nn';
 import type { AdapterMethod, Binding, StoredShapes } from './adapter-method.ts';
 import { gelu } from './gelu.ts';
 import { adapterParameter, parameterPath } from './lora-adapter.ts';
 import type { TargetOptions } from './lora-options.ts';
-import { bottleneckWidth, checkCount, checkSublayer, inSeries, sublayerPoints, unbound, uniformStart } from './sublayer.ts';
+import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, unbound, uniformStart } from './sublayer.ts';
 
 export interface BottleneckOptions extends Pick<TargetOptions, 'excludeModules' | 'layersToTransform' | 'layersPattern' | 'modulesToSave'> {
   /** Width of the model over that of the bottleneck, default 16. */

@@ -1,5 +1,7 @@
 import {
   add,
+  checkCount,
+  checkFlag,
   ConfigError,
   denseParameter,
   mul,
@@ -20,7 +22,7 @@ import { gelu } from './gelu.ts';
 import { hypercomplex } from './hypercomplex.ts';
 import { adapterParameter, parameterPath } from './lora-adapter.ts';
 import type { TargetOptions } from './lora-options.ts';
-import { bottleneckWidth, checkCount, checkSublayer, inSeries, sublayerPoints, unbound, uniformStart } from './sublayer.ts';
+import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, unbound, uniformStart } from './sublayer.ts';
 
 export interface CompacterOptions extends Pick<TargetOptions, 'excludeModules' | 'layersToTransform' | 'layersPattern'> {
   /** Summands and blocks of each projection, default 4; it divides the width and the bottleneck. */
@@ -95,6 +97,7 @@ function compacterSettings(options: CompacterOptions): Settings {
   for (const [field, value] of Object.entries({ division, reduction, rank })) checkCount('compacter', field, value);
   if (!(Number.isFinite(ruleRange) && ruleRange > 0))
     throw new ConfigError(`compacter: ruleRange must be above 0, got ${ruleRange}`, { field: 'ruleRange', given: ruleRange });
+  checkFlag('compacter', 'trainNorms', trainNorms);
   // Names are ends of paths: this is every norm of the model.
   return { ...targeting, division, reduction, rank, ruleRange, trainNorms, ...(trainNorms && { modulesToSave: ['norm'] }) };
 }

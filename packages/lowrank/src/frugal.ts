@@ -1,4 +1,4 @@
-import { abs, ConfigError, greater, max, mul, sub, where, zerosLike, type Parameter, type Tensor2D } from '@niwaki/tensor';
+import { abs, checkFlag, ConfigError, greater, max, mul, sub, where, zerosLike, type Parameter, type Tensor2D } from '@niwaki/tensor';
 import {
   addDecayedWeights,
   chain,
@@ -86,9 +86,10 @@ export function splitGradients(inner: Transform, options: SplitOptions = {}): Tr
   const { density = 0.25, every = 200, split = 'columns', rest = 'sign', restScale = 1, scale = 1, reset = true, order, at } = options;
   if (!(density >= 0 && density <= 1)) throw new ConfigError(`frugal: density must be in [0, 1], got ${density}`, { density });
   if (!(restScale >= 0 && restScale < Infinity))
-    throw new ConfigError(`frugal: restScale must be at least 0, got ${restScale}`, { restScale });
+    throw new ConfigError(`frugal: restScale must be a finite number of at least 0, got ${restScale}`, { restScale });
   oneOf('split', split, splits);
   oneOf('rest', rest, rules);
+  checkFlag('frugal', 'reset', reset);
   checkOrder(split, order, reset);
   const given = { every, scale, ...(rest !== 'none' && { rest: { rule: rest, scale: restScale } }) };
   const isSplit = (parameter: Parameter): boolean => {

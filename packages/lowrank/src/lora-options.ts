@@ -1,5 +1,5 @@
 import type { TargetOptions } from '@niwaki/engine';
-import { ConfigError } from '@niwaki/tensor';
+import { checkFlag, ConfigError } from '@niwaki/tensor';
 import { findInitializer, type Initializer } from './initialization.ts';
 
 export type { TargetOptions } from '@niwaki/engine';
@@ -62,6 +62,7 @@ export function loraSettings(options: LoraOptions = {}): LoraSettings {
       "true, false, 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_16' (or another number), 'olora' or an initializer",
     );
   if (!['none', 'lora_only', 'all'].includes(bias)) throw range('bias', bias, "'none', 'lora_only' or 'all'");
+  for (const [field, value] of Object.entries({ rslora, dora, loraBias })) checkFlag('lora', field, value);
   for (const [key, value] of Object.entries(rankPattern)) checkRank(`rankPattern['${key}']`, value);
   for (const [key, value] of Object.entries(alphaPattern)) checkAlpha(`alphaPattern['${key}']`, value);
   return { ...rest, rank, alpha, dropout, init, rslora, dora, rankPattern, alphaPattern, bias, loraBias };

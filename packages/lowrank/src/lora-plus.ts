@@ -1,4 +1,4 @@
-import { ConfigError } from '@niwaki/tensor';
+import { outOfRange } from '@niwaki/tensor';
 import type { Group } from '@niwaki/optim';
 
 export interface LoraPlusOptions {
@@ -30,5 +30,5 @@ export function loraPlus({ ratio = 16, embeddingRatio = 1 / 200 }: LoraPlusOptio
 
 function check(field: string, given: number, least: number): void {
   if (given >= least && given < Infinity) return;
-  throw new ConfigError(`loraPlus: ${field} must be a finite number of at least ${least}, got ${given}`, { field, given, least });
+  throw outOfRange('loraPlus', field, given, `a finite number of at least ${least}`);
 }

@@ -1,5 +1,7 @@
 import {
   add,
+  checkCount,
+  checkFlag,
   ConfigError,
   createDraw,
   fill,
@@ -39,7 +41,7 @@ import {
   type Site,
 } from '@niwaki/nn';
 import { denseWeight, type Call } from '@niwaki/weights';
-import { checkCount, uniformStart } from './sublayer.ts';
+import { uniformStart } from './sublayer.ts';
 
 export interface QstOptions {
   /** Width of the model over that of the side network, r in the paper. Default 16. */
@@ -123,6 +125,7 @@ const downsamples: readonly string[] = ['adapter', 'lora', 'linear', ...poolings
 function qstSettings({ reduction = 16, rank = 16, downsample = 'adapter', heads, codeCompat = false }: QstOptions): QstSettings {
   checkCount('qst', 'reduction', reduction);
   checkCount('qst', 'rank', rank);
+  checkFlag('qst', 'codeCompat', codeCompat);
   if (heads !== undefined) checkCount('qst', 'heads', heads);
   if (!downsamples.includes(downsample)) {
     throw new ConfigError(`qst: downsample must be one of ${downsamples.join(', ')}, got ${String(downsample)}`, {

@@ -33,9 +33,3 @@ export function bottleneckWidth(kind: string, width: number, reduction: number):
     width,
   });
 }
-
-/** @throws ConfigError naming the field */
-export function checkCount(kind: string, field: string, given: unknown): void {
-  if (Number.isInteger(given) && (given as number) >= 1) return;
-  throw new ConfigError(`${kind}: ${field} must be an integer of at least 1, got ${String(given)}`, { field, given });
-}

@@ -457,8 +457,8 @@ describe('what cannot be', () => {
     [{ reduction: 2, heads: 3 }, {}, /3 heads/, { field: 'reduction' }],
     [{ reduction: 2, heads: 1 }, {}, /whole number of key-value heads/, { field: 'heads' }],
     [{}, { hidden_size: 64, head_dim: 16, intermediate_size: 8 }, /reduction of 16/, { nearest: [8, 4] }],
-    [{ reduction: 0 }, {}, /reduction must be an integer of at least 1, got 0/, { field: 'reduction' }],
-    [{ rank: 0 }, {}, /rank must be an integer of at least 1, got 0/, { field: 'rank' }],
+    [{ reduction: 0 }, {}, /reduction must be a whole number of at least 1, got 0/, { field: 'reduction' }],
+    [{ rank: 0 }, {}, /rank must be a whole number of at least 1, got 0/, { field: 'rank' }],
     [{ downsample: 'none' as 'max' }, {}, /downsample must be one of/, { field: 'downsample' }],
   ])('%j on a model with %j', (given, config, message, details) =>
     onTiny(async (model) => {

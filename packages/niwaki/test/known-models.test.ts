@@ -86,7 +86,7 @@ describe('the embedded model', () => {
 describe('the verbs together', () => {
   it.each(['lora', 'dora', 'ia3'])('a recipe may name %s', async (kind) => {
     const { model } = await load('niwaki-tiny');
-    const set = await recipeKit.adapt[kind]!(model, {}, { at: 'down_proj', seed: 1 });
+    const set = await recipeKit.adaptModel(model, recipeKit.adapt[kind]!({}), { at: 'down_proj', seed: 1 });
     expect(set.sites.size).toBe(6);
     model.dispose();
   });

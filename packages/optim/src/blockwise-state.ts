@@ -1,8 +1,9 @@
 import {
   checkBlockSize,
-  ConfigError,
+  checkFlag,
   conflictsOf,
   dequantizeBlocks,
+  outOfRange,
   quantizeBlocks,
   refuse,
   type Parameter,
@@ -49,7 +50,8 @@ export function blockwiseState(
   { blockSize = 256, minSize = 4096, except, strictBnb = false }: BlockwiseStateOptions = {},
 ): Transform {
   checkBlockSize(blockSize);
-  if (!(minSize >= 0)) throw new ConfigError(`minSize must be at least 0, got ${minSize}`, { minSize });
+  if (!(minSize >= 0)) throw outOfRange('state in 8 bits', 'minSize', minSize, 'a number of at least 0');
+  checkFlag('state in 8 bits', 'strictBnb', strictBnb);
   refuse(conflictsOf(eightBits, transformParty(inner), 'transform'), { transform: inner.name });
   const { layout = {}, measure, ...rest } = inner;
   const stored = (name: string, value: Tensor | number, { shape }: Parameter): value is Tensor =>
@@ -98,7 +100,7 @@ export function stateStoredAs(storage: StateStorage, inner: Transform): Transfor
   if (storage === '32bit') return inner;
   if (storage === '8bit') return blockwiseState(inner);
   if (typeof storage === 'object') return blockwiseState(inner, storage);
-  throw new ConfigError(`state must be '32bit', '8bit' or options, got '${String(storage)}'`, { state: storage });
+  throw outOfRange('optimizer', 'state', storage, "'32bit', '8bit' or options");
 }
 
 const nameOf = (name: string): string => name.slice(0, name.lastIndexOf('.'));

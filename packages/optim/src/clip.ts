@@ -1,4 +1,4 @@
-import { add, clipByValue, ConfigError, div, minimum, mul, sqrt, square, StateError, sum, type Scalar } from '@niwaki/tensor';
+import { add, clipByValue, div, minimum, mul, outOfRange, sqrt, square, StateError, sum, type Scalar } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
 
@@ -7,7 +7,7 @@ import type { Transform } from './transform.ts';
  * clip_grad_norm_: times min(1, maxNorm / (norm + 1e-6)). Every gradient of the step is held until the norm is known.
  */
 export function clipByGlobalNorm(maxNorm: number): Transform<Record<never, never>> {
-  if (!(maxNorm > 0)) throw new ConfigError(`clipByGlobalNorm: maxNorm must be positive, got ${maxNorm}`, { maxNorm });
+  if (!(maxNorm > 0)) throw outOfRange('clipByGlobalNorm', 'maxNorm', maxNorm, 'above 0');
   return {
     name: 'clip',
     init: () => ({}),
@@ -26,7 +26,7 @@ export function clipByGlobalNorm(maxNorm: number): Transform<Record<never, never
 
 /** Bounds every entry of a gradient by ±limit. No state, and no gradient needs to wait for another. */
 export function clipByEntry(limit: number): Transform<Record<never, never>> {
-  if (!(limit > 0)) throw new ConfigError(`clipByEntry: limit must be positive, got ${limit}`, { limit });
+  if (!(limit > 0)) throw outOfRange('clipByEntry', 'limit', limit, 'above 0');
   return {
     name: 'clip-entries',
     init: () => ({}),

@@ -1,4 +1,4 @@
-import { add, mul } from '@niwaki/tensor';
+import { add, checkOneOf, mul } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
 import { groups, valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
@@ -16,6 +16,7 @@ export function addDecayedWeights(
   { rateScale = 1, order = 'before' }: { rateScale?: PerParameter; order?: DecayOrder } = {},
 ): Transform<Record<never, never>> {
   if (typeof weightDecay === 'number') groups([], { weightDecay });
+  checkOneOf('decay', 'decayOrder', order, ['before', 'after']);
   return {
     name: 'decay',
     init: () => ({}),

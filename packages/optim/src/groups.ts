@@ -1,4 +1,4 @@
-import { ConfigError, matchesPath, type Parameter, type Role } from '@niwaki/tensor';
+import { ConfigError, matchesPath, outOfRange, type Parameter, type Role } from '@niwaki/tensor';
 
 /** Some of the parameters: all that have one of the roles and match one of the patterns, where given. */
 export interface Selection {
@@ -47,7 +47,7 @@ function check(index: number, { roles, at, weightDecay = 0, rateScale = 1 }: Gro
   }
   for (const [name, value] of Object.entries({ weightDecay, rateScale })) {
     if (!(value >= 0 && value < Infinity))
-      throw new ConfigError(`${name} must be a finite number, at least 0, got ${value}`, { [name]: value });
+      throw outOfRange(index < 0 ? 'parameters' : `group ${index}`, name, value, 'a finite number of at least 0');
   }
 }
 

@@ -1,4 +1,4 @@
-import { adamStep, biasCorrection, ConfigError, div, mul, scalar, sqrt, zeros, type Scalar, type Tensor } from '@niwaki/tensor';
+import { adamStep, biasCorrection, checkFlag, div, mul, outOfRange, scalar, sqrt, zeros, type Scalar, type Tensor } from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
@@ -26,9 +26,10 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
     ['beta1', beta1],
     ['beta2', beta2],
   ] as const) {
-    if (!(beta >= 0 && beta < 1)) throw new ConfigError(`adam: ${name} must be in [0, 1), got ${beta}`, { [name]: beta });
+    if (!(beta >= 0 && beta < 1)) throw outOfRange('adam', name, beta, 'in [0, 1)');
   }
-  if (!(eps >= 0)) throw new ConfigError(`adam: eps must not be negative, got ${eps}`, { eps });
+  if (!(eps >= 0 && eps < Infinity)) throw outOfRange('adam', 'eps', eps, 'a finite number of at least 0');
+  checkFlag('adam', 'correctLast', correctLast);
   return {
     name: 'adam',
     layout: { momentum: { per: 'entry', signed: true }, variance: { per: 'entry', signed: false } },

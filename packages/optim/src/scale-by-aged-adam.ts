@@ -1,4 +1,4 @@
-import { add, ConfigError, div, expm1, fill, mul, neg, ones, sqrt, square, tidy, zeros, type Tensor } from '@niwaki/tensor';
+import { add, div, expm1, fill, mul, neg, ones, outOfRange, sqrt, square, tidy, zeros, type Tensor } from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
@@ -24,9 +24,9 @@ export function scaleByAgedAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-6 }: Aged
   age: Tensor;
 }> {
   for (const [name, beta] of Object.entries({ beta1, beta2 })) {
-    if (!(beta >= 0 && beta < 1)) throw new ConfigError(`adam: ${name} must be in [0, 1), got ${beta}`, { [name]: beta });
+    if (!(beta >= 0 && beta < 1)) throw outOfRange('adam', name, beta, 'in [0, 1)');
   }
-  if (!(eps >= 0)) throw new ConfigError(`adam: eps must not be negative, got ${eps}`, { eps });
+  if (!(eps >= 0 && eps < Infinity)) throw outOfRange('adam', 'eps', eps, 'a finite number of at least 0');
   return {
     name: 'aged-adam',
     layout: {

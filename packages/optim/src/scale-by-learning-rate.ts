@@ -1,4 +1,4 @@
-import { ConfigError, mul } from '@niwaki/tensor';
+import { mul, outOfRange } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
 import { valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
@@ -18,5 +18,5 @@ export function scaleByLearningRate({ rateScale = 1 }: { rateScale?: PerParamete
 /** @throws ConfigError where an optimizer's learning rate is no finite number of at least 0 */
 export function checkRate(name: string, learningRate: number): void {
   if (learningRate >= 0 && learningRate < Infinity) return;
-  throw new ConfigError(`${name}: learningRate must be a finite number, at least 0, got ${learningRate}`, { learningRate });
+  throw outOfRange(name, 'learningRate', learningRate, 'a finite number of at least 0');
 }

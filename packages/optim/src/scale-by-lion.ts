@@ -1,4 +1,4 @@
-import { add, ConfigError, mul, sign, zeros, type Tensor } from '@niwaki/tensor';
+import { add, mul, outOfRange, sign, zeros, type Tensor } from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
@@ -16,7 +16,7 @@ export interface LionDirectionOptions {
  */
 export function scaleByLion({ beta1 = 0.9, beta2 = 0.99 }: LionDirectionOptions = {}): Transform<{ momentum: Tensor }> {
   for (const [name, beta] of Object.entries({ beta1, beta2 })) {
-    if (!(beta >= 0 && beta < 1)) throw new ConfigError(`lion: ${name} must be in [0, 1), got ${beta}`, { [name]: beta });
+    if (!(beta >= 0 && beta < 1)) throw outOfRange('lion', name, beta, 'in [0, 1)');
   }
   return {
     name: 'lion',

@@ -1,4 +1,4 @@
-import { add, ConfigError, mul, zeros, type Tensor } from '@niwaki/tensor';
+import { add, checkFlag, mul, outOfRange, zeros, type Tensor } from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
@@ -12,7 +12,8 @@ export interface MomentumOptions {
 
 /** Heavy-ball momentum as in torch: buffer ← momentum · buffer + gradient. State: one f32 tensor a parameter, 4 bytes an entry. */
 export function scaleByMomentum({ momentum = 0.9, nesterov = false }: MomentumOptions = {}): Transform<{ buffer: Tensor }> {
-  if (!(momentum >= 0 && momentum < 1)) throw new ConfigError(`momentum must be in [0, 1), got ${momentum}`, { momentum });
+  if (!(momentum >= 0 && momentum < 1)) throw outOfRange('momentum', 'momentum', momentum, 'in [0, 1)');
+  checkFlag('momentum', 'nesterov', nesterov);
   return {
     name: 'momentum',
     layout: { buffer: { per: 'entry', signed: true } },

@@ -1,4 +1,5 @@
-import { ConfigError, type Json } from '@niwaki/tensor';
+import { checkOneOf, outOfRange, type Json } from '@niwaki/tensor';
+import { checkRate } from './scale-by-learning-rate.ts';
 
 /** The learning rate of each step of a run: a pure function, and data in a recipe. */
 export interface Schedule {
@@ -44,9 +45,8 @@ export const cosine = (options: DecayOptions): Schedule =>
 /** Warm-up, stable, decay: constant until the last part of the run (Hu et al. 2024). */
 export function wsd(options: WsdOptions): Schedule {
   const { decay = 0.1, shape = 'linear' } = options;
-  if (!(decay >= 0)) throw new ConfigError(`wsd: decay must not be negative, got ${decay}`, { decay });
-  if (shape !== 'linear' && shape !== 'sqrt')
-    throw new ConfigError(`wsd: shape must be 'linear' or 'sqrt', got '${String(shape)}'`, { shape });
+  if (!(decay >= 0)) throw outOfRange('wsd', 'decay', decay, 'a number of at least 0');
+  checkOneOf('wsd', 'shape', shape, ['linear', 'sqrt']);
   return schedule('wsd', options, (_, step, steps) => {
     const length = stepsOf(decay, steps);
     const done = length === 0 ? 0 : Math.max(0, (step - (steps - length)) / length);
@@ -63,11 +63,9 @@ const stepsOf = (amount: number, steps: number): number => (amount < 1 ? Math.ro
 /** @param factor of the highest rate, given the part of the steps after the warm-up that is done, [0, 1) */
 function schedule(kind: string, options: DecayOptions, factor: (done: number, step: number, steps: number) => number): Schedule {
   const { learningRate, warmup = 0, floor = 0 } = options;
-  if (!(learningRate >= 0 && learningRate < Infinity)) {
-    throw new ConfigError(`${kind}: learningRate must be a finite number, at least 0, got ${learningRate}`, { learningRate });
-  }
-  if (!(warmup >= 0)) throw new ConfigError(`${kind}: warmup must not be negative, got ${warmup}`, { warmup });
-  if (!(floor >= 0 && floor <= 1)) throw new ConfigError(`${kind}: floor must be in [0, 1], got ${floor}`, { floor });
+  checkRate(kind, learningRate);
+  if (!(warmup >= 0)) throw outOfRange(kind, 'warmup', warmup, 'a number of at least 0');
+  if (!(floor >= 0 && floor <= 1)) throw outOfRange(kind, 'floor', floor, 'in [0, 1]');
   const data = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as { [name: string]: Json };
   return {
     kind,

@@ -1,4 +1,4 @@
-import { ConfigError } from '@niwaki/tensor';
+import { checkFlag, ConfigError } from '@niwaki/tensor';
 import { checkBlockSize, codebook4, encodeCodebook4, rowsOf, type Codebook4Options } from '@niwaki/weights';
 import { defineMethod, type Method } from '@niwaki/engine';
 import { dynamicMap } from './codebooks.ts';
@@ -18,6 +18,7 @@ const dtypes = ['float32', 'float16', 'bfloat16'];
 export function codebook4Method(kind: 'nf4' | 'fp4', codebook: Float32Array, options: Codebook4MethodOptions): Method {
   const { blockSize = 64, doubleQuant = true, dtype = 'float32' } = options;
   checkBlockSize(blockSize);
+  checkFlag(kind, 'doubleQuant', doubleQuant);
   if (!dtypes.includes(dtype)) {
     throw new ConfigError(`${kind}: dtype must be one of ${dtypes.join(', ')}, got '${String(dtype)}'`, { dtype });
   }

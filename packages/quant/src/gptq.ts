@@ -1,4 +1,4 @@
-import { ConfigError, inverseFactor, packBits, type Tensor2D } from '@niwaki/tensor';
+import { checkFlag, ConfigError, inverseFactor, packBits, type Tensor2D } from '@niwaki/tensor';
 import { createBreath, defineMethod, inputGram, type Method, type Window } from '@niwaki/engine';
 import {
   affine,
@@ -44,6 +44,7 @@ export function gptq(options: GptqOptions = {}): Method {
   const { grid, ...named } = integerOptions('gptq', options);
   const { damping = 0.01, actOrder = false, staticGroups = false, sequential = true } = options;
   if (!(damping > 0 && damping < 1)) throw new ConfigError(`gptq: damping must be between 0 and 1, got ${damping}`, { damping });
+  for (const [field, value] of Object.entries({ actOrder, staticGroups, sequential })) checkFlag('gptq', field, value);
   const { bits, groupSize, mse } = named;
 
   const visit = async (window: Window): Promise<void> => {

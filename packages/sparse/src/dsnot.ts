@@ -1,4 +1,4 @@
-import { ConfigError, matchesPath, StateError } from '@niwaki/tensor';
+import { checkFlag, ConfigError, matchesPath, StateError } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Site } from '@niwaki/nn';
 import { isNOfM } from './amount.ts';
@@ -47,6 +47,7 @@ export function dsnot(options: DsnotOptions = {}): Method {
     throw new ConfigError(`dsnot: cycles must be a whole number from 1, got ${cycles}`, { cycles });
   if (!(threshold > 0)) throw new ConfigError(`dsnot: threshold must be above 0, got ${threshold}`, { threshold });
   if (!(variancePower >= 0)) throw new ConfigError(`dsnot: variancePower must be at least 0, got ${variancePower}`, { variancePower });
+  checkFlag('dsnot', 'sameSign', sameSign);
   if (!sameSign && isNOfM(amount)) throw new ConfigError('dsnot: with n and m a row always stops before its sign changes', { sameSign });
   if (!['masked', 'n-of-m', 'csr'].includes(store) || (store === 'n-of-m' && !isNOfM(amount))) {
     throw new ConfigError(`dsnot: store must be 'masked', 'csr' or, with n and m, 'n-of-m', got ${JSON.stringify(store)}`, { store });

@@ -1,4 +1,4 @@
-import { ConfigError, distinctNumbers, matchesPath, type Noise, type Parameter } from '@niwaki/tensor';
+import { checkCount, ConfigError, distinctNumbers, matchesPath, type Noise, type Parameter } from '@niwaki/tensor';
 import type { Model, Stage } from '@niwaki/nn';
 import type { Participant } from '@niwaki/engine';
 
@@ -20,10 +20,7 @@ export interface LisaOptions {
  * @throws ConfigError where there are no such blocks, fewer than `active`, or some that do not train
  */
 export function lisa({ active = 2, every = 20, blocks = '**.layers.*' }: LisaOptions = {}): Participant {
-  for (const [name, value] of Object.entries({ active, every })) {
-    if (!(Number.isInteger(value) && value >= 1))
-      throw new ConfigError(`lisa: ${name} must be a whole number, at least 1, got ${value}`, { [name]: value });
-  }
+  for (const [name, value] of Object.entries({ active, every })) checkCount('lisa', name, value);
   return {
     name: `lisa ${active} of ${blocks} every ${every}`,
     begin: ({ model, attempt, draw, parameters }) => {

@@ -1,5 +1,6 @@
 export * from './tfjs.ts';
 export * from './errors.ts';
+export * from './out-of-range.ts';
 export * from './traits.ts';
 export * from './json.ts';
 export * from './op.ts';

@@ -1,0 +1,45 @@
+import { configContract, type FieldCase } from '../../testing/src/config-contract.ts';
+import {
+  awq,
+  cbq,
+  fp4,
+  gptq,
+  nf4,
+  rtn,
+  type AwqOptions,
+  type CbqOptions,
+  type Codebook4MethodOptions,
+  type GptqOptions,
+  type IntegerOptions,
+} from '../src/index.ts';
+
+const flag: FieldCase<boolean> = { takes: true, not: ['yes'] };
+const bits: FieldCase<2 | 3 | 4 | 8> = { takes: 3, not: [0, 5, 2.5] };
+const groupSize: FieldCase<number | 'row'> = { takes: 32, not: [0, 1.5, 'column'] };
+const integers = { bits, groupSize, symmetric: { takes: 'gptq', not: ['awq'] }, mse: flag } as const;
+const book = { blockSize: { takes: 32, not: [0, 48, 8192] }, doubleQuant: flag, dtype: { takes: 'float16', not: ['float8'] } } as const;
+
+configContract<Codebook4MethodOptions>('nf4', nf4, book);
+configContract<Codebook4MethodOptions>('fp4', fp4, book);
+configContract<IntegerOptions>('rtn', rtn, integers);
+configContract<GptqOptions>('gptq', gptq, {
+  ...integers,
+  damping: { takes: 0.1, not: [0, 1] },
+  actOrder: flag,
+  staticGroups: flag,
+  sequential: flag,
+});
+configContract<CbqOptions>('cbq', cbq, {
+  ...integers,
+  window: { takes: 2, not: [0, 1.5] },
+  overlap: { takes: 1, not: [-1, 2] },
+  rank: { takes: 2, not: [0, 'half'] },
+  epochs: { takes: 1, not: [0, 1.5] },
+  learningRate: { takes: 0.1, not: [0, Infinity] },
+  scaleRate: { takes: 0, not: [-1, Number.NaN] },
+  decide: { takes: 1, not: [-1, Number.NaN] },
+  divergence: { takes: 0, not: [-1, Number.NaN] },
+  outliers: { takes: 'both', not: ['all'] },
+  seed: { takes: 1, not: [0.5] },
+});
+configContract<AwqOptions>('awq', awq, { bits, groupSize, clip: flag, fold: flag });
