@@ -11,7 +11,7 @@ const pages = ['README.md', ...['docs/', 'docs/guide/', 'docs/methods/', 'docs/c
 const textOf = (page: string): string => readFileSync(new URL(page, root), 'utf8');
 
 /** Names that stand for something of the reader's own. */
-const readers = new Set(['rounded']);
+const readers = new Set(['rounded', 'twn', 'ternary']);
 
 describe.each(pages)('%s', (page) => {
   it('calls only what niwaki exports', () => {
