@@ -1,5 +1,6 @@
 import {
   ConfigError,
+  dispose,
   mul,
   packBits,
   packBytes,
@@ -41,11 +42,7 @@ export function checkBasisCode(name: string, { bits, groupSize }: BasisCode): vo
  * only nearly. `at.first` is the first vector before it was rounded, f32: what choices are compared by.
  */
 export function codedSubspace(inner: Subspace, code: BasisCode): Subspace {
-  const start = (): Record<string, Tensor> => inner.initial();
-  const shapes = tidy(() => Object.entries(start()).map(([name, { shape }]) => [name, shape as [number, number]] as const) as never) as [
-    string,
-    [number, number],
-  ][];
+  const shapes = shapesOf(inner);
   const decoded = (at: State): State => Object.fromEntries(shapes.map(([name, shape]) => [name, decode(at, name, shape, code)]));
   return {
     shape: inner.shape,
@@ -64,12 +61,20 @@ export function codedSubspace(inner: Subspace, code: BasisCode): Subspace {
         }
         return found;
       } finally {
-        for (const basis of Object.values(bases)) basis.dispose();
+        dispose(bases);
       }
     },
     down: (gradient, at) => tidy(() => inner.down(gradient, decoded(at))),
     up: (small, at) => tidy(() => inner.up(small, decoded(at))),
   };
+}
+
+/** Of each basis: the side it spans, and its rank. */
+function shapesOf(subspace: Subspace): readonly (readonly [name: string, shape: readonly [number, number]])[] {
+  const bases = subspace.initial();
+  const shapes = Object.entries(bases).map(([name, { shape }]) => [name, shape as [number, number]] as const);
+  dispose(bases);
+  return shapes;
 }
 
 function empty(name: string, [side, rank]: readonly [number, number], { bits, groupSize }: BasisCode): Record<string, Tensor> {

@@ -4,7 +4,7 @@ import { defineMethod, type Method } from '@niwaki/engine';
 import { encodeAffine, rowsOf, trainedAffine } from '@niwaki/weights';
 import { checkBasisCode, codedSubspace } from './coded-subspace.ts';
 import { defined, projectedAdam, projectGradients, type GaloreOptions } from './galore.ts';
-import type { Pace } from './subspace.ts';
+import type { Pace, Subspace } from './subspace.ts';
 
 export interface QGaloreOptions extends Omit<GaloreOptions, 'projection'>, LazyOptions {
   /** Bits of an entry of a basis: 2, 3, 4 (default) or 8. */
@@ -42,7 +42,7 @@ export function qGalore(options: QGaloreOptions): Transform {
   checkBasisCode('qGalore', code);
   const kind = {
     name: 'q-galore',
-    stored: (subspace: Parameters<typeof codedSubspace>[0]) => codedSubspace(subspace, code),
+    stored: (subspace: Subspace) => codedSubspace(subspace, code),
     pace: lazyPace({ every, ...defined({ threshold, growth, window, longest }) }),
   };
   return projectedAdam('q-galore', { state: '8bit', ...adam }, (inner) =>
@@ -61,6 +61,7 @@ export function lazyPace({ every = 200, threshold = 0.4, growth = 2, window = 5,
   if (longest !== Infinity) whole('longest', longest);
   if (!(threshold >= 0)) throw new ConfigError(`qGalore: threshold must be at least 0, got ${threshold}`, { threshold });
   return {
+    varies: true,
     // Below 0: no likeness yet.
     initial: () => ({ gap: every, recent: tensor1d(new Float32Array(window).fill(-1)) }),
     gap: ({ gap }) => gap as number,

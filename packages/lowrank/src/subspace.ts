@@ -34,6 +34,8 @@ export interface Subspace {
 
 /** When a subspace is chosen again, where that follows from how the choices turn out. Its own state is small: numbers, and tensors of a few entries. */
 export interface Pace {
+  /** Whether the gap changes. */
+  readonly varies: boolean;
   initial(): Record<string, Tensor | number>;
   /** The subspace is chosen where the applied updates so far are a multiple of this. */
   gap(state: State): number;
@@ -76,12 +78,15 @@ const subspaceTraits: Traits = {
 export function inSubspace(
   name: string,
   inner: Transform,
-  { of, every, scale, reset, rest, pace = { initial: () => ({}), gap: () => every, after: async () => ({}) } }: SubspaceOptions,
+  { of, every, scale, reset, rest, pace = always(every) }: SubspaceOptions,
 ): Transform {
   if (!(Number.isInteger(every) && every >= 1)) {
     throw new ConfigError(`${name}: every must be a whole number of updates, at least 1, got ${every}`, { every });
   }
   if (!(scale >= 0 && scale < Infinity)) throw new ConfigError(`${name}: scale must be at least 0 and finite, got ${scale}`, { scale });
+  if (reset && pace.varies) {
+    throw new ConfigError(`${name}: a state that begins anew with each choice needs the same number of updates in between`, { reset });
+  }
   refuseInside(name, inner);
   const subspaces = new WeakMap<Parameter, Subspace | 'whole' | 'none'>();
   const subspaceOf = (parameter: Parameter): Subspace | 'whole' | 'none' => {
@@ -141,6 +146,8 @@ export function inSubspace(
 export function refuseInside(name: string, inner: Transform): void {
   refuse(conflictsOf({ name, traits: subspaceTraits }, transformParty(inner), 'transform'), { inner: inner.name });
 }
+
+const always = (every: number): Pace => ({ varies: false, initial: () => ({}), gap: () => every, after: async () => ({}) });
 
 /** What is done with the part of a gradient that no state is kept for. */
 export function restUpdate(left: Tensor, rest: Rest | undefined, scale: number): Tensor {
