@@ -7,7 +7,7 @@
  * A job is a process of its own, measured whole, which a peer's can be put beside:
  *   node bench/run.mjs lora-step [--batch 1] [--length 256] [--steps 5] [--threads 2] [--device wasm|webgpu] [--base f32|nf4|q4_1] [--rank 8] [--memory-budget bytes] [--json]
  *   node bench/run.mjs decode [--length 16] [--steps 64] [--threads 2] [--device wasm|webgpu] [--base q4_1] [--json]
- * Run `pnpm build` before.
+ * `pnpm --silent bench …` builds first; without --silent pnpm itself writes to stdout. bench/table.mjs makes a page of results.
  */
 import { existsSync, readdirSync } from 'node:fs';
 import { parseArgs } from 'node:util';

@@ -21,7 +21,11 @@ export async function run(values) {
   let started = performance.now();
   let promptSeconds = 0;
   const warm = 4;
-  for await (const { index } of generate(model, ids(length), { maxNewTokens: steps + warm, stopIds: [], activations: values.activations })) {
+  for await (const { index } of generate(model, ids(length), {
+    maxNewTokens: steps + warm,
+    stopIds: [],
+    activations: values.activations,
+  })) {
     const now = performance.now();
     if (index === 0) promptSeconds = (now - started) / 1000;
     if (index >= warm) seconds.push((now - started) / 1000);

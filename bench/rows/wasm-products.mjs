@@ -40,7 +40,10 @@ const f32 = (name, threads, floor, [ta, tb], options) => ({
   device: 'wasm',
   threads,
   measure: async () =>
-    compare(await side(ours(threads), operands(ta, tb), product(ta, tb)), await side(stock, operands(ta, tb), product(ta, tb)), options),
+    compare(await side(ours(threads), operands(ta, tb), product(ta, tb)), await side(stock, operands(ta, tb), product(ta, tb)), {
+      ...options,
+      threads,
+    }),
 });
 
 const elements = columns * depth;
@@ -60,7 +63,7 @@ const packed = (name, format, transposed) => ({
     const shape = { format, out: columns, in: depth, blockSize: 64, transposed };
     const make = () => ({ x: randomNormal([height, depth]), ...parts[format]() });
     const left = await side(ours(1), make, (inputs) => engine().runKernel('NiwakiPackedMatMul', inputs, shape));
-    return compare(left, await side(stock, operands(false, false), product(false, false)));
+    return compare(left, await side(stock, operands(false, false), product(false, false)), { threads: 1 });
   },
 });
 
@@ -77,7 +80,7 @@ const oneRow = {
     const make = () => ({ x: randomNormal([1, side4096]), blocks: zeros([(side4096 ** 2 / 32) * 5], 'int32') });
     const floats = () => tidy(() => ({ a: keep(randomNormal([1, side4096])), b: keep(randomNormal([side4096, side4096])) }));
     const left = await side(ours(1), make, (inputs) => engine().runKernel('NiwakiPackedMatMul', inputs, shape));
-    return compare(left, await side(stock, floats, product(false, false)));
+    return compare(left, await side(stock, floats, product(false, false)), { threads: 1 });
   },
 };
 
@@ -101,7 +104,7 @@ const ofPeak = {
   measure: async () => {
     const { description } = await init({ device: 'wasm', threads: 1 });
     const left = await side(ours(1), operands(false, false), product(false, false));
-    const result = await against(left, await peakOf(description));
+    const result = await against(left, await peakOf(description), { threads: 1 });
     left.end();
     return result;
   },

@@ -1,10 +1,10 @@
 /** Steps of training on the wasm device. */
-import { spawnSync } from 'node:child_process';
 import '@tensorflow/tfjs-backend-wasm';
 import { setBackend } from '@tensorflow/tfjs-core';
 import { init } from '../../packages/backend/dist/index.js';
 import { adamw, causalLM, createDraw, createStep, disposeBatch, initializeModel, languageBatch } from '../../packages/niwaki/dist/index.js';
 import { ids } from '../jobs/smollm2.mjs';
+import { here, jsonOf } from '../processes.mjs';
 
 const config = {
   model_type: 'llama',
@@ -56,15 +56,6 @@ const step = (threads, floor) => ({
   },
 });
 
-const here = (path) => new URL(path, import.meta.url).pathname;
-
-/** A process's JSON, or why there is none. */
-function jsonOf(command, args) {
-  const { status, stdout, stderr, error } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 26 });
-  if (status === 0) return JSON.parse(stdout);
-  return { skipped: `${command} ${args[0]}: ${error?.message ?? stderr.trim().split('\n').at(-1)}` };
-}
-
 /** Whole processes, turn by turn: what a user gets and what it takes of the machine. Python is $PYTHON or python3. */
 const againstTorch = (flags, floor, { base = 'f32', more = [], peer = [] } = {}) => ({
   name: `LoRA of SmolLM2's shape, ${flags.join(' ')}, base ${base}${peer.length > 0 ? ', recomputing' : ''}`,
@@ -76,9 +67,9 @@ const againstTorch = (flags, floor, { base = 'f32', more = [], peer = [] } = {})
     const all = [...flags, '--threads', '2', '--steps', '3'];
     const runs = { ours: [], theirs: [] };
     for (let round = 0; round < 2; round++) {
-      const theirs = jsonOf(process.env.PYTHON ?? 'python3', [here('../peers/torch_lora.py'), ...all, ...peer]);
+      const theirs = jsonOf(process.env.PYTHON ?? 'python3', [here('peers/torch_lora.py'), ...all, ...peer]);
       if (theirs.skipped !== undefined) return theirs;
-      const ours = jsonOf(process.execPath, [here('../run.mjs'), 'lora-step', '--json', '--base', base, ...all, ...more]);
+      const ours = jsonOf(process.execPath, [here('run.mjs'), 'lora-step', '--json', '--base', base, ...all, ...more]);
       if (ours.skipped !== undefined) throw new Error(ours.skipped);
       runs.ours.push(ours);
       runs.theirs.push(theirs);

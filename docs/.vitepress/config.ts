@@ -26,6 +26,8 @@ export default defineConfig({
             { text: 'Start', link: '/guide/' },
             { text: 'Command line', link: '/guide/cli' },
             { text: 'In the page', link: '/guide/browser' },
+            { text: 'Speed', link: '/guide/bench' },
+            { text: 'Measured', link: '/generated/bench' },
           ],
         },
       ],

@@ -66,3 +66,21 @@ describe('the start page', () => {
     await page.close();
   });
 });
+
+describe('the page of speed', () => {
+  it.each(['wasm', 'webgpu'])(
+    'measures every product and a step of training on %s',
+    async (device) => {
+      const page = await open(`guide/bench?software&device=${device}&side=256&milliseconds=5&tokens=8&layers=1`);
+      await page.click('.speed button.start');
+      await page.waitForSelector('.speed[data-state="done"], .speed[data-state="failed"]', { timeout: 240_000 });
+      expect(await page.textContent('.speed .told')).toContain(`${device}: `);
+      const rows = await page.$$eval('.speed tbody tr', (lines) => lines.map((line) => [...line.children].map((cell) => cell.textContent)));
+      expect(rows).toHaveLength(9 + 1 + 8 * 3 + 1);
+      expect(rows).toContainEqual(['generation', 'Q4_1', 'int8', expect.stringMatching(/^[\d.]+ GFLOP\/s$/)]);
+      expect(rows.at(-1)).toEqual(['LoRA step', 'nf4', 'exact', expect.stringMatching(/^[\d.]+ tokens\/s$/)]);
+      await page.close();
+    },
+    300_000,
+  );
+});

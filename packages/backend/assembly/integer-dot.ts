@@ -110,16 +110,30 @@ export function multiplyIntegers(
   const end = least(columns, last * taskColumns);
   const codesStep = <usize>(bytes ? width : width << 1);
   const blocksStep = <usize>(width >> 3);
-  for (let n = first * taskColumns; n < end; n++) {
+  const four = takesPairs(format, table.bits) && <u32>width % table.blockSize === 0;
+  for (let n = first * taskColumns; n < end;) {
     const entry = <u32>n * width;
+    const together = four && n + 4 <= end;
     for (let m = 0; m < rows; m++) {
       const q = codes + m * codesStep;
       const s = scales + m * blocksStep;
       const t = sums + m * blocksStep;
-      const dot = RELAXED && bytes ? dotInBytes(format, table, entry, width, q, s, t) : dotInWords(format, table, entry, width, q, s, t);
-      store<f32>(c + ((<usize>(m * columns + n)) << 2), dot);
+      const out = c + ((<usize>(m * columns + n)) << 2);
+      if (together) dotFour(bytes, format, table, entry, width, q, s, t, out);
+      else store<f32>(out, RELAXED && bytes ? dotInBytes(format, table, entry, width, q, s, t) : dotInWords(format, table, entry, width, q, s, t));
     }
+    n += together ? 4 : 1;
   }
+}
+
+function dotFour(bytes: i32, format: i32, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize, c: usize): void {
+  if (RELAXED && bytes) {
+    if (format === CODEBOOK4) dotPairs4(true, true, false, parts, first, width, q, s, t, c);
+    else if (format === CODEBOOK4_NESTED) dotPairs4(true, true, true, parts, first, width, q, s, t, c);
+    else dotPairs4(true, false, false, parts, first, width, q, s, t, c);
+  } else if (format === CODEBOOK4) dotPairs4(false, true, false, parts, first, width, q, s, t, c);
+  else if (format === CODEBOOK4_NESTED) dotPairs4(false, true, true, parts, first, width, q, s, t, c);
+  else dotPairs4(false, false, false, parts, first, width, q, s, t, c);
 }
 
 function dotInBytes(format: i32, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
@@ -304,7 +318,7 @@ function dotPairs(bytes: bool, book: bool, nested: bool, parts: Parts, first: u3
       t += 4;
       first += 32;
     }
-    const scale = book ? blockScale(parts, nested, block) : load<f32>(parts.scales + ((<usize>block) << 2));
+    const scale = scaleOf(parts, book, nested, block);
     total = madd(f32x4.splat(scale), f32x4.add(a, b), total);
     if (!book || bytes) offset += scale * (zeros === 0 ? fixed : <f32>load<u8>(zeros + block)) * sum;
     block += 1;
@@ -312,6 +326,75 @@ function dotPairs(bytes: bool, book: bool, nested: bool, parts: Parts, first: u3
   }
   const dot = laneSum(total) - offset;
   return book ? parts.unit * dot : dot;
+}
+
+/**
+ * `dotPairs` for four rows of W side by side, which share what is read of x. Only where rows are whole blocks.
+ * @param c where the four results go, one after another
+ */
+// @ts-ignore: decorator
+@inline
+function dotPairs4(bytes: bool, book: bool, nested: bool, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize, c: usize): void {
+  const planes = changetype<usize>(parts) + PLANES;
+  const p0 = v128.load(planes);
+  const p1 = v128.load(planes, 16);
+  const stepX: usize = bytes ? 32 : 64;
+  const size = parts.blockSize;
+  const zeros = book ? 0 : parts.zeros;
+  const fixed: f32 = book ? (bytes ? 64 : 0) : 8;
+  const rowBytes = <usize>(width >> 1);
+  const blocks = <u32>width / size;
+  let at = parts.data + (first >> 1);
+  let block = first / size;
+  let total0 = f32x4.splat(0);
+  let total1 = total0;
+  let total2 = total0;
+  let total3 = total0;
+  // One lane a row.
+  let offsets = total0;
+  for (let end = block + blocks; block < end; block++) {
+    let a0 = f32x4.splat(0);
+    let a1 = a0;
+    let a2 = a0;
+    let a3 = a0;
+    let sum: f32 = 0;
+    for (let left = size; left > 0; left -= 32) {
+      const scale = v128.load32_splat(s);
+      a0 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at, p0, p1, q)), a0);
+      a1 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at + rowBytes, p0, p1, q)), a1);
+      a2 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at + 2 * rowBytes, p0, p1, q)), a2);
+      a3 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at + 3 * rowBytes, p0, p1, q)), a3);
+      if (!book || bytes) sum += load<f32>(t);
+      at += 16;
+      q += stepX;
+      s += 4;
+      t += 4;
+    }
+    const scales = f32x4(
+      scaleOf(parts, book, nested, block),
+      scaleOf(parts, book, nested, block + blocks),
+      scaleOf(parts, book, nested, block + 2 * blocks),
+      scaleOf(parts, book, nested, block + 3 * blocks),
+    );
+    total0 = madd(v128.shuffle<i32>(scales, scales, 0, 0, 0, 0), a0, total0);
+    total1 = madd(v128.shuffle<i32>(scales, scales, 1, 1, 1, 1), a1, total1);
+    total2 = madd(v128.shuffle<i32>(scales, scales, 2, 2, 2, 2), a2, total2);
+    total3 = madd(v128.shuffle<i32>(scales, scales, 3, 3, 3, 3), a3, total3);
+    if (book && !bytes) continue;
+    const zero =
+      zeros === 0
+        ? f32x4.splat(fixed)
+        : f32x4.convert_i32x4_s(i32x4(load<u8>(zeros + block), load<u8>(zeros + block + blocks), load<u8>(zeros + block + 2 * blocks), load<u8>(zeros + block + 3 * blocks)));
+    offsets = madd(f32x4.mul(scales, zero), f32x4.splat(sum), offsets);
+  }
+  const sums = f32x4.sub(f32x4(laneSum(total0), laneSum(total1), laneSum(total2), laneSum(total3)), offsets);
+  v128.store(c, book ? f32x4.mul(f32x4.splat(parts.unit), sums) : sums);
+}
+
+// @ts-ignore: decorator
+@inline
+function scaleOf(parts: Parts, book: bool, nested: bool, block: u32): f32 {
+  return book ? blockScale(parts, nested, block) : load<f32>(parts.scales + ((<usize>block) << 2));
 }
 
 function dotAffine8(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {

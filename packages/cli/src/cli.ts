@@ -1,4 +1,5 @@
 import { Command, CommanderError } from 'commander';
+import { benchFlags, runBench } from './commands/bench.ts';
 import { evalFlags, runEval } from './commands/eval.ts';
 import { finetuneFlags, runFinetune } from './commands/finetune.ts';
 import { generateFlags, runGenerate } from './commands/generate.ts';
@@ -21,6 +22,7 @@ const commands: Readonly<Record<string, Entry>> = {
   inspect: { flags: inspectFlags, run: runInspect },
   quantize: { flags: quantizeFlags, run: runQuantize },
   merge: { flags: mergeFlags, run: runMerge },
+  bench: { flags: benchFlags, run: runBench },
 };
 
 /**

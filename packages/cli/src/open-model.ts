@@ -1,4 +1,4 @@
-import { init, load, loadAdapter, recipeKit, type Loaded } from 'niwaki';
+import { init, load, loadAdapter, recipeKit, type DeviceInfo, type Loaded } from 'niwaki';
 import { nearest } from '@niwaki/tensor';
 import type { CommonFlags, ModelFlags } from './flags.ts';
 import { UsageError } from './failure.ts';
@@ -7,9 +7,10 @@ import { createProgress } from './progress.ts';
 import type { Terminal } from './terminal.ts';
 
 /** Takes the device and says which one, and why. */
-export async function openDevice({ device, threads }: CommonFlags, terminal: Terminal): Promise<void> {
+export async function openDevice({ device, threads }: CommonFlags, terminal: Terminal): Promise<DeviceInfo> {
   const taken = await init({ ...(device && { device }), ...(threads && { threads }) });
   terminal.err(`device: ${taken.device} (${taken.description}; ${taken.reason})\n`);
+  return taken;
 }
 
 /** The model of a command, quantized and adapted as its flags say. */

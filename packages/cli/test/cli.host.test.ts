@@ -495,3 +495,30 @@ describe('wrong usage ends with 2, failures with 1, and stdout stays one object'
       expect(answer.out).toContain(flag);
   });
 });
+
+describe('bench', () => {
+  const small = ['bench', '--device', 'wasm', '--threads', '1', '--side', '256', '--layers', '1', '--tokens', '8', '--milliseconds', '1'];
+
+  it('gives the device, a number for each product and for training, and the memory as one object', async () => {
+    const answer = await call([...small, '--json']);
+    expect(answer.code).toBe(0);
+    const { device, threads, rows, peakRssBytes } = answer.json() as {
+      device: string;
+      threads: number;
+      rows: { job: string; format: string; activations?: string; value: number; unit: string }[];
+      peakRssBytes: number;
+    };
+    expect({ device, threads }).toEqual({ device: 'wasm', threads: 1 });
+    expect(rows.every(({ value }) => value > 0 && Number.isFinite(value))).toBe(true);
+    expect(rows).toContainEqual(expect.objectContaining({ job: 'generation', format: 'nf4', activations: 'int8', unit: 'GFLOP/s' }));
+    expect(rows.at(-1)).toMatchObject({ job: 'LoRA step', unit: 'tokens/s' });
+    expect(peakRssBytes).toBeGreaterThan(2 ** 26);
+  });
+
+  it('tells people the same, a line a number', async () => {
+    const answer = await call(small);
+    expect(answer.out).toMatch(
+      /^training +f32 +[\d.]+ GFLOP\/s\n[^]*LoRA step +nf4 +[\d.]+ tokens\/s\npeak memory of the process +[\d.]+ MiB\n$/,
+    );
+  });
+});

@@ -13,6 +13,7 @@ export * from '@niwaki/train';
 export { load, loadAdapter } from './load.ts';
 export { recipeKit, runRecipe } from './kit.ts';
 export { knownModelResolver, knownModels } from './known-models.ts';
+export { measureSpeed, type SpeedOptions, type SpeedRow } from './measure-speed.ts';
 export { saveQuantized, type SaveQuantizedOptions } from './save-quantized.ts';
 // Names that two packages have: what is meant here.
 export { checkBlockSize } from '@niwaki/weights';
