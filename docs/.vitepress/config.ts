@@ -51,6 +51,7 @@ export default defineConfig({
             { text: 'PiSSA, OLoRA', link: '/methods/pissa' },
             { text: 'LoftQ, LQ-LoRA', link: '/methods/loftq' },
             { text: '(IA)³', link: '/methods/ia3' },
+            { text: 'LN tuning', link: '/methods/ln-tuning' },
             { text: 'Prefix tuning', link: '/methods/prefix-tuning' },
             { text: 'Prompt tuning', link: '/methods/prompt-tuning' },
             { text: 'Bottleneck adapters', link: '/methods/bottleneck' },

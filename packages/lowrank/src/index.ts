@@ -11,6 +11,7 @@ export { lqLora, type LqLoraAllocation, type LqLoraOptions } from './lq-lora.ts'
 export { loraPlus, type LoraPlusOptions } from './lora-plus.ts';
 export { allocate, type Allocation, type Choice } from './allocate.ts';
 export { ia3, type Ia3Options } from './ia3.ts';
+export { lnTuning, type LnTuningOptions } from './ln-tuning.ts';
 export { bottleneck, type BottleneckOptions } from './bottleneck.ts';
 export { compacter, type CompacterOptions } from './compacter.ts';
 export { hypercomplex, type HypercomplexFactors } from './hypercomplex.ts';

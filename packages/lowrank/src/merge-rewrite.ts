@@ -207,7 +207,10 @@ async function ownValues(model: Model, sets: readonly AdapterSet[], sites: Reado
   const own = model.parameters();
   const values = new Map<Parameter, Tensor>();
   for (const set of sets) {
-    for (const [name, parameter] of set.replaced) {
+    const ofModules = [...set.sites].flatMap(([path, { replaces = {} }]) =>
+      Object.entries(replaces).map(([name, parameter]) => [`${path}.${name}`, parameter] as const),
+    );
+    for (const [name, parameter] of [...set.replaced, ...ofModules]) {
       const target = siteNames.has(name) ? undefined : own.get(name);
       if (target === undefined) continue;
       await refuseNonFinite(parameter.read(), name);

@@ -6,6 +6,7 @@ import {
   frugal,
   galore,
   ia3,
+  lnTuning,
   int8Weights,
   loftq,
   lora,
@@ -22,6 +23,7 @@ import {
   type FrugalOptions,
   type GaloreOptions,
   type Ia3Options,
+  type LnTuningOptions,
   type Int8WeightsOptions,
   type LoftqOptions,
   type LoraOptions,
@@ -68,6 +70,7 @@ configContract<Ia3Options>('ia3', ia3, {
   feedforwardModules: { takes: ['down_proj'], not: ofTargets },
   init: flag,
 });
+configContract<LnTuningOptions>('lnTuning', lnTuning, { excludeModules: targets.excludeModules, modulesToSave: targets.modulesToSave });
 configContract<PromptTuningOptions>('promptTuning', promptTuning, {
   virtualTokens: count,
   init: { takes: 'vocabulary', not: ['text', []] },

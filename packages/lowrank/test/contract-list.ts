@@ -12,6 +12,7 @@ import {
   galore,
   ia3,
   loftq,
+  lnTuning,
   lora,
   lqLora,
   pissa,
@@ -84,6 +85,12 @@ export const moduleAdapters: Adapters = {
     trained: ([, width]) => 3 * width,
     not: { startsAtBase: 'every token sees the drawn rows', commutes: 'the order of prompts is the order of their rows' },
     leaves: 0.1,
+  },
+  'ln tuning': {
+    make: () => lnTuning(),
+    at: ['input_layernorm', 'norm'],
+    trained: ([, width]) => width,
+    not: { seeded: nothingDrawn, joins: "the last set's values stand", commutes: "the last set's values stand" },
   },
   bottleneck: {
     make: () => bottleneck({ reduction: 4 }),

@@ -22,6 +22,7 @@ const names = [
   'lora-trainable-tokens',
   'ia3',
   'ia3-bias',
+  'ln-tuning',
 ];
 
 describe.skipIf(!hasShared)('an adapter that Python wrote', () => {

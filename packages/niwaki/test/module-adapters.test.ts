@@ -7,6 +7,7 @@ import {
   exactBatches,
   generate,
   ia3,
+  lnTuning,
   memory,
   memoryFolder,
   nf4,
@@ -40,6 +41,7 @@ const kinds: Readonly<Record<string, Kind>> = {
   // Stopped while it looks for candidates.
   spiel: { make: () => spiel({ density: 0.05, reselectionSteps: 10, accumulationSteps: 4 }), at: 'all-linear' },
   'compacter with the norms': { make: () => compacter({ reduction: 4, division: 2 }), at: outputs },
+  'ln tuning': { make: () => lnTuning(), at: ['input_layernorm', 'norm'] },
   'side tuning': { make: () => qst({ reduction: 2 }), at: '**' },
 };
 

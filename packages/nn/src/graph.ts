@@ -78,6 +78,8 @@ export interface Adapter {
   readonly prompt?: Prompt;
   /** At an attention. Tokens take the positions after the longest prefix of their set. */
   readonly prefix?: Prefix;
+  /** At a module around no map (a norm): what its own parameters are while the set is active. Of several sets the last stands. */
+  readonly replaces?: Readonly<Record<string, Parameter>>;
   /**
    * A side network: stages that run behind the one that holds the site, on streams of their own names, wherever a call
    * reads the set. The parameters are read there and not at the site. Asked for once, as the set is attached.

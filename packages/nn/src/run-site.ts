@@ -115,9 +115,14 @@ function setsOf(chosen: readonly string[] | 'none', { adapters }: Attached): rea
   });
 }
 
-/** The last active set that replaces a path wins; the model refuses two in its own list. */
+/** The last active set that replaces a path wins; the model refuses two that do so with whole parameters in its own list. */
 function replacement(path: string, sets: readonly AdapterSet[]): Parameter | undefined {
-  return sets.reduce<Parameter | undefined>((found, set) => set.replaced.get(path) ?? found, undefined);
+  const dot = path.lastIndexOf('.');
+  const [module, name] = [path.slice(0, dot), path.slice(dot + 1)];
+  return sets.reduce<Parameter | undefined>(
+    (found, { replaced, sites }) => replaced.get(path) ?? sites.get(module)?.replaces?.[name] ?? found,
+    undefined,
+  );
 }
 
 function runBase(site: Site, x: Tensor, call: Call, sets: readonly AdapterSet[]): Tensor2D {

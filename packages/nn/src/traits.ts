@@ -21,7 +21,8 @@ export const siteParty = (site: Place): Party => ({
 });
 
 /** What an adapter gives, read off what it has, and what it stands on. Around a module there is no matrix to change. */
-export function adapterTraits({ point, delta, merge, prompt, startsFrom }: Adapter): Traits {
+export function adapterTraits({ point, delta, merge, prompt, replaces, startsFrom }: Adapter): Traits {
+  if (replaces !== undefined) return { gives: ['merge'] };
   if (!ofMatrices.has(point) || prompt !== undefined) return {};
   const gives: Token[] = [];
   if (merge !== undefined || delta !== undefined) gives.push('merge');

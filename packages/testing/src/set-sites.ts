@@ -9,6 +9,8 @@ export const sitesOf = (model: Model, set: AdapterSet): readonly Site[] => model
 export const shapeAt = ({ info: { hiddenSize } }: Model, { weight }: Site): readonly [number, number] =>
   weight?.shape ?? [hiddenSize, hiddenSize];
 
-/** Whether a set extends the graph, by rows in front of the tokens or by stages: what it does shows in no site's output alone. */
+/** Whether what a set does shows in no site's output alone: rows in front of the tokens, stages, other parameters of a module. */
 export const extendsGraph = ({ sites }: AdapterSet): boolean =>
-  [...sites.values()].some(({ prompt, prefix, stages }) => prompt !== undefined || prefix !== undefined || stages !== undefined);
+  [...sites.values()].some((adapter) =>
+    [adapter.prompt, adapter.prefix, adapter.stages, adapter.replaces].some((member) => member !== undefined),
+  );

@@ -1,0 +1,68 @@
+import { ConfigError, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
+import { adapterParameter, defineMethod, type AdapterMethod, type Binding, type Method, type Plan } from '@niwaki/engine';
+import type { Adapter, Model, Site } from '@niwaki/nn';
+import type { TargetOptions } from './lora-options.ts';
+
+export type LnTuningOptions = Pick<TargetOptions, 'excludeModules' | 'modulesToSave'>;
+
+/** The parameters a norm may have, by their names in files. */
+const slots: Readonly<Record<string, 'weight' | 'bias'>> = { 'ln_tuning_layers.weight': 'weight', 'ln_tuning_layers.bias': 'bias' };
+
+/**
+ * Trains copies of the norms' weights, and biases where there are some, in place of the model's own (Zhao et al. 2023, LN
+ * tuning). Trains as many numbers as the norms have, 4 bytes each. Merges exactly: the norms take the values. Where
+ * several sets are active, the last one's stand.
+ * @throws ConfigError for a place that is no norm
+ * @example await adapt(model, lnTuning(), { at: ['input_layernorm', 'post_attention_layernorm', 'norm'] });
+ */
+export function lnTuning(options: LnTuningOptions = {}): AdapterMethod {
+  const bind = ({ name }: Pick<Binding, 'name'>): Method<Plan & { model?: Model }> =>
+    defineMethod({
+      kind: 'ln-tuning',
+      options: options as unknown as { readonly [name: string]: Json },
+      traits: { gives: ['merge'] },
+      makes: 'adapter',
+      points: ['norm'],
+      validate: (site, model) => void ownOf(site, model),
+      plan: async (_, model) => ({ model }),
+      make: async (site, { model }) => ({ adapter: normAt(site, name, copiesOf(ownOf(site, model!))) }),
+    });
+  return {
+    ...(bind({ name: 'default' }) as Method),
+    peftType: 'LN_TUNING',
+    targeting: options,
+    slots: Object.keys(slots),
+    stored: (site, model) => Object.fromEntries([...ownOf(site, model)].map(([slot, { shape }]) => [slot, shape])),
+    rankAt: () => undefined,
+    bind: bind as (binding: Binding) => Method,
+    restore: async (site, tensors, { name }) => ({ adapter: normAt(site, name, tensors) }),
+  };
+}
+
+/** A norm's own parameters by slot. */
+function ownOf({ path, point }: Site, model: Model): ReadonlyMap<string, Parameter> {
+  const all = model.parameters();
+  const found = new Map(
+    Object.entries(slots).flatMap(([slot, name]) => (all.has(`${path}.${name}`) ? [[slot, all.get(`${path}.${name}`)!]] : [])),
+  );
+  if (point === 'norm' && found.size > 0) return found;
+  throw new ConfigError(`LN tuning goes to norms, '${path}' is a ${point}`, { path, point });
+}
+
+const copiesOf = (own: ReadonlyMap<string, Parameter>): ReadonlyMap<string, Tensor> =>
+  new Map([...own].map(([slot, parameter]) => [slot, parameter.read().clone()]));
+
+/** @param values by slot; the adapter takes them over */
+function normAt({ path }: Site, name: string, values: ReadonlyMap<string, Tensor>): Adapter {
+  const parameters = Object.fromEntries(
+    [...values].map(([slot, value]) => [slot, adapterParameter(path, name, slot, value, slots[slot] === 'bias' ? 'bias' : 'norm')]),
+  );
+  return {
+    kind: 'ln-tuning',
+    point: 'norm',
+    parameters,
+    apply: (x, next) => next(x),
+    replaces: Object.fromEntries(Object.entries(parameters).map(([slot, parameter]) => [slots[slot]!, parameter])),
+    startsFrom: 'base',
+  };
+}
