@@ -2,6 +2,7 @@ import {
   add,
   checkCount,
   checkFlag,
+  checkOneOf,
   ConfigError,
   createDraw,
   fill,
@@ -127,12 +128,7 @@ function qstSettings({ reduction = 16, rank = 16, downsample = 'adapter', heads,
   checkCount('qst', 'rank', rank);
   checkFlag('qst', 'codeCompat', codeCompat);
   if (heads !== undefined) checkCount('qst', 'heads', heads);
-  if (!downsamples.includes(downsample)) {
-    throw new ConfigError(`qst: downsample must be one of ${downsamples.join(', ')}, got ${String(downsample)}`, {
-      field: 'downsample',
-      given: downsample,
-    });
-  }
+  checkOneOf('qst', 'downsample', downsample, downsamples);
   return { reduction, rank, downsample, codeCompat, ...(heads !== undefined && { heads }) };
 }
 
