@@ -1,6 +1,6 @@
-"""The same job as bench/jobs/lora-step.mjs, with torch and peft on the CPU: one JSON object on stdout.
+"""The same job as bench/jobs/lora-step.mjs, with torch and peft on the CPU or a card: one JSON object on stdout.
 
-    python3 bench/peers/torch_lora.py [--batch 1] [--length 256] [--steps 5] [--threads 2] [--rank 8] [--checkpoint]
+    python3 bench/peers/torch_lora.py [--batch 1] [--length 256] [--steps 5] [--threads 2] [--rank 8] [--checkpoint] [--device cpu|cuda]
 
 The base is float32. --checkpoint computes each block again in the backward pass.
 """
@@ -15,6 +15,7 @@ flags = argparse.ArgumentParser()
 for name, default in (("batch", 1), ("length", 256), ("steps", 5), ("threads", 2), ("rank", 8)):
     flags.add_argument(f"--{name}", type=int, default=default)
 flags.add_argument("--checkpoint", action="store_true")
+flags.add_argument("--device", default="cpu")
 options = flags.parse_args()
 
 try:
@@ -45,9 +46,9 @@ model = get_peft_model(model, LoraConfig(r=options.rank, lora_alpha=2 * options.
 if options.checkpoint:
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable()
-model.train()
+model.train().to(options.device)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
-ids = torch.randint(0, 49152, (options.batch, options.length))
+ids = torch.randint(0, 49152, (options.batch, options.length), device=options.device)
 
 seconds, cpu_seconds = [], []
 for step in range(options.steps + 1):
@@ -55,6 +56,8 @@ for step in range(options.steps + 1):
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if options.device != "cpu":
+        torch.cuda.synchronize()
     if step > 0:
         seconds.append(time.perf_counter() - started)
         cpu_seconds.append(time.process_time() - cpu)
@@ -64,7 +67,8 @@ print(
     json.dumps(
         {
             "job": "lora-step",
-            "device": f"torch {torch.__version__}, {options.threads} threads",
+            "device": f"torch {torch.__version__}, "
+            + (f"{options.threads} threads" if options.device == "cpu" else torch.cuda.get_device_name()),
             "base": "f32",
             "batch": options.batch,
             "length": options.length,
@@ -73,6 +77,7 @@ print(
             "bestTokensPerSecond": tokens / min(seconds),
             "secondsPerStep": seconds,
             "cpuSecondsPerStep": cpu_seconds,
+            **({} if options.device == "cpu" else {"peakTensorBytes": torch.cuda.max_memory_allocated()}),
             # Linux counts in KiB.
             "peakRssBytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         }

@@ -7,6 +7,8 @@ import {
   choose,
   crossEntropyGradOp,
   crossEntropyOp,
+  loraGradOp,
+  loraOp,
   rmsNormGradOp,
   rmsNormOp,
   ropeOp,
@@ -59,6 +61,19 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
     const cos = floats([rows, d / 2], 2);
     const sin = floats([rows, d / 2], 3);
     for (const inverse of [false, true]) await expectParity(ropeOp as never, { q, k, cos, sin }, { inverse });
+  });
+
+  test.each([
+    [1, 1, 1, 1],
+    [7, 65, 7, 3],
+    [65, 64, 1000, 8],
+    [64, 1000, 65, 9],
+    [3, 33, 65, 70],
+  ])('LoRA of %i rows, %i to %i, rank %i', async (rows, width, out, rank) => {
+    const [base, dy] = [floats([rows, out]), floats([rows, out], 5)];
+    const [x, a, b] = [floats([rows, width], 2), floats([rank, width], 3), floats([out, rank], 4)];
+    const [, inner] = await expectParity(loraOp as never, { base, x, a, b }, { scale: 0.7 }, 2e-5);
+    await expectParity(loraGradOp as never, { dy, x, a, b, inner: inner! }, { scale: 0.7 }, 2e-5);
   });
 
   test.each([[1], [7], [64], [65], [1000]])('swiglu of %i entries', async (n) => {

@@ -4,23 +4,40 @@
  * `selfTest` proves at start-up that they still mean what they meant.
  */
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
-import { env, type DataType, type TensorInfo } from '@tensorflow/tfjs-core';
+import { util, type DataType, type TensorInfo } from '@tensorflow/tfjs-core';
 import { DeviceError } from '@niwaki/tensor';
+import { createBufferPool, type BufferPool } from './buffer-pool.ts';
 import type { Program } from './program.ts';
 
 interface Internals {
   readonly device: GPUDevice;
-  readonly tensorMap: { get(dataId: object): { values: unknown } };
+  readonly tensorMap: { get(dataId: object): { values: unknown; resource: unknown } };
   readonly commandQueueOwnedIds: WeakSet<object>;
+  readonly activeTimers: unknown;
+  bufferManager: BufferPool;
   commandEncoder: GPUCommandEncoder | null;
   computePassEncoder: GPUComputePassEncoder | null;
   dispatchCountInPass: number;
   uploadToGPU(dataId: object): void;
-  tensorToBinding(tensor: TensorInfo): GPUBindingResource;
-  makeUniforms(values: { type: string; data: number[] }[]): GPUBindingResource;
   ensureCommandEncoderReady(): void;
   endComputePassEncoder(): void;
   submitQueue(): void;
+  recordAndSubmit(program: StockProgram, output: TensorInfo, inputs: TensorInfo[], uniforms?: StockUniform[]): void;
+}
+
+/** A kernel of tfjs's own, compiled. */
+interface StockProgram {
+  readonly pipeline: GPUComputePipeline;
+  readonly dispatch: [number, number, number];
+  readonly pixelsOpType?: unknown;
+  readonly size?: boolean;
+  readonly outputComponent?: number;
+  readonly outputShape: number[];
+}
+
+interface StockUniform {
+  readonly type: string;
+  readonly data: number[];
 }
 
 /** A new tensor, or one that an earlier program of the same kernel made and this one goes on writing. */
@@ -34,7 +51,25 @@ export interface Run<I extends string, O extends string, U extends string> {
   readonly groups: readonly [number, number?, number?];
 }
 
-const pipelines = new WeakMap<GPUDevice, Map<string, GPUComputePipeline>>();
+interface Pipeline {
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: GPUBindGroupLayout;
+}
+
+/** What one device has made so far. Everything a launch needs that does not change is here: making it again costs more than the launch. */
+interface Recorder {
+  readonly pipelines: Map<string, Pipeline>;
+  readonly stockLayouts: WeakMap<GPUComputePipeline, GPUBindGroupLayout>;
+  /** By content. */
+  readonly uniforms: Map<string, GPUBuffer>;
+  /** By layout and buffers: a training step asks for the same buffers in the same order each time. */
+  readonly groups: Map<string, GPUBindGroup>;
+  readonly numbers: WeakMap<object, number>;
+  readonly limits: { readonly binding: number; readonly workgroups: number };
+  next: number;
+}
+
+const recorders = new WeakMap<GPUDevice, Recorder>();
 const failures = new WeakMap<GPUDevice, string>();
 
 /** What a device reports later, since WebGPU never throws: the next dispatch says it. */
@@ -72,51 +107,169 @@ export function dispatch<I extends string, O extends string, U extends string>(
     return made;
   }
 
-  checkSizes(gpu.device, program.key, [...inputs, ...outputs], run.groups);
+  const recorder = recorderOf(gpu.device);
+  checkSizes(recorder, program.key, [...inputs, ...outputs], run.groups);
   const tensors = [...inputs, ...outputs];
   for (const { dataId } of tensors) {
     gpu.uploadToGPU(dataId);
     // Its buffer may be reused only after the commands recorded so far were submitted.
     gpu.commandQueueOwnedIds.add(dataId);
   }
-  const uniforms = (Object.keys(program.uniforms) as U[]).map((name) => ({
-    type: uniformType[program.uniforms[name]],
-    data: [run.uniforms[name]],
-  }));
-  const pipeline = pipelineOf(gpu.device, program);
-  const entries = tensors.map((tensor, binding) => ({ binding, resource: gpu.tensorToBinding(tensor) }));
-  if (uniforms.length > 0) entries.push({ binding: tensors.length, resource: gpu.makeUniforms(uniforms) });
+  const { pipeline, layout } = pipelineOf(recorder, gpu.device, program);
+  const buffers = tensors.map(({ dataId }) => gpu.tensorMap.get(dataId).resource as GPUBuffer);
+  const uniforms = Object.keys(program.uniforms) as U[];
+  if (uniforms.length > 0) {
+    const words = wordsOf(uniforms.map((name) => ({ type: uniformType[program.uniforms[name]], data: [run.uniforms[name]] })));
+    buffers.push(uniformBuffer(recorder, gpu.device, words));
+  }
+  record(gpu, { recorder, pipeline, layout, buffers }, run.groups as [number, number?, number?]);
+  return made;
+}
 
+interface Launch {
+  readonly recorder: Recorder;
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: GPUBindGroupLayout;
+  readonly buffers: readonly GPUBuffer[];
+}
+
+function record(gpu: Internals, { recorder, pipeline, layout, buffers }: Launch, groups: [number, number?, number?]): void {
+  const bindGroup = bindGroupOf(recorder, gpu.device, layout, buffers);
   gpu.ensureCommandEncoderReady();
-  gpu.computePassEncoder ??= gpu.commandEncoder!.beginComputePass({});
-  gpu.computePassEncoder.setPipeline(pipeline);
-  gpu.computePassEncoder.setBindGroup(0, gpu.device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries }));
-  gpu.computePassEncoder.dispatchWorkgroups(...(run.groups as [number, number?, number?]));
+  const pass = (gpu.computePassEncoder ??= gpu.commandEncoder!.beginComputePass({}));
+  pass.setPipeline(pipeline);
+  pass.setBindGroup(0, bindGroup);
+  pass.dispatchWorkgroups(...groups);
   gpu.dispatchCountInPass++;
-  if (env().getNumber('WEBGPU_DEFERRED_SUBMIT_BATCH_SIZE') <= gpu.dispatchCountInPass) {
+  if (submitEvery <= gpu.dispatchCountInPass) {
     gpu.endComputePassEncoder();
     gpu.submitQueue();
   }
+}
+
+/** Commands recorded before they are handed to the GPU; tfjs's 15 splits a transformer's block into a dozen submissions. */
+const submitEvery = 64;
+
+/** Lets tfjs's own kernels launch as ours do: from kept buffers, uniforms and bind groups. Before the first of them runs. */
+export function takeOver(backend: WebGPUBackend): void {
+  const gpu = backend as unknown as Internals;
+  const stock = gpu.recordAndSubmit.bind(backend);
+  gpu.bufferManager = createBufferPool(gpu.device);
+  const recorder = recorderOf(gpu.device);
+  gpu.recordAndSubmit = (program, output, inputs, defined = []) => {
+    // Images and timed launches are not worth a second way.
+    if (program.pixelsOpType != null || gpu.activeTimers != null) return stock(program, output, inputs, defined);
+    const tensors = [output, ...inputs];
+    for (const { dataId } of tensors) gpu.commandQueueOwnedIds.add(dataId);
+    // The order that tfjs's shaders declare their uniforms in.
+    const uniforms: StockUniform[] = [
+      { type: 'float32', data: [NaN] },
+      { type: 'float32', data: [Infinity] },
+      ...[...inputs, output].flatMap(({ shape }) => [
+        { type: 'int32', data: shape },
+        { type: 'int32', data: util.computeStrides(shape) },
+      ]),
+    ];
+    if (program.size) uniforms.push({ type: 'int32', data: [util.sizeFromShape(program.outputShape) / (program.outputComponent || 1)] });
+    const buffers = tensors.map(({ dataId }) => gpu.tensorMap.get(dataId).resource as GPUBuffer);
+    buffers.push(uniformBuffer(recorder, gpu.device, wordsOf([...uniforms, ...defined])));
+    let layout = recorder.stockLayouts.get(program.pipeline);
+    if (layout === undefined) recorder.stockLayouts.set(program.pipeline, (layout = program.pipeline.getBindGroupLayout(0)));
+    record(gpu, { recorder, pipeline: program.pipeline, layout, buffers }, program.dispatch);
+  };
+}
+
+function recorderOf(device: GPUDevice): Recorder {
+  let recorder = recorders.get(device);
+  if (recorder === undefined) {
+    const { maxStorageBufferBindingSize: binding, maxComputeWorkgroupsPerDimension: workgroups } = device.limits;
+    const limits = { binding, workgroups };
+    recorder = {
+      pipelines: new Map(),
+      stockLayouts: new WeakMap(),
+      uniforms: new Map(),
+      groups: new Map(),
+      numbers: new WeakMap(),
+      limits,
+      next: 1,
+    };
+    recorders.set(device, recorder);
+  }
+  return recorder;
+}
+
+/** Old ones go all at once: what is asked for again is made again, and nothing has to be counted in between. */
+function remember<T>(known: Map<string, T>, key: string, most: number, make: () => T): T {
+  const present = known.get(key);
+  if (present !== undefined) return present;
+  if (known.size >= most) known.clear();
+  const made = make();
+  known.set(key, made);
   return made;
+}
+
+function numberOf(recorder: Recorder, thing: object): number {
+  let number = recorder.numbers.get(thing);
+  if (number === undefined) recorder.numbers.set(thing, (number = recorder.next++));
+  return number;
+}
+
+function bindGroupOf(recorder: Recorder, device: GPUDevice, layout: GPUBindGroupLayout, buffers: readonly GPUBuffer[]): GPUBindGroup {
+  let key = String(numberOf(recorder, layout));
+  for (const buffer of buffers) key += `,${numberOf(recorder, buffer)}`;
+  return remember(recorder.groups, key, 16_384, () =>
+    device.createBindGroup({ layout, entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })) }),
+  );
+}
+
+/** Never written again, so that launches on their way to the GPU may share it. */
+function uniformBuffer(recorder: Recorder, device: GPUDevice, words: Uint32Array): GPUBuffer {
+  return remember(recorder.uniforms, words.join(), 4096, () => {
+    const buffer = device.createBuffer({ size: 4 * words.length, usage: GPUBufferUsage.UNIFORM, mappedAtCreation: true });
+    new Uint32Array(buffer.getMappedRange()).set(words);
+    buffer.unmap();
+    return buffer;
+  });
+}
+
+/** Words of a uniform block as WGSL lays it out: vectors of 3 and more on 16 bytes, of 2 on 8; tfjs writes 5 and 6 as two vectors. */
+function wordsOf(uniforms: readonly StockUniform[]): Uint32Array {
+  const starts: number[] = [];
+  let [end, widest, long] = [0, 1, false];
+  for (const { data } of uniforms) {
+    const length = Math.max(data.length, 1);
+    // What follows a structure of two vectors begins on 16 bytes as well.
+    const alignment = long || length > 2 ? 4 : length;
+    widest = Math.max(widest, alignment);
+    starts.push((end = Math.ceil(end / alignment) * alignment));
+    end += length;
+    long = length > 4;
+  }
+  const words = new Uint32Array(Math.ceil(end / widest) * widest);
+  const floats = new Float32Array(words.buffer);
+  uniforms.forEach(({ type, data }, i) => {
+    // A scalar has shape [], which tfjs's shaders read as 1.
+    (type === 'float32' ? floats : words).set(data.length === 0 ? [1] : data, starts[i]!);
+  });
+  return words;
 }
 
 const uniformType = { u32: 'uint32', i32: 'int32', f32: 'float32' } as const;
 
 /** WebGPU would report these later and without a name. */
-function checkSizes(device: GPUDevice, key: string, tensors: readonly TensorInfo[], groups: readonly (number | undefined)[]): void {
-  const { maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension } = device.limits;
+function checkSizes({ limits }: Recorder, key: string, tensors: readonly TensorInfo[], groups: readonly (number | undefined)[]): void {
   for (const { shape } of tensors) {
     const bytes = 4 * shape.reduce((product, side) => product * side, 1);
-    if (bytes <= maxStorageBufferBindingSize) continue;
-    throw new DeviceError(`${key}: a tensor of [${shape}] takes ${bytes} bytes, this GPU binds at most ${maxStorageBufferBindingSize}`, {
+    if (bytes <= limits.binding) continue;
+    throw new DeviceError(`${key}: a tensor of [${shape}] takes ${bytes} bytes, this GPU binds at most ${limits.binding}`, {
       shape,
       bytes,
-      limit: maxStorageBufferBindingSize,
+      limit: limits.binding,
       help: 'Split it by rows, or store it packed.',
     });
   }
-  if (groups.some((count) => count !== undefined && count > maxComputeWorkgroupsPerDimension)) {
-    throw new DeviceError(`${key}: [${groups}] workgroups are more than ${maxComputeWorkgroupsPerDimension} along one side`, {
+  if (groups.some((count) => count !== undefined && count > limits.workgroups)) {
+    throw new DeviceError(`${key}: [${groups}] workgroups are more than ${limits.workgroups} along one side`, {
       groups,
       help: 'Use a smaller batch.',
     });
@@ -131,12 +284,11 @@ function zerosOf({ shape, dtype }: TensorInfo): Float32Array | Int32Array {
 }
 
 function pipelineOf<I extends string, O extends string, U extends string>(
+  { pipelines }: Recorder,
   device: GPUDevice,
   program: Program<I, O, U>,
-): GPUComputePipeline {
-  let cache = pipelines.get(device);
-  if (cache === undefined) pipelines.set(device, (cache = new Map()));
-  const present = cache.get(program.key);
+): Pipeline {
+  const present = pipelines.get(program.key);
   if (present !== undefined) return present;
   const inputs = Object.keys(program.inputs).length;
   const outputs = Object.keys(program.outputs).length;
@@ -159,6 +311,7 @@ function pipelineOf<I extends string, O extends string, U extends string>(
     layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
     compute: { module: device.createShaderModule({ label: program.key, code: program.code() }), entryPoint: 'main' },
   });
-  cache.set(program.key, pipeline);
-  return pipeline;
+  const made = { pipeline, layout };
+  pipelines.set(program.key, made);
+  return made;
 }

@@ -3,15 +3,12 @@ import { DeviceError } from '@niwaki/tensor';
 import type { StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
 import { findAdapter, requestDevice, type FoundAdapter } from './adapter.ts';
-import { watch } from './dispatch.ts';
+import { takeOver, watch } from './dispatch.ts';
 import { webgpuKernels } from './kernels.ts';
 import { selfTest } from './self-test.ts';
 
 /** Our name, so that tfjs's own 'webgpu' device stays as it is beside ours. */
 export const webgpuBackendName = 'niwaki-webgpu';
-
-/** Commands recorded before they are handed to the GPU; tfjs's 15 splits a transformer's block into a dozen submissions. */
-const submitEvery = 64;
 
 let found: Promise<FoundAdapter> | undefined;
 let started: Promise<StartedDevice> | undefined;
@@ -53,8 +50,8 @@ async function start(found: FoundAdapter): Promise<StartedDevice> {
   const { WebGPUBackend } = await import('@tensorflow/tfjs-backend-webgpu');
   // On: tensors that happen to be on the host are computed there, so that a forward and its recomputation differ in bits.
   env().set('WEBGPU_CPU_FORWARD', false);
-  env().set('WEBGPU_DEFERRED_SUBMIT_BATCH_SIZE', submitEvery);
   const backend = new WebGPUBackend(device, found.adapter.info);
+  takeOver(backend);
   await selfTest(backend);
   copyRegisteredKernels('webgpu', webgpuBackendName);
   for (const kernel of webgpuKernels(webgpuBackendName)) replaceKernel(kernel);

@@ -6,6 +6,7 @@ import { attentionGradKernel, attentionKernel } from './kernels/attention.ts';
 import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-code.ts';
 import { chooseKernel } from './kernels/choose.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
+import { loraGradKernel, loraKernel } from './kernels/lora.ts';
 import { matMulKernel } from './kernels/mat-mul.ts';
 import { noiseKernel } from './kernels/noise.ts';
 import { packedMatMulKernel, packedRowsKernel } from './kernels/packed-matmul.ts';
@@ -31,6 +32,8 @@ const kernels: readonly Kernel[] = [
   quantizeBlocksKernel,
   cumprodKernel,
   cumsumKernel,
+  loraKernel,
+  loraGradKernel,
   matMulKernel,
   noiseKernel,
   packedMatMulKernel,

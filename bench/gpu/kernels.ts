@@ -1,0 +1,302 @@
+/**
+ * The time of every WebGPU kernel at the sizes of training and generating, against what the card can do: the larger of its
+ * operations at the card's f32 rate and its bytes at the card's memory rate, both measured here first. One JSON row a line.
+ *   node kernels.mjs [part of a name] [--software] [--seconds 0.2]
+ */
+import { parseArgs } from 'node:util';
+import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
+import { backend, engine } from '@tensorflow/tfjs-core';
+import {
+  adamOp,
+  allFiniteOp,
+  attentionGradOp,
+  attentionOp,
+  crossEntropyGradOp,
+  crossEntropyOp,
+  dispose,
+  init,
+  matMul,
+  neg,
+  rmsNormGradOp,
+  rmsNormOp,
+  ropeOp,
+  runOp,
+  swigluGradOp,
+  swigluOp,
+  tensor,
+  tensor1d,
+  packedMatMulOp,
+  type Op,
+  type PackedFormat,
+  type Tensor,
+} from '../../packages/niwaki/src/index.ts';
+import { dispatch } from '../../packages/backend/src/webgpu/dispatch.ts';
+import { program } from '../../packages/backend/src/webgpu/program.ts';
+import { floats, ints, type Host } from '../../packages/backend/test/parity.ts';
+import { packedFixture } from '../../packages/backend/test/packed-fixture.ts';
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { software: { type: 'boolean', default: false }, seconds: { type: 'string', default: '0.2' } },
+});
+const { description } = await init({ device: 'webgpu', software: values.software });
+const seconds = Number(values.seconds);
+
+interface Row {
+  readonly name: string;
+  readonly flops: number;
+  /** Each input read once, each output written once. */
+  readonly bytes: number;
+  run(): Tensor | readonly Tensor[];
+  readonly inputs: readonly Tensor[];
+}
+
+/** Waits for everything queued: one small read after it. */
+async function settle(): Promise<void> {
+  const probe = neg(tensor1d([1]));
+  await probe.data();
+  probe.dispose();
+}
+
+/** Seconds a call, of a queue long enough to hide the wait for its end; the best of three. */
+async function timeOf(run: Row['run']): Promise<number> {
+  const queue = async (count: number): Promise<number> => {
+    const started = performance.now();
+    for (let i = 0; i < count; i++) dispose([run()].flat() as Tensor[]);
+    await settle();
+    return (performance.now() - started) / 1000;
+  };
+  await queue(2);
+  const once = await queue(3);
+  const count = Math.max(3, Math.min(2000, Math.ceil((seconds * 3) / once)));
+  let best = Infinity;
+  for (let turn = 0; turn < 3; turn++) best = Math.min(best, (await queue(count)) / count);
+  return best;
+}
+
+const upload = ({ shape, values: data }: Host): Tensor => tensor(data, [...shape], data instanceof Int32Array ? 'int32' : 'float32');
+
+function opRow(name: string, op: Op<never, never>, hosts: Readonly<Record<string, Host>>, attrs: object, flops: number): Row {
+  const inputs = Object.fromEntries(Object.entries(hosts).map(([key, host]) => [key, upload(host)]));
+  const run = (): Tensor[] => runOp(op, inputs as never, attrs as never) as Tensor[];
+  const outputs = run();
+  const bytes = 4 * [...Object.values(inputs), ...outputs].reduce((sum, { size }) => sum + size, 0);
+  dispose(outputs);
+  return { name, flops, bytes, run, inputs: Object.values(inputs) };
+}
+
+function product(m: number, k: number, n: number, ta = false, tb = false): Row {
+  const a = upload(floats(ta ? [k, m] : [m, k]));
+  const b = upload(floats(tb ? [n, k] : [k, n], 2));
+  return {
+    name: `f32 ${ta ? 'Aᵀ' : 'A'}·${tb ? 'Bᵀ' : 'B'} ${m}x${k}x${n}`,
+    flops: 2 * m * k * n,
+    bytes: 4 * (m * k + k * n + m * n),
+    run: () => matMul(a as never, b as never, ta, tb),
+    inputs: [a, b],
+  };
+}
+
+function packed(format: PackedFormat, rows: number, out: number, width: number, transposed = false): Row {
+  const { shape, parts } = packedFixture(format, out, width);
+  const hosts = { x: floats([rows, transposed ? out : width]), ...parts };
+  const name = `${format} ${transposed ? 'x·W' : 'x·Wᵀ'} ${rows}x${width}x${out}`;
+  return opRow(name, packedMatMulOp as never, hosts, { ...shape, transposed }, 2 * rows * out * width);
+}
+
+function attention(batch: number, time: number, heads: number, kvHeads: number, d: number): Row[] {
+  const q = floats([batch, time, heads, d]);
+  const [k, v] = [floats([batch, time, kvHeads, d], 2), floats([batch, time, kvHeads, d], 3)];
+  const [from, to] = [ints([batch, time], () => 0), ints([batch, time], (i) => (i % time) + 1)];
+  const scale = 1 / Math.sqrt(d);
+  // Two products over the half of the square that is seen; five in the gradient.
+  const flops = 2 * batch * heads * time * time * d;
+  const forward = opRow(
+    `attention ${batch}x${time} ${heads}/${kvHeads} heads of ${d}`,
+    attentionOp as never,
+    { q, k, v, from, to },
+    { scale },
+    flops,
+  );
+  const [y, logSumExp] = forward.run() as Tensor[];
+  const dy = upload(floats([batch, time, heads, d], 4));
+  const inputs = {
+    dy,
+    q: forward.inputs[0]!,
+    k: forward.inputs[1]!,
+    v: forward.inputs[2]!,
+    y: y!,
+    logSumExp: logSumExp!,
+    from: forward.inputs[3]!,
+    to: forward.inputs[4]!,
+  };
+  const gradient: Row = {
+    name: `attention gradient ${batch}x${time} ${heads}/${kvHeads} heads of ${d}`,
+    flops: 2.5 * flops,
+    bytes: 4 * [...Object.values(inputs)].reduce((sum, { size }) => sum + size, 0) + 4 * (inputs.q.size + 2 * inputs.k.size),
+    run: () => runOp(attentionGradOp as never, inputs as never, { scale } as never) as Tensor[],
+    inputs: [dy, y!, logSumExp!],
+  };
+  return [forward, gradient];
+}
+
+const n = 1 << 24;
+const wide = 49152;
+const positive = (host: Host): Host => ({ ...host, values: host.values.map(Math.abs) as Float32Array });
+const one = (value: number): Host => ({ shape: [], values: Float32Array.of(value) });
+
+/** Made one at a time, so that only one row's tensors are on the card. */
+const rows: readonly (() => Row | readonly Row[])[] = [
+  () =>
+    opRow(
+      'a launch (rope of 2 entries)',
+      ropeOp as never,
+      { x: floats([1, 1, 2]), cos: floats([1, 1]), sin: floats([1, 1]) },
+      { inverse: false },
+      6,
+    ),
+  () => product(512, 576, 1536),
+  () => product(512, 576, 1536, false, true),
+  () => product(576, 512, 1536, true),
+  () => product(2048, 2048, 2048),
+  () => product(2048, 2048, 2048, false, true),
+  () => product(2048, 2048, 2048, true),
+  () => product(512, 576, 49152, false, true),
+  () => product(1, 2048, 2048, false, true),
+  () => product(1, 4096, 4096, false, true),
+  () => product(512, 576, 8),
+  () => product(512, 8, 1536),
+  () => product(8, 512, 576, true),
+  ...(['codebook4', 'Q4_0', 'Q4_1', 'Q8_0', 'Q4_K', 'Q6_K', 'affine'] as const).flatMap((format) => [
+    () => packed(format, 1, 4096, 4096),
+    () => packed(format, 512, 2048, 2048),
+  ]),
+  () => packed('codebook4', 512, 2048, 2048, true),
+  () => packed('Q4_1', 512, 2048, 2048, true),
+  () => packed('Q4_1', 512, 1536, 576 - (576 % 32)),
+  () => packed('Q4_1', 1, 1536, 576),
+  () => attention(4, 128, 9, 3, 64),
+  () => attention(1, 2048, 9, 3, 64),
+  () =>
+    opRow('rmsNorm 4096x2048', rmsNormOp as never, { x: floats([4096, 2048]), weight: floats([2048], 2) }, { eps: 1e-5 }, 4 * 4096 * 2048),
+  () =>
+    opRow(
+      'rmsNorm gradient 4096x2048',
+      rmsNormGradOp as never,
+      { dy: floats([4096, 2048], 3), x: floats([4096, 2048]), weight: floats([2048], 2) },
+      { eps: 1e-5, weightGradient: false },
+      10 * 4096 * 2048,
+    ),
+  () =>
+    opRow(
+      'rope 4096x32x64',
+      ropeOp as never,
+      { x: floats([4096, 32, 64]), cos: floats([4096, 32], 2), sin: floats([4096, 32], 3) },
+      { inverse: false },
+      3 * 4096 * 2048,
+    ),
+  () => opRow('swiglu 16M', swigluOp as never, { gate: floats([n]), up: floats([n], 2) }, {}, 6 * n),
+  () => opRow('swiglu gradient 16M', swigluGradOp as never, { dy: floats([n], 3), gate: floats([n]), up: floats([n], 2) }, {}, 12 * n),
+  () =>
+    opRow(
+      `crossEntropy 512x${wide}`,
+      crossEntropyOp as never,
+      { logits: floats([512, wide]), targets: ints([512], (i) => i) },
+      {},
+      4 * 512 * wide,
+    ),
+  () =>
+    opRow(
+      `crossEntropy gradient 512x${wide}`,
+      crossEntropyGradOp as never,
+      { dloss: floats([512]), logits: floats([512, wide]), targets: ints([512], (i) => i), logSumExp: positive(floats([512], 5)) },
+      {},
+      4 * 512 * wide,
+    ),
+  () =>
+    opRow(
+      'adam 16M',
+      adamOp as never,
+      {
+        gradient: floats([n]),
+        momentum: floats([n], 2),
+        variance: positive(floats([n], 3)),
+        correction1: one(0.19),
+        correction2: one(0.002),
+      },
+      { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+      12 * n,
+    ),
+  () => opRow('allFinite 16M', allFiniteOp as never, { x: floats([n]) }, {}, n),
+];
+
+/** 16 chains of dependent multiply-adds a thread: f32 operations a second. */
+async function peakFlops(): Promise<number> {
+  const [chains, rounds, groups] = [16, 512, 4096];
+  const peak = program({
+    key: `bench-peak-${rounds}`,
+    inputs: { x: 'f32' },
+    outputs: { y: 'f32' },
+    workgroup: 256,
+    main: `
+  var sums: array<vec4<f32>, ${chains / 4}>;
+  let a = vec4<f32>(x[0]);
+  for (var i = 0; i < ${chains / 4}; i++) { sums[i] = vec4<f32>(f32(index)); }
+  for (var round = 0; round < ${rounds}; round++) {
+    ${Array.from({ length: chains / 4 }, (_, i) => `sums[${i}] = fma(sums[${i}], a, a);`).join('\n    ')}
+  }
+  var total = vec4<f32>(0.0);
+  for (var i = 0; i < ${chains / 4}; i++) { total += sums[i]; }
+  y[index] = total.x + total.y + total.z + total.w;`,
+  });
+  const x = tensor1d([0.5]);
+  const run = (): Tensor => {
+    const { y } = dispatch(backend() as never as WebGPUBackend, peak, {
+      inputs: { x },
+      outputs: { y: { shape: [groups * 256] } },
+      uniforms: {},
+      groups: [groups],
+    });
+    return engine().makeTensorFromTensorInfo(y);
+  };
+  const time = await timeOf(run);
+  x.dispose();
+  return (2 * chains * rounds * groups * 256) / time;
+}
+
+/** Read and write of half a gibibyte each, more than any cache: bytes a second. */
+async function peakBandwidth(): Promise<number> {
+  const x = tensor1d(new Float32Array(1 << 27));
+  const time = await timeOf(() => neg(x));
+  x.dispose();
+  return (2 * 4 * (1 << 27)) / time;
+}
+
+const card = { flops: await peakFlops(), bytesPerSecond: await peakBandwidth() };
+console.log(
+  JSON.stringify({
+    device: description,
+    teraflops: Number((card.flops / 1e12).toFixed(2)),
+    gigabytesPerSecond: Math.round(card.bytesPerSecond / 1e9),
+  }),
+);
+const chosen = ({ name }: Row): boolean => positionals.length === 0 || positionals.some((part) => name.includes(part));
+for (const make of rows) {
+  const made = [make()].flat() as Row[];
+  for (const row of made.filter(chosen)) {
+    const time = await timeOf(row.run);
+    const [arithmetic, memory] = [row.flops / card.flops, row.bytes / card.bytesPerSecond];
+    console.log(
+      JSON.stringify({
+        name: row.name,
+        microseconds: Number((time * 1e6).toFixed(1)),
+        ofRoofline: Number((Math.max(arithmetic, memory) / time).toFixed(3)),
+        bound: arithmetic > memory ? 'arithmetic' : 'memory',
+        teraflops: Number((row.flops / time / 1e12).toFixed(3)),
+        gigabytesPerSecond: Number((row.bytes / time / 1e9).toFixed(1)),
+      }),
+    );
+  }
+  dispose(made.flatMap(({ inputs }) => inputs));
+}
+process.exit(0);
