@@ -6,8 +6,9 @@ import { kernelOf, release, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
 import { dotSums, gradientColumns, loraFactorGradient, loraNarrow, loraWide, ranksEach } from './lora.wgsl.ts';
 
-export const loraKernel: Kernel = kernelOf(loraOp, ({ base, x, a, b }, { scale }, backend) => {
+export const loraKernel: Kernel = kernelOf(loraOp, ({ base, x, a, b }, { scale, unread }, backend) => {
   const inner = narrow(backend, { x, factor: a, rank: a.shape[0]!, across: false, scale: 1 });
+  if (unread) return [backend.makeTensorInfo(base.shape, 'float32'), inner];
   return [wide(backend, { base, inner, factor: b, columns: b.shape[0]!, scale }), inner];
 });
 
