@@ -5,6 +5,7 @@ import {
   allFinite,
   allFiniteOp,
   choose,
+  commitUpdateOp,
   crossEntropyGradOp,
   crossEntropyOp,
   loraGradOp,
@@ -13,6 +14,7 @@ import {
   rmsNormOp,
   ropeOp,
   scalar,
+  sumSquaresOp,
   swigluGradOp,
   swigluOp,
   tensor1d,
@@ -72,7 +74,7 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
   ])('LoRA of %i rows, %i to %i, rank %i', async (rows, width, out, rank) => {
     const [base, dy] = [floats([rows, out]), floats([rows, out], 5)];
     const [x, a, b] = [floats([rows, width], 2), floats([rank, width], 3), floats([out, rank], 4)];
-    const [, inner] = await expectParity(loraOp as never, { base, x, a, b }, { scale: 0.7 }, 2e-5);
+    const [, inner] = await expectParity(loraOp as never, { base, x, a, b }, { scale: 0.7, unread: false }, 2e-5);
     await expectParity(loraGradOp as never, { dy, x, a, b, inner: inner! }, { scale: 0.7 }, 2e-5);
   });
 
@@ -105,7 +107,24 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
     variance.values.forEach((v, i) => (variance.values[i] = Math.abs(v)));
     const one = (value: number) => ({ shape: [], values: Float32Array.of(value) });
     const inputs = { gradient: floats([n]), momentum: floats([n], 2), variance, correction1: one(0.19), correction2: one(0.002) };
-    await expectParity(adamOp as never, inputs, { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
+    const options = { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+    await expectParity(adamOp as never, { ...inputs, ok: one(1) }, options);
+    inputs.gradient.values[0] = NaN;
+    const [, momentum, kept] = await onGpu(adamOp as never, { ...inputs, ok: one(0) }, options);
+    expect(momentum!.values).toEqual(inputs.momentum.values);
+    expect(kept!.values).toEqual(variance.values);
+  });
+
+  test.each([[1], [7], [64], [65], [1000]])('commitUpdate of %i entries, and of none where it is refused', async (n) => {
+    const inputs = { old: floats([n]), update: floats([n], 2) };
+    await expectParity(commitUpdateOp as never, { ...inputs, ok: { shape: [], values: Float32Array.of(1) } }, { keep: 0.99 });
+    inputs.update.values.fill(NaN);
+    const [kept] = await onGpu(commitUpdateOp as never, { ...inputs, ok: { shape: [], values: Float32Array.of(0) } }, { keep: 0.99 });
+    expect(kept!.values).toEqual(inputs.old.values);
+  });
+
+  test.each([[0], [1], [7], [65], [8193], [70_000]])('sumSquares of %i entries', async (n) => {
+    await expectParity(sumSquaresOp as never, { x: floats([n]) }, {}, 1e-5);
   });
 
   test.each([[1], [7], [65], [5000], [40_000]])('allFinite finds one bad entry among %i, by its bits', async (n) => {

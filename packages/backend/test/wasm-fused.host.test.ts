@@ -74,7 +74,7 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
         Float32Array.from({ length: rows * width }, (_, i) => Math.abs(Math.sin(i))),
         [rows, width],
       );
-      const inputs = { gradient, momentum, variance, correction1: tensor([0.19]), correction2: tensor([0.002]) };
+      const inputs = { gradient, momentum, variance, correction1: tensor([0.19]), correction2: tensor([0.002]), ok: tensor([1]) };
       expect(error(adamOp, inputs, { beta1: 0.9, beta2: 0.999, eps: 1e-8 })).toBeLessThan(tolerance);
     });
 

@@ -98,7 +98,7 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     attention: [y, total, ...run(attentionGradOp, { ...sides, dy: random([2, time, heads, d]), y, logSumExp: total }, { scale: 0.2 })],
     Adam: run(
       adamOp,
-      { gradient: dy, momentum: x, variance: square(x), correction1: half, correction2: half },
+      { gradient: dy, momentum: x, variance: square(x), correction1: half, correction2: half, ok: half },
       { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
     ),
     'low-rank products': [

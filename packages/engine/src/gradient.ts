@@ -12,7 +12,7 @@ import {
   scatterND,
   square,
   StateError,
-  sum,
+  sumSquares,
   tidy,
   type Gradient,
   type Parameter,
@@ -66,7 +66,7 @@ export function squaredNorm(gradients: Iterable<readonly [Parameter, Gradient]>)
     for (const [parameter, gradient] of gradients) {
       if (gradient.kind === 'noise') parts.push(...gradient.terms.map(({ coefficient }) => square(coefficient)));
       // A tidy each: the squares of all gradients together would be a second copy of them.
-      else parts.push(tidy(() => sum(square(dense(gradient, parameter)))));
+      else parts.push(tidy(() => sumSquares(dense(gradient, parameter))));
     }
     return parts.length === 0 ? scalar(0) : (total(parts) as Scalar);
   });

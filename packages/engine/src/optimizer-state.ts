@@ -85,11 +85,11 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
       const { parameter } = context;
       const old = states.get(parameter)!;
       const next = tidy(() => {
-        const { update, state, how } = optimizer.update(gradient, old, context);
+        const { update, state, how, gated = false } = optimizer.update(gradient, old, { ...context, ok });
         parameter.commit(update, ok, { noise: context.draw.at(`${parameter.path}#rounding`), ...how });
         const fresh: Record<string, number> = {};
         const chosen = Object.entries(state).map(([name, value]): [string, Tensor | number] => {
-          if (typeof value !== 'number') return [name, chooseState(ok, value, old[name])];
+          if (typeof value !== 'number') return [name, gated ? value : chooseState(ok, value, old[name])];
           fresh[name] = value;
           return [name, old[name] ?? value];
         });

@@ -87,7 +87,8 @@ export function blockwiseState(
     init: (parameter, peers) => encode(inner.init(parameter, peers), parameter),
     update: (gradient, state, context) => {
       const made = inner.update(gradient, decode(state, context.parameter), context);
-      return { ...made, state: encode(made.state, context.parameter) };
+      // Codes of old moments need not be the old codes: who chooses has to choose between codes.
+      return { ...made, state: encode(made.state, context.parameter), gated: false };
     },
     // A block that gets a larger entry gets a coarser scale: its other entries keep their moments to a byte, not to the bit.
     begin: (state, entries, parameter) => encode(beginEntries(inner, decode(state, parameter), entries, parameter), parameter),

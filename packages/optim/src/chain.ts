@@ -36,13 +36,15 @@ export function chain(...transforms: readonly Transform[]): Chain {
       let update = gradient;
       let how: Commit | undefined;
       const next: State = {};
+      let gated = true;
       for (const [i, part] of parts.entries()) {
         const made = part.update(update, substate(state, keys[i]!), context);
         update = made.update;
         Object.assign(next, prefixed(made.state, keys[i]!));
         how = combined(how, made.how);
+        gated &&= made.gated === true || Object.keys(made.state).length === 0;
       }
-      return { update, state: next, ...(how === undefined ? {} : { how }) };
+      return { update, state: next, gated, ...(how === undefined ? {} : { how }) };
     },
     begin: (state, entries, parameter) =>
       Object.assign(

@@ -34,7 +34,7 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
     name: 'adam',
     layout: { momentum: { per: 'entry', signed: true }, variance: { per: 'entry', signed: false } },
     init: ({ shape }) => ({ momentum: zeros([...shape]), variance: zeros([...shape]) }),
-    update: (gradient, { momentum, variance }, { updates, once = (_, make) => make() }) => {
+    update: (gradient, { momentum, variance }, { updates, ok, once = (_, make) => make() }) => {
       const one = (): Scalar => once('one', () => scalar(1));
       const correction = (beta: number): Scalar => once(`bias correction ${beta}`, () => biasCorrection(beta, updates));
       const { direction, ...state } = adamStep(
@@ -44,11 +44,12 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
           variance,
           correction1: correctLast ? one() : correction(beta1),
           correction2: correctLast ? one() : correction(beta2),
+          ok: ok ?? one(),
         },
         { beta1, beta2, eps },
       );
       const corrected = correctLast ? mul(direction, div(sqrt(correction(beta2)), correction(beta1))) : direction;
-      return { update: dense(corrected), state };
+      return { update: dense(corrected), state, gated: ok !== undefined };
     },
     // The count is the parameter's, so a new entry begins with what it turns into the means of its gradients.
     begin: ({ momentum, variance }, entries) => {

@@ -21,7 +21,7 @@ export interface Transform<S extends State = State> {
   /** `prepare` may give a state other entries than `init` did: a saved one is taken as it is. */
   readonly varies?: boolean;
   /** Pure: returns new tensors, disposes nothing. Runs inside the step's tidy. */
-  update(gradient: Gradient, state: S, context: UpdateContext): { update: Gradient; state: S; how?: Commit };
+  update(gradient: Gradient, state: S, context: UpdateContext): Updated<S>;
   /** Summed over all parameters of the step before any update (global clipping): needs every gradient held. */
   measure?(gradient: Gradient, state: S): Scalar;
   /** Host work between segments, awaited only when `due`. */
@@ -32,6 +32,14 @@ export interface Transform<S extends State = State> {
    * or as at the start; of the others bit for bit as it was. Pure. Called through `beginEntries`.
    */
   begin?(state: S, entries: NewEntries, parameter: Parameter): S;
+}
+
+export interface Updated<S extends State = State> {
+  readonly update: Gradient;
+  readonly state: S;
+  readonly how?: Commit;
+  /** The tensors of `state` are the old ones, bit for bit, where `context.ok` is 0: nobody has to choose between them again. */
+  readonly gated?: boolean;
 }
 
 /** How one tensor of a state is laid out. */
@@ -64,6 +72,8 @@ export interface UpdateContext {
   /** Sum of `measure` over the parameters of the step. */
   readonly total?: Scalar;
   readonly draw: Draw;
+  /** Whether the step is applied, 1 or 0, on the device. Absent outside a step. */
+  readonly ok?: Scalar;
   /** A tensor made once a step and shared by all its parameters, by name; the step owns it. Absent outside a step. */
   once?(name: string, make: () => Scalar): Scalar;
 }

@@ -2,6 +2,7 @@ import { ConfigError, ShapeError, StateError } from './errors.ts';
 import { add, keep, maximum, minimum, mul, reshape, tidy, type Scalar, type Tensor } from './tfjs.ts';
 import type { Commit, Constraint, Gradient, Parameter, Places, RawTensor, Role } from './parameter.ts';
 import { choose } from './ops/choose.ts';
+import { commitUpdate } from './ops/commit-update.ts';
 import { unpackFields } from './ops/unpack-fields.ts';
 import { bytesOf } from './packed/words.ts';
 
@@ -81,6 +82,7 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
 
 /** decay → add → constraint, and the old value bit for bit where the step was refused. */
 function committed(old: Tensor, update: Gradient, ok: Scalar, how: Commit | undefined, constraint: Constraint | undefined): Tensor {
+  if (constraint === undefined) return commitUpdate(old, denseUpdate(update, old), ok, 1 - (how?.decay ?? 0));
   const decayed = how?.decay ? mul(old, 1 - how.decay) : old;
   let next = add(decayed, denseUpdate(update, old));
   if (constraint?.mask && 'bits' in constraint.mask) next = mul(next, entryMask(constraint.mask.bits, old.shape));

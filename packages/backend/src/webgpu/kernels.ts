@@ -5,6 +5,7 @@ import { allFiniteKernel } from './kernels/all-finite.ts';
 import { attentionGradKernel, attentionKernel } from './kernels/attention.ts';
 import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-code.ts';
 import { chooseKernel } from './kernels/choose.ts';
+import { commitUpdateKernel } from './kernels/commit-update.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
 import { loraGradKernel, loraKernel } from './kernels/lora.ts';
 import { matMulKernel } from './kernels/mat-mul.ts';
@@ -14,6 +15,7 @@ import { addRmsNormKernel, rmsNormGradKernel, rmsNormKernel } from './kernels/rm
 import { ropeKernel } from './kernels/rope.ts';
 import { cumprodKernel, cumsumKernel } from './kernels/scan.ts';
 import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
+import { sumSquaresKernel } from './kernels/sum-squares.ts';
 import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
 import { unpackFieldsKernel } from './kernels/unpack-fields.ts';
 import { unwrittenKernel } from './kernels/unwritten.ts';
@@ -26,6 +28,7 @@ const kernels: readonly Kernel[] = [
   attentionKernel,
   attentionGradKernel,
   chooseKernel,
+  commitUpdateKernel,
   crossEntropyKernel,
   crossEntropyGradKernel,
   dequantizeBlocksKernel,
@@ -41,6 +44,7 @@ const kernels: readonly Kernel[] = [
   rmsNormKernel,
   rmsNormGradKernel,
   ropeKernel,
+  sumSquaresKernel,
   swigluKernel,
   swigluGradKernel,
   unpackFieldsKernel,

@@ -1,17 +1,20 @@
 import { add, div, expm1, mul, neg, sqrt, square, tidy, type Scalar, type Tensor } from '../tfjs.ts';
 import { runOp, type Op } from '../op.ts';
+import { choose } from './choose.ts';
 
 /**
  * One step of Adam's moments. Inputs gradient, momentum, variance of equal shape; correction1, correction2 scalars
- * (1 - beta^t, on the device since t counts applied updates). Outputs [direction, momentum, variance],
- * direction = (momentum / correction1) / (sqrt(variance / correction2) + eps).
+ * (1 - beta^t, on the device since t counts applied updates); ok a scalar. Outputs [direction, momentum, variance],
+ * direction = (momentum / correction1) / (sqrt(variance / correction2) + eps); where ok is 0 the moments are the old ones,
+ * bit for bit, and the direction means nothing.
  */
 export const adamOp: Op<AdamInputs, { beta1: number; beta2: number; eps: number }> = {
   kernelName: 'NiwakiAdam',
-  reference: ({ gradient, momentum, variance, correction1, correction2 }, { beta1, beta2, eps }) => {
+  reference: ({ gradient, momentum, variance, correction1, correction2, ok }, { beta1, beta2, eps }) => {
     const m = add(mul(momentum, beta1), mul(gradient, 1 - beta1));
     const v = add(mul(variance, beta2), mul(square(gradient), 1 - beta2));
-    return [div(div(m, correction1), add(sqrt(div(v, correction2)), eps)), m, v];
+    const direction = div(div(m, correction1), add(sqrt(div(v, correction2)), eps));
+    return [direction, choose(ok as Scalar, m, momentum), choose(ok as Scalar, v, variance)];
   },
 };
 
@@ -21,10 +24,11 @@ export interface AdamInputs {
   variance: Tensor;
   correction1: Tensor;
   correction2: Tensor;
+  ok: Tensor;
   [name: string]: Tensor;
 }
 
-/** Adam's direction and its new moments (Kingma & Ba 2015, alg. 1). Not differentiable. */
+/** Adam's direction and its new moments (Kingma & Ba 2015, alg. 1), the old ones where the step is refused. Not differentiable. */
 export function adamStep(
   inputs: AdamInputs,
   options: { beta1: number; beta2: number; eps: number },
