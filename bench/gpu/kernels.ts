@@ -147,14 +147,7 @@ const one = (value: number): Host => ({ shape: [], values: Float32Array.of(value
 
 /** Made one at a time, so that only one row's tensors are on the card. */
 const rows: readonly (() => Row | readonly Row[])[] = [
-  () =>
-    opRow(
-      'a launch (rope of 2 entries)',
-      ropeOp as never,
-      { x: floats([1, 1, 2]), cos: floats([1, 1]), sin: floats([1, 1]) },
-      { inverse: false },
-      6,
-    ),
+  () => opRow('a launch (swiglu of one entry)', swigluOp as never, { gate: floats([1]), up: floats([1]) }, {}, 6),
   () => product(512, 576, 1536),
   () => product(512, 576, 1536, false, true),
   () => product(576, 512, 1536, true),
@@ -189,11 +182,11 @@ const rows: readonly (() => Row | readonly Row[])[] = [
     ),
   () =>
     opRow(
-      'rope 4096x32x64',
+      'rope 4096 rows, 32/8 heads of 64',
       ropeOp as never,
-      { x: floats([4096, 32, 64]), cos: floats([4096, 32], 2), sin: floats([4096, 32], 3) },
+      { q: floats([4096, 32, 64]), k: floats([4096, 8, 64], 4), cos: floats([4096, 32], 2), sin: floats([4096, 32], 3) },
       { inverse: false },
-      3 * 4096 * 2048,
+      3 * 4096 * 40 * 64,
     ),
   () => opRow('swiglu 16M', swigluOp as never, { gate: floats([n]), up: floats([n], 2) }, {}, 6 * n),
   () => opRow('swiglu gradient 16M', swigluGradOp as never, { dy: floats([n], 3), gate: floats([n]), up: floats([n], 2) }, {}, 12 * n),

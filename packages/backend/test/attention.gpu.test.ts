@@ -24,6 +24,7 @@ const cases = [
   ['rows that see nothing', { batch: 2, time: 9, keys: 7, heads: 2, kvHeads: 2, d: 8 }, padded],
   ['bounds outside the keys', { batch: 1, time: 5, keys: 7, heads: 2, kvHeads: 1, d: 8 }, outside],
   ['one query over a cache', { batch: 2, time: 1, keys: 65, heads: 8, kvHeads: 2, d: 16 }, everything],
+  ['more query rows than one thread walks', { batch: 2, time: 200, keys: 200, heads: 3, kvHeads: 1, d: 8 }, causal],
   ['heads of 64', { batch: 1, time: 17, keys: 17, heads: 3, kvHeads: 1, d: 64 }, causal],
 ] as const;
 

@@ -1,7 +1,20 @@
 import { init } from '@niwaki/backend';
 import { packedMatMulOp, packedRowsOp } from '@niwaki/tensor';
-import { BatchMatMul, engine, tensor, UnsortedSegmentSum, unsortedSegmentSum, type Tensor } from '@tensorflow/tfjs-core';
+import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
+import {
+  backend,
+  BatchMatMul,
+  engine,
+  tensor,
+  UnsortedSegmentSum,
+  unsortedSegmentSum,
+  type Tensor,
+  type TensorInfo,
+} from '@tensorflow/tfjs-core';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { dispatch } from '../src/webgpu/dispatch.ts';
+import { matMulProgram } from '../src/webgpu/kernels/mat-mul.wgsl.ts';
+import { tileColumns, tileRows } from '../src/webgpu/kernels/tiles.wgsl.ts';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { packedFixture, packedFormats, widthsOf } from './packed-fixture.ts';
 import { expectParity, floats, ints, type Host } from './parity.ts';
@@ -33,6 +46,8 @@ describe.skipIf(missing)('products on WebGPU', () => {
     [65, 33, 7],
     [130, 100, 130],
     [5, 1000, 3],
+    [1, 64, 9],
+    [3, 132, 70],
   ] as const;
 
   test.each(shapes)('%i x %i x %i in all four transpositions', async (m, k, n) => {
@@ -75,6 +90,40 @@ describe.skipIf(missing)('products on WebGPU', () => {
   ])('batches %j against %j', async (a, b) => {
     const inputs = { a: floats([...a, 5, 6]), b: floats([...b, 6, 4], 2) };
     await expectParity(kernelOp(BatchMatMul) as never, inputs, { transposeA: false, transposeB: false }, tolerance);
+  });
+
+  // Kernels take the largest tiles for large products only, which the references here take minutes for.
+  test.each([
+    [false, false],
+    [false, true],
+    [true, false],
+    [true, true],
+  ])('the largest tiles, transposed %s and %s', async (transposeA, transposeB) => {
+    const [rows, terms, columns] = [130, 37, 259];
+    const tiles = { rowsEach: 8, columnsEach: 8, depth: 16 } as const;
+    const [a, b] = [floats(transposeA ? [terms, rows] : [rows, terms]), floats(transposeB ? [columns, terms] : [terms, columns], 2)];
+    const gpu = backend() as WebGPUBackend;
+    const upload = ({ shape, values }: Host): TensorInfo => gpu.makeTensorInfo([...shape], 'float32', values as Float32Array);
+    const inputs = { a: upload(a), b: upload(b) };
+    const { y } = dispatch(gpu, matMulProgram({ transposeA, transposeB, tiles }), {
+      inputs,
+      outputs: { y: { shape: [rows, columns] } },
+      uniforms: { rows, columns, terms, inner: 1, aOuter: 0, aInner: 0, bOuter: 0, bInner: 0 },
+      groups: [Math.ceil(columns / tileColumns(tiles)), Math.ceil(rows / tileRows(tiles)), 1],
+    });
+    const given = (await gpu.read(y.dataId)) as Float32Array;
+    const at = (host: Host, line: number, term: number, across: boolean): number =>
+      host.values[across ? term * host.shape[1]! + line : line * terms + term]!;
+    let worst = 0;
+    for (let row = 0; row < rows; row++) {
+      for (let column = 0; column < columns; column++) {
+        let sum = 0;
+        for (let k = 0; k < terms; k++) sum += at(a, row, k, transposeA) * at(b, column, k, !transposeB);
+        worst = Math.max(worst, Math.abs(given[row * columns + column]! - sum));
+      }
+    }
+    expect(worst).toBeLessThan(tolerance);
+    for (const { dataId } of [y, ...Object.values(inputs)]) gpu.disposeData(dataId);
   });
 
   test('a sum over nothing is zero', async () => {

@@ -1,9 +1,9 @@
 import type { TensorInfo } from '@tensorflow/tfjs-core';
 import { attentionGradOp, attentionOp } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
-import { kernelOf, release, type Kernel } from '../kernel.ts';
+import { kernelOf, release, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
-import { attentionForward, attentionKeyGradient, attentionQueryGradient, attentionRows } from './attention.wgsl.ts';
+import { attentionForward, attentionKeyGradient, attentionQueryGradient, attentionRows, attentionStretches } from './attention.wgsl.ts';
 
 interface Sides {
   readonly batch: number;
@@ -20,6 +20,12 @@ function sidesOf(q: TensorInfo, k: TensorInfo): Sides {
 }
 
 const uniformsOf = ({ time, keys, heads, kvHeads }: Sides, scale: number) => ({ time, keys, heads, kvHeads, scale });
+
+/**
+ * A key row's gradient is a sum over all query rows of its group, and keys are few: the rows are shared out in stretches of
+ * at least so many, at most so many of them, since each is a copy of dk and dv.
+ */
+const [leastStretch, mostStretches] = [64, 8];
 
 /** Groups of threads, one a query row. */
 const queryGroups = ({ batch, time, heads, kvHeads }: Sides) => [Math.ceil(((heads / kvHeads) * time) / lanes), kvHeads, batch] as const;
@@ -50,12 +56,23 @@ export const attentionGradKernel: Kernel = kernelOf(attentionGradOp, ({ dy, q, k
   const uniforms = uniformsOf(sides, scale);
   const groups = queryGroups(sides);
   const { dq } = dispatch(backend, attentionQueryGradient(sides), { inputs, outputs: { dq: { shape: q.shape } }, uniforms, groups });
-  const { dk, dv } = dispatch(backend, attentionKeyGradient(sides), {
+  const queryRows = (heads / kvHeads) * time;
+  const parts = Math.max(1, Math.min(mostStretches, Math.ceil(queryRows / leastStretch)));
+  const shape = parts === 1 ? k.shape : [parts, ...k.shape];
+  const sums = dispatch(backend, attentionKeyGradient(sides), {
     inputs,
-    outputs: { dk: { shape: k.shape }, dv: { shape: v.shape } },
-    uniforms,
-    groups: [Math.ceil(keys / lanes), kvHeads, batch],
+    outputs: { dk: { shape }, dv: { shape } },
+    uniforms: { ...uniforms, stretch: Math.ceil(queryRows / parts) },
+    groups: [Math.ceil(keys / lanes), parts * kvHeads, batch],
   });
   release(backend, facts);
+  if (parts === 1) return [dq, sums.dk, sums.dv];
+  const { dk, dv } = dispatch(backend, attentionStretches, {
+    inputs: { dkParts: sums.dk, dvParts: sums.dv },
+    outputs: { dk: { shape: k.shape }, dv: { shape: v.shape } },
+    uniforms: { count: sizeOf(k), parts },
+    groups: fold(sizeOf(k), lanes),
+  });
+  release(backend, sums.dk, sums.dv);
   return [dq, dk, dv];
 });

@@ -205,14 +205,17 @@ ${overKeys(`
   });
 }
 
-/** dk and dv of a key row: sums over every query row that sees it. */
-export function attentionKeyGradient({ d }: HeadSize): Program<'q' | 'k' | 'v' | 'dy' | 'facts', 'dk' | 'dv', Sizes> {
+/**
+ * dk and dv of a key row: sums over every query row that sees it, or over `stretch` of them. Groups are (x: tiles of keys,
+ * y: stretch · kvHeads + kv head, z: batch); stretches lie one behind the other in the results.
+ */
+export function attentionKeyGradient({ d }: HeadSize): Program<'q' | 'k' | 'v' | 'dy' | 'facts', 'dk' | 'dv', Sizes | 'stretch'> {
   const vector = vectorType(d);
   return program({
     key: `attention-dkv-${d}`,
     inputs: { q: vector, k: vector, v: vector, dy: vector, facts: 'vec4<i32>' },
     outputs: { dk: vector, dv: vector },
-    uniforms: sizes,
+    uniforms: { ...sizes, stretch: 'u32' },
     workgroup: lanes,
     declarations: `${constants(d)}${queryRow}
 var<workgroup> tileQ: array<vec4<f32>, TILE * QUADS>;
@@ -222,8 +225,10 @@ ${['q', 'k', 'v', 'dy'].map((name) => loader(name, d)).join('')}${storer('dk', d
     main: `
   let j = group.x * LANES + lane;
   let live = j < u.keys;
-  let vector = keyRow(j, group.y, group.z);
-  let rows = u.heads / u.kvHeads * u.time;
+  let part = group.y / u.kvHeads;
+  let kvHead = group.y % u.kvHeads;
+  let vector = keyRow(j, kvHead, group.z);
+  let rows = min(u.heads / u.kvHeads * u.time, (part + 1u) * u.stretch);
   var key: array<vec4<f32>, QUADS>;
   var value: array<vec4<f32>, QUADS>;
   var keySums: array<vec4<f32>, QUADS>;
@@ -234,9 +239,9 @@ ${['q', 'k', 'v', 'dy'].map((name) => loader(name, d)).join('')}${storer('dk', d
       value[c] = load_v(vector, c);
     }
   }
-  for (var r0 = 0u; r0 < rows; r0 += TILE) {
+  for (var r0 = part * u.stretch; r0 < rows; r0 += TILE) {
     for (var i = lane; i < TILE * QUADS; i += LANES) {
-      let row = queryRow(r0 + i / QUADS, group.y, group.z);
+      let row = queryRow(r0 + i / QUADS, kvHead, group.z);
       if (row.live) {
         tileQ[i] = load_q(row.vector, i % QUADS);
         tileDy[i] = load_dy(row.vector, i % QUADS);
@@ -265,10 +270,30 @@ ${['q', 'k', 'v', 'dy'].map((name) => loader(name, d)).join('')}${storer('dk', d
     workgroupBarrier();
   }
   if (live) {
+    let to = part * groups.z * u.keys * u.kvHeads + vector;
     for (var c = 0u; c < QUADS; c++) {
-      store_dk(vector, c, keySums[c]);
-      store_dv(vector, c, valueSums[c]);
+      store_dk(to, c, keySums[c]);
+      store_dv(to, c, valueSums[c]);
     }
   }`,
   });
 }
+
+/** Sums over the stretches of `attentionKeyGradient`, in their order. */
+export const attentionStretches: Program<'dkParts' | 'dvParts', 'dk' | 'dv', 'count' | 'parts'> = program({
+  key: 'attention-stretches',
+  inputs: { dkParts: 'f32', dvParts: 'f32' },
+  outputs: { dk: 'f32', dv: 'f32' },
+  uniforms: { count: 'u32', parts: 'u32' },
+  workgroup: lanes,
+  main: `
+  if (index >= u.count) { return; }
+  var keySum = 0.0;
+  var valueSum = 0.0;
+  for (var part = 0u; part < u.parts; part++) {
+    keySum += dkParts[part * u.count + index];
+    valueSum += dvParts[part * u.count + index];
+  }
+  dk[index] = keySum;
+  dv[index] = valueSum;`,
+});

@@ -38,7 +38,10 @@ export const matMulKernel: Kernel = {
     const backend = call.backend as WebGPUBackend;
     if (rows <= mostVectorRows) {
       const [x, y] = fold(columns, transposeB ? dotColumns : vectorColumns);
-      return dispatch(backend, matVecProgram({ rows, transposeA, transposeB }), { ...run, groups: [x, y, batches.count] }).y;
+      return dispatch(backend, matVecProgram({ rows, transposeA, transposeB, quads: terms % 4 === 0 }), {
+        ...run,
+        groups: [x, y, batches.count],
+      }).y;
     }
     const tiles = tilesFor(rows, columns);
     const groups = [Math.ceil(columns / tileColumns(tiles)), Math.ceil(rows / tileRows(tiles)), batches.count] as const;

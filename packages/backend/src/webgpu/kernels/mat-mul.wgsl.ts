@@ -1,5 +1,5 @@
 import { program, type Program } from '../program.ts';
-import { side, tileDeclarations, tiledProduct, tilesKey, type Tiles } from './tiles.wgsl.ts';
+import { acrossTerms, alongTerms, side, tileDeclarations, tiledProduct, tilesKey, type Tiles } from './tiles.wgsl.ts';
 
 export interface MatMulVariant {
   readonly transposeA: boolean;
@@ -14,22 +14,22 @@ export type MatMulUniform = 'rows' | 'columns' | 'terms' | 'inner' | 'aOuter' | 
  * operand. The staging walks each operand along its memory, so that a transposition costs nothing.
  */
 export function matMulProgram({ transposeA, transposeB, tiles }: MatMulVariant): Program<'a' | 'b', 'y', MatMulUniform> {
-  const [rowOfA, termOfA] = transposeA ? ['i % ROWS', 'i / ROWS'] : ['i / DEPTH', 'i % DEPTH'];
-  const [columnOfB, termOfB] = transposeB ? ['i / DEPTH', 'i % DEPTH'] : ['i % COLUMNS', 'i / COLUMNS'];
+  const ofA = (transposeA ? acrossTerms : alongTerms)('ROWS');
+  const ofB = (transposeB ? alongTerms : acrossTerms)('COLUMNS');
   const stage = `
     for (var i = lane; i < ROWS * DEPTH; i += LANES) {
-      let row = row0 + ${rowOfA};
-      let k = k0 + ${termOfA};
+      let row = row0 + ${ofA.line};
+      let k = k0 + ${ofA.term};
       var value = 0.0;
       if (row < u.rows && k < u.terms) { value = a[aStart + ${transposeA ? 'k * u.rows + row' : 'row * u.terms + k'}]; }
-      tileA[atA(k - k0, row - row0)] = value;
+      putA(k - k0, row - row0, value);
     }
     for (var i = lane; i < COLUMNS * DEPTH; i += LANES) {
-      let column = column0 + ${columnOfB};
-      let k = k0 + ${termOfB};
+      let column = column0 + ${ofB.line};
+      let k = k0 + ${ofB.term};
       var value = 0.0;
       if (column < u.columns && k < u.terms) { value = b[bStart + ${transposeB ? 'column * u.terms + k' : 'k * u.columns + column'}]; }
-      tileB[atB(k - k0, column - column0)] = value;
+      putB(k - k0, column - column0, value);
     }`;
   return program({
     key: `mat-mul-${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}-${tilesKey(tiles)}`,

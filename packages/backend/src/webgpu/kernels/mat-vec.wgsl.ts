@@ -9,8 +9,8 @@ export const vectorColumns = 32;
 const strips = 8;
 
 /** Columns of a workgroup where each lies along its memory, and the threads that share out one. */
-export const dotColumns = 8;
-export const dotLanes = 16;
+export const dotColumns = 4;
+export const dotLanes = 32;
 
 /** The type that carries one sum a row, and how to build it and take it apart: no lane is wasted on a single row. */
 export interface RowVector {
@@ -33,13 +33,15 @@ export interface MatVecVariant {
   readonly rows: number;
   readonly transposeA: boolean;
   readonly transposeB: boolean;
+  /** Terms are a multiple of four: where both operands lie along them, they are read four at a time. */
+  readonly quads: boolean;
 }
 
 /**
  * y = a·b for a few rows of a, as in generation: every entry of b is read once, and along its memory. One barrier a
  * workgroup: a few threads a column, whose sums the first ones of them add up.
  */
-export function matVecProgram({ rows, transposeA, transposeB }: MatVecVariant): Program<'a' | 'b', 'y', MatMulUniform> {
+export function matVecProgram({ rows, transposeA, transposeB, quads }: MatVecVariant): Program<'a' | 'b', 'y', MatMulUniform> {
   const vector = rowVector(rows);
   const entries = vector.of((row) => (transposeA ? `a[aStart + k * ${rows}u + ${row}u]` : `a[aStart + ${row}u * u.terms + k]`));
   const starts = `
@@ -56,6 +58,26 @@ export function matVecProgram({ rows, transposeA, transposeB }: MatVecVariant): 
     outputs: { y: 'f32' },
     uniforms: { rows: 'u32', columns: 'u32', terms: 'u32', inner: 'u32', aOuter: 'u32', aInner: 'u32', bOuter: 'u32', bInner: 'u32' },
   } as const;
+  if (transposeB && quads && !transposeA) {
+    const dots = vector.of((row) => `dot(word, a[aStart / 4u + (${row}u * u.terms) / 4u + k])`);
+    return program({
+      ...header,
+      key: `${header.key}-quads`,
+      inputs: { a: 'vec4<f32>', b: 'vec4<f32>' },
+      workgroup: [dotLanes, dotColumns],
+      declarations: `var<workgroup> partial: array<${vector.type}, LANES>;`,
+      main: `${starts}
+  let column = (group.y * groups.x + group.x) * ${dotColumns}u + local.y;
+  if (column < u.columns) {
+    let line = (bStart + column * u.terms) / 4u;
+    for (var k = local.x; k < u.terms / 4u; k += ${dotLanes}u) {
+      let word = b[line + k];
+      sums += ${dots};
+    }
+  }
+${addLanes(vector, 'yStart + local.x * u.columns + column')}`,
+    });
+  }
   if (transposeB) {
     return program({
       ...header,

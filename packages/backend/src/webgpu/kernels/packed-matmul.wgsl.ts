@@ -1,7 +1,7 @@
 import { lanes, program, type Program } from '../program.ts';
 import { addLanes, dotColumns, dotLanes, rowVector } from './mat-vec.wgsl.ts';
 import { runLength, type Decoder } from './packed-decode.wgsl.ts';
-import { side, tileDeclarations, tiledProduct, tilesKey, type Tiles } from './tiles.wgsl.ts';
+import { alongTerms, side, tileDeclarations, tiledProduct, tilesKey, type Tiles } from './tiles.wgsl.ts';
 
 export interface PackedVariant {
   readonly decoder: Decoder;
@@ -37,23 +37,24 @@ export function packedProduct(
   const across = transposed ? 'DEPTH' : 'COLUMNS';
   const [row, entry] = transposed ? ['k0 + line', 'column0 + first'] : ['column0 + line', 'k0 + first'];
   const [lines, width] = transposed ? ['u.terms', 'u.columns'] : ['u.columns', 'u.terms'];
-  const put = transposed ? 'atB(line, first + i)' : 'atB(first + i, line)';
+  const put = (value: string): string => (transposed ? `putB(line, first + i, ${value});` : `putB(first + i, line, ${value});`);
+  const ofX = alongTerms('ROWS');
   const stage = `
     for (var i = lane; i < ROWS * DEPTH; i += LANES) {
-      let row = row0 + i / DEPTH;
-      let k = k0 + i % DEPTH;
+      let row = row0 + ${ofX.line};
+      let k = k0 + ${ofX.term};
       var value = 0.0;
       if (row < u.rows && k < u.terms) { value = x[row * u.terms + k]; }
-      tileA[atA(k - k0, row - row0)] = value;
+      putA(k - k0, row - row0, value);
     }
     for (var run = lane; run < ${across} * (${along} / ${runLength}u); run += LANES) {
       let line = run / (${along} / ${runLength}u);
       let first = (run % (${along} / ${runLength}u)) * ${runLength}u;
       if (${row} >= ${lines} || ${entry} >= ${width}) {
-        for (var i = 0u; i < ${runLength}u; i++) { tileB[${put}] = 0.0; }
+        for (var i = 0u; i < ${runLength}u; i++) { ${put('0.0')} }
         continue;
       }
-      ${eachOfRun(variant, `(${row}) * ${width} + ${entry}`, `${entry} + i < ${width}`, `tileB[${put}] = weight;`)}
+      ${eachOfRun(variant, `(${row}) * ${width} + ${entry}`, `${entry} + i < ${width}`, put('weight'))}
     }`;
   return program({
     key: `packed-${transposed ? 'T' : 'N'}-${decoder.key}-${aligned ? 'aligned' : 'ragged'}-${tilesKey(tiles)}`,
