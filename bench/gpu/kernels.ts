@@ -257,12 +257,26 @@ async function peakFlops(): Promise<number> {
   return (2 * chains * rounds * groups * 256) / time;
 }
 
-/** Read and write of half a gibibyte each, more than any cache: bytes a second. */
+/** A copy of half a gibibyte, more than any cache, four words at a time: bytes a second, read and written. */
 async function peakBandwidth(): Promise<number> {
-  const x = tensor1d(new Float32Array(1 << 27));
-  const time = await timeOf(() => neg(x));
+  const [words, lanes] = [1 << 25, 256];
+  const copy = program({
+    key: 'bench-copy',
+    inputs: { x: 'vec4<f32>' },
+    outputs: { y: 'vec4<f32>' },
+    workgroup: lanes,
+    main: '  y[index] = x[index];',
+  });
+  const x = tensor1d(new Float32Array(4 * words));
+  const groups = [words / lanes / 4, 4] as const;
+  const gpu = backend() as never as WebGPUBackend;
+  const run = (): Tensor =>
+    engine().makeTensorFromTensorInfo(
+      dispatch(gpu, copy, { inputs: { x }, outputs: { y: { shape: [4 * words] } }, uniforms: {}, groups }).y,
+    );
+  const time = await timeOf(run);
   x.dispose();
-  return (2 * 4 * (1 << 27)) / time;
+  return (2 * 16 * words) / time;
 }
 
 const card = { flops: await peakFlops(), bytesPerSecond: await peakBandwidth() };

@@ -29,8 +29,8 @@ export interface ProgramSource<I extends string, O extends string, U extends str
   readonly main: string;
 }
 
-/** Threads of an element-wise workgroup, and of one that reduces a row. */
-export const lanes = 64;
+/** Threads of an element-wise workgroup: of 64, a large card spends longer starting them than they run. */
+export const lanes = 256;
 
 /** Builds a program: writes its header, so that a kernel's file holds only its own mathematics. */
 export function program<I extends string, O extends string, U extends string = never>(source: ProgramSource<I, O, U>): Program<I, O, U> {

@@ -3,7 +3,14 @@ import { attentionGradOp, attentionOp } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, release, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
-import { attentionForward, attentionKeyGradient, attentionQueryGradient, attentionRows, attentionStretches } from './attention.wgsl.ts';
+import {
+  attentionForward,
+  attentionKeyGradient,
+  attentionQueryGradient,
+  attentionRows,
+  attentionStretches,
+  rowLanes,
+} from './attention.wgsl.ts';
 
 interface Sides {
   readonly batch: number;
@@ -28,7 +35,7 @@ const uniformsOf = ({ time, keys, heads, kvHeads }: Sides, scale: number) => ({ 
 const [leastStretch, mostStretches] = [64, 8];
 
 /** Groups of threads, one a query row. */
-const queryGroups = ({ batch, time, heads, kvHeads }: Sides) => [Math.ceil(((heads / kvHeads) * time) / lanes), kvHeads, batch] as const;
+const queryGroups = ({ batch, time, heads, kvHeads }: Sides) => [Math.ceil(((heads / kvHeads) * time) / rowLanes), kvHeads, batch] as const;
 
 export const attentionKernel: Kernel = kernelOf(attentionOp, ({ q, k, v, from, to }, { scale }, backend) => {
   const sides = sidesOf(q, k);
@@ -63,7 +70,7 @@ export const attentionGradKernel: Kernel = kernelOf(attentionGradOp, ({ dy, q, k
     inputs,
     outputs: { dk: { shape }, dv: { shape } },
     uniforms: { ...uniforms, stretch: Math.ceil(queryRows / parts) },
-    groups: [Math.ceil(keys / lanes), parts * kvHeads, batch],
+    groups: [Math.ceil(keys / rowLanes), parts * kvHeads, batch],
   });
   release(backend, facts);
   if (parts === 1) return [dq, sums.dk, sums.dv];

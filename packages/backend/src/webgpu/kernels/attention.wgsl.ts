@@ -10,6 +10,9 @@ export interface HeadSize {
   readonly d: number;
 }
 
+/** Threads of a workgroup, each with a row in its registers. */
+export const rowLanes = 64;
+
 /** Words of vec4 in a row, the last one padded with zeros. */
 const quads = (d: number): number => Math.ceil(d / 4);
 
@@ -99,7 +102,7 @@ export function attentionForward({ d }: HeadSize): Program<'q' | 'k' | 'v' | 'lo
     inputs: { q: vector, k: vector, v: vector, lowBound: 'i32', highBound: 'i32' },
     outputs: { y: vector, logSumExp: 'f32' },
     uniforms: sizes,
-    workgroup: lanes,
+    workgroup: rowLanes,
     declarations: constants(d) + queryRow + boundReductions + keyTiles + loader('q', d) + loader('k', d) + loader('v', d) + storer('y', d),
     main: `
   let row = queryRow(group.x * LANES + lane, group.y, group.z);
@@ -166,7 +169,7 @@ export function attentionQueryGradient({ d }: HeadSize): Program<'q' | 'k' | 'v'
     inputs: { q: vector, k: vector, v: vector, dy: vector, facts: 'vec4<i32>' },
     outputs: { dq: vector },
     uniforms: sizes,
-    workgroup: lanes,
+    workgroup: rowLanes,
     declarations:
       constants(d) +
       queryRow +
@@ -216,7 +219,7 @@ export function attentionKeyGradient({ d }: HeadSize): Program<'q' | 'k' | 'v' |
     inputs: { q: vector, k: vector, v: vector, dy: vector, facts: 'vec4<i32>' },
     outputs: { dk: vector, dv: vector },
     uniforms: { ...sizes, stretch: 'u32' },
-    workgroup: lanes,
+    workgroup: rowLanes,
     declarations: `${constants(d)}${queryRow}
 var<workgroup> tileQ: array<vec4<f32>, TILE * QUADS>;
 var<workgroup> tileDy: array<vec4<f32>, TILE * QUADS>;

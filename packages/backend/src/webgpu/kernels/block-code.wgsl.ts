@@ -1,5 +1,5 @@
 import { codeBuckets } from '@niwaki/tensor';
-import { program, reduction, type Program } from '../program.ts';
+import { lanes, program, reduction, type Program } from '../program.ts';
 
 type Encode = Program<'x' | 'base' | 'boundary', 'words' | 'scales', 'count' | 'blocks' | 'blockSize'>;
 
@@ -46,7 +46,7 @@ export const decodeBlocks: Program<'words' | 'scales' | 'map', 'values', 'count'
   inputs: { words: 'u32', scales: 'f32', map: 'f32' },
   outputs: { values: 'f32' },
   uniforms: { count: 'u32', blockSize: 'u32' },
-  workgroup: 64,
+  workgroup: lanes,
   main: `
   if (index >= u.count) { return; }
   let code = (words[index / 4u] >> (8u * (index % 4u))) & 255u;
