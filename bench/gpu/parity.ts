@@ -1,10 +1,20 @@
-/** Every GPU test of every package on the card that is here; one line a failure, then how many. Exits 1 on a failure. */
+/**
+ * Every GPU test of every package on the card that is here, each file in a process of its own as the test runner has it; one
+ * line a failure, then how many. Exits 1 on a failure.
+ *   node parity.mjs [part of a path] [--software]
+ */
+import { spawnSync } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 import { startTests, type File, type Suite, type Test, type VitestRunner } from '@vitest/runner';
 import { init } from '../../packages/niwaki/src/index.ts';
 
 const files = import.meta.glob('../../packages/*/test/*.gpu.test.ts');
-const { description } = await init({ device: 'webgpu', software: process.argv.includes('--software') });
-console.log(`parity on ${description}`);
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { software: { type: 'boolean', default: false }, file: { type: 'string' } },
+});
+const counts = { pass: 0, fail: 0, skip: 0 };
 
 const config = {
   root: '/',
@@ -27,9 +37,32 @@ const runner = {
   importFile: async (path: string, source: string) => (source === 'collect' ? await files[path]!() : undefined),
 } as unknown as VitestRunner;
 
-const only = process.argv.slice(2).filter((argument) => !argument.startsWith('--'));
-const chosen = Object.keys(files).filter((path) => only.length === 0 || only.some((part) => path.includes(part)));
-const counts = { pass: 0, fail: 0, skip: 0 };
+if (values.file === undefined) runAll();
+else await runFile(values.file);
+console.log(`${counts.pass} passed, ${counts.fail} failed, ${counts.skip} skipped`);
+process.exit(counts.fail > 0 || counts.pass === 0 ? 1 : 0);
+
+function runAll(): void {
+  const flags = values.software ? ['--software'] : [];
+  for (const path of Object.keys(files)) {
+    if (positionals.length > 0 && !positionals.some((part) => path.includes(part))) continue;
+    const { stdout, status } = spawnSync(process.execPath, [fileURLToPath(import.meta.url), '--file', path, ...flags], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    const last = /(\d+) passed, (\d+) failed, (\d+) skipped\s*$/.exec(stdout);
+    if (last === null) counts.fail++;
+    else (['pass', 'fail', 'skip'] as const).forEach((kind, i) => (counts[kind] += Number(last[i + 1])));
+    console.log(`${path.replace('../../packages/', '')}: ${last === null ? `${stdout}ended with ${status}` : stdout.trimEnd()}`);
+  }
+}
+
+async function runFile(path: string): Promise<void> {
+  await init({ device: 'webgpu', software: values.software });
+  const [file] = (await startTests([path], runner)) as File[];
+  count(file as never as Suite, path.replace('../../packages/', ''));
+  if (file!.result?.state === 'fail' && counts.fail === 0) counts.fail++;
+}
 
 function count(task: Suite | Test, path: string): void {
   const name = `${path} > ${task.name}`;
@@ -42,18 +75,3 @@ function count(task: Suite | Test, path: string): void {
   }
   counts[state === 'pass' ? 'pass' : state === 'fail' ? 'fail' : 'skip']++;
 }
-
-for (const path of chosen) {
-  const started = performance.now();
-  const before = { ...counts };
-  const [file] = (await startTests([path], runner)) as File[];
-  const short = path.replace('../../packages/', '');
-  count(file as never as Suite, short);
-  if (file!.result?.state === 'fail' && counts.fail === before.fail) counts.fail++;
-  const seconds = ((performance.now() - started) / 1000).toFixed(1);
-  console.log(
-    `${short}: ${counts.pass - before.pass} passed, ${counts.fail - before.fail} failed, ${counts.skip - before.skip} skipped, ${seconds} s`,
-  );
-}
-console.log(`${counts.pass} passed, ${counts.fail} failed, ${counts.skip} skipped`);
-process.exit(counts.fail > 0 || counts.pass === 0 ? 1 : 0);

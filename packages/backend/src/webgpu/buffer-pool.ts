@@ -8,15 +8,20 @@ export interface BufferPool {
   readonly numBytesAllocated: number;
   /** A buffer, a kept one where `reuse` allows; `mappedAtCreation` holds for a new one only. */
   acquireBuffer(size: number, usage: GPUBufferUsageFlags, mappedAtCreation?: boolean, reuse?: boolean): GPUBuffer;
-  /** Takes back a buffer whose commands were submitted. */
+  /** Takes back a buffer. Commands run in their order, so that the next owner's may be recorded before this one's were submitted. */
   releaseBuffer(buffer: GPUBuffer, reuse?: boolean): void;
+  /** Destroys buffers that are kept for nothing; right after commands were submitted, since those not yet submitted may name them. */
+  trim(): void;
   getNumUsedBuffers(): number;
   getNumFreeBuffers(): number;
   dispose(): void;
 }
 
-/** Kept buffers may take this many bytes, or as many as are in use where that is more. */
-const leastKept = 256 * 2 ** 20;
+/**
+ * Bytes that may be taken from the device: half as many again as were ever in use at a time, since sizes differ from step to
+ * step. A new buffer is cleared by the device, so that one which is needed again is worth keeping.
+ */
+const most = (peak: number): number => 1.5 * peak + 64 * 2 ** 20;
 
 interface Pooled {
   readonly buffer: GPUBuffer;
@@ -36,7 +41,7 @@ interface Kept {
 export function createBufferPool(device: GPUDevice): BufferPool {
   const lists = new Map<number, Kept>();
   const used = new Map<GPUBuffer, Pooled>();
-  let [bytesUsed, bytesAllocated, calls, made, free] = [0, 0, 0, 0, 0];
+  let [bytesUsed, bytesAllocated, peak, calls, made, free] = [0, 0, 0, 0, 0, 0];
 
   // Uses are flags of 10 bits.
   const listOf = (size: number, usage: number): Kept => {
@@ -49,10 +54,11 @@ export function createBufferPool(device: GPUDevice): BufferPool {
     buffer.destroy();
     bytesAllocated -= list.size;
   };
-  /** Down to half of what may be kept, sizes that nobody has asked for longest first. */
-  const trim = (most: number): void => {
+  /** Sizes that nobody has asked for longest go first. */
+  const trim = (): void => {
+    if (bytesAllocated <= most(peak)) return;
     for (const [key, list] of [...lists].sort(([, a], [, b]) => a.asked - b.asked)) {
-      if (bytesAllocated - bytesUsed <= most / 2) return;
+      if (bytesAllocated <= most(peak)) return;
       list.free.forEach(destroy);
       free -= list.free.length;
       list.free.length = 0;
@@ -80,6 +86,7 @@ export function createBufferPool(device: GPUDevice): BufferPool {
       }
       used.set(pooled.buffer, pooled);
       bytesUsed += size;
+      peak = Math.max(peak, bytesUsed);
       return pooled.buffer;
     },
     releaseBuffer: (buffer, reuse = true) => {
@@ -90,9 +97,8 @@ export function createBufferPool(device: GPUDevice): BufferPool {
       if (!reuse) return destroy(pooled);
       insert(pooled.list.free, pooled);
       free++;
-      const most = Math.max(leastKept, bytesUsed);
-      if (bytesAllocated - bytesUsed > most) trim(most);
     },
+    trim,
     getNumUsedBuffers: () => used.size,
     getNumFreeBuffers: () => free,
     dispose: () => {
@@ -100,7 +106,7 @@ export function createBufferPool(device: GPUDevice): BufferPool {
       used.forEach(destroy);
       lists.clear();
       used.clear();
-      bytesUsed = free = 0;
+      bytesUsed = peak = free = 0;
     },
   };
 }

@@ -12,7 +12,6 @@ import type { Program } from './program.ts';
 interface Internals {
   readonly device: GPUDevice;
   readonly tensorMap: { get(dataId: object): { values: unknown; resource: unknown } };
-  readonly commandQueueOwnedIds: WeakSet<object>;
   readonly activeTimers: unknown;
   bufferManager: BufferPool;
   commandEncoder: GPUCommandEncoder | null;
@@ -110,11 +109,7 @@ export function dispatch<I extends string, O extends string, U extends string>(
   const recorder = recorderOf(gpu.device);
   checkSizes(recorder, program.key, [...inputs, ...outputs], run.groups);
   const tensors = [...inputs, ...outputs];
-  for (const { dataId } of tensors) {
-    gpu.uploadToGPU(dataId);
-    // Its buffer may be reused only after the commands recorded so far were submitted.
-    gpu.commandQueueOwnedIds.add(dataId);
-  }
+  for (const { dataId } of tensors) gpu.uploadToGPU(dataId);
   const { pipeline, layout } = pipelineOf(recorder, gpu.device, program);
   const buffers = tensors.map(({ dataId }) => gpu.tensorMap.get(dataId).resource as GPUBuffer);
   const uniforms = Object.keys(program.uniforms) as U[];
@@ -150,17 +145,26 @@ function record(gpu: Internals, { recorder, pipeline, layout, buffers }: Launch,
 /** Commands recorded before they are handed to the GPU; tfjs's 15 splits a transformer's block into a dozen submissions. */
 const submitEvery = 64;
 
-/** Lets tfjs's own kernels launch as ours do: from kept buffers, uniforms and bind groups. Before the first of them runs. */
+/**
+ * Lets tfjs's own kernels launch as ours do: from kept buffers, uniforms and bind groups. Before the first of them runs.
+ * A tensor that is disposed gives its buffer back at once, where tfjs waits for the commands that name it to be submitted:
+ * nothing here writes to a buffer but commands, and those keep their order.
+ */
 export function takeOver(backend: WebGPUBackend): void {
   const gpu = backend as unknown as Internals;
   const stock = gpu.recordAndSubmit.bind(backend);
-  gpu.bufferManager = createBufferPool(gpu.device);
+  const pool = createBufferPool(gpu.device);
+  gpu.bufferManager = pool;
+  const submit = gpu.submitQueue.bind(backend);
+  gpu.submitQueue = () => {
+    submit();
+    pool.trim();
+  };
   const recorder = recorderOf(gpu.device);
   gpu.recordAndSubmit = (program, output, inputs, defined = []) => {
     // Images and timed launches are not worth a second way.
     if (program.pixelsOpType != null || gpu.activeTimers != null) return stock(program, output, inputs, defined);
     const tensors = [output, ...inputs];
-    for (const { dataId } of tensors) gpu.commandQueueOwnedIds.add(dataId);
     // The order that tfjs's shaders declare their uniforms in.
     const uniforms: StockUniform[] = [
       { type: 'float32', data: [NaN] },
