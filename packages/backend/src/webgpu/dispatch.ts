@@ -11,7 +11,7 @@ import type { Program } from './program.ts';
 
 interface Internals {
   readonly device: GPUDevice;
-  readonly tensorMap: { get(dataId: object): { values: unknown; resource: unknown } };
+  readonly tensorMap: { get(dataId: object): TensorData };
   readonly activeTimers: unknown;
   bufferManager: BufferPool;
   commandEncoder: GPUCommandEncoder | null;
@@ -22,6 +22,13 @@ interface Internals {
   endComputePassEncoder(): void;
   submitQueue(): void;
   recordAndSubmit(program: StockProgram, output: TensorInfo, inputs: TensorInfo[], uniforms?: StockUniform[]): void;
+}
+
+interface TensorData {
+  values: unknown;
+  resource: unknown;
+  /** Its buffer is not the pool's. */
+  external?: boolean;
 }
 
 /** A kernel of tfjs's own, compiled. */
@@ -61,6 +68,8 @@ interface Recorder {
   readonly stockLayouts: WeakMap<GPUComputePipeline, GPUBindGroupLayout>;
   /** By content. */
   readonly uniforms: Map<string, GPUBuffer>;
+  /** Small tensors that came from the host, by content. */
+  readonly constants: Map<string, GPUBuffer>;
   /** By layout and buffers: a training step asks for the same buffers in the same order each time. */
   readonly groups: Map<string, GPUBindGroup>;
   readonly numbers: WeakMap<object, number>;
@@ -161,6 +170,15 @@ export function takeOver(backend: WebGPUBackend): void {
     pool.trim();
   };
   const recorder = recorderOf(gpu.device);
+  const upload = gpu.uploadToGPU.bind(backend);
+  gpu.uploadToGPU = (dataId) => {
+    const data = gpu.tensorMap.get(dataId);
+    const words = data.resource == null ? smallWords(data.values) : undefined;
+    if (words === undefined) return upload(dataId);
+    data.resource = constantBuffer(recorder, gpu.device, words);
+    data.external = true;
+    data.values = null;
+  };
   gpu.recordAndSubmit = (program, output, inputs, defined = []) => {
     // Images and timed launches are not worth a second way.
     if (program.pixelsOpType != null || gpu.activeTimers != null) return stock(program, output, inputs, defined);
@@ -192,6 +210,7 @@ function recorderOf(device: GPUDevice): Recorder {
       pipelines: new Map(),
       stockLayouts: new WeakMap(),
       uniforms: new Map(),
+      constants: new Map(),
       groups: new Map(),
       numbers: new WeakMap(),
       limits,
@@ -226,14 +245,29 @@ function bindGroupOf(recorder: Recorder, device: GPUDevice, layout: GPUBindGroup
   );
 }
 
+const uniformBuffer = ({ uniforms }: Recorder, device: GPUDevice, words: Uint32Array): GPUBuffer =>
+  remember(uniforms, words.join(), 4096, () => bufferOf(device, words, GPUBufferUsage.UNIFORM));
+
+/**
+ * A few numbers from the host, a learning rate or the positions of a batch: tfjs makes a staging buffer for each, and ends
+ * the pass to copy it. Tensors are never written to, so that those alike share one.
+ */
+const constantBuffer = ({ constants }: Recorder, device: GPUDevice, words: Uint32Array): GPUBuffer =>
+  remember(constants, words.join(), 4096, () =>
+    bufferOf(device, words, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST),
+  );
+
+function smallWords(values: unknown): Uint32Array | undefined {
+  if (!(values instanceof Float32Array || values instanceof Int32Array) || values.length === 0 || values.length > 64) return undefined;
+  return new Uint32Array(values.buffer, values.byteOffset, values.length);
+}
+
 /** Never written again, so that launches on their way to the GPU may share it. */
-function uniformBuffer(recorder: Recorder, device: GPUDevice, words: Uint32Array): GPUBuffer {
-  return remember(recorder.uniforms, words.join(), 4096, () => {
-    const buffer = device.createBuffer({ size: 4 * words.length, usage: GPUBufferUsage.UNIFORM, mappedAtCreation: true });
-    new Uint32Array(buffer.getMappedRange()).set(words);
-    buffer.unmap();
-    return buffer;
-  });
+function bufferOf(device: GPUDevice, words: Uint32Array, usage: GPUBufferUsageFlags): GPUBuffer {
+  const buffer = device.createBuffer({ size: 4 * words.length, usage, mappedAtCreation: true });
+  new Uint32Array(buffer.getMappedRange()).set(words);
+  buffer.unmap();
+  return buffer;
 }
 
 /** Words of a uniform block as WGSL lays it out: vectors of 3 and more on 16 bytes, of 2 on 8; tfjs writes 5 and 6 as two vectors. */
