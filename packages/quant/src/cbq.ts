@@ -80,8 +80,8 @@ const [blunt, sharp] = [20, 2];
  *
  * Memory: three times the activations that enter a window, over all batches; one block's tape; for each entry of the
  * window's matrices 16 bytes beside the float ones ('full': rounding, gradient, Adam's state), or 16 · rank · (out + in)
- * a matrix; 15 f32 copies of one matrix at most while it is multiplied. Work: epochs · batches steps a window, each three
- * forwards and two backwards of its blocks at most.
+ * a matrix; 15 f32 copies of one matrix at most while it is multiplied. Work: epochs · batches steps a window, each two
+ * forwards and a backward of its blocks at most, in which every product makes its matrix again.
  * @throws ConfigError for options out of range, without calibration batches, or with more blocks a window than are
  * quantized; NumericError for a matrix or a loss that is not finite
  * @example await quantize(model, cbq({ bits: 2 }), { calibrate: { batches } })
