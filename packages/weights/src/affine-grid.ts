@@ -37,7 +37,7 @@ export interface AffineStepOptions {
   readonly grid: AffineGrid;
   /**
    * Shrink the range where that is better: of 1, 0.99, … 0.21 of it, what Σ |error|^2.4 is least for, as in GPTQ's
-   * quantizer. About 40 times the work. Default false: the whole range.
+   * quantizer. Up to 80 times the work. Default false: the whole range.
    */
   readonly mse?: boolean;
 }
