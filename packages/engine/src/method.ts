@@ -1,14 +1,4 @@
-import {
-  AbortError,
-  ConfigError,
-  NiwakiError,
-  refuse,
-  StateError,
-  throwIfAborted,
-  type Json,
-  type Party,
-  type Traits,
-} from '@niwaki/tensor';
+import { AbortError, ConfigError, NiwakiError, refuse, StateError, throwIfAborted, type Json, type Traits } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import { siteParty, type Adapter, type Model, type Point, type Selector, type Site } from '@niwaki/nn';
 import { check } from './check.ts';
