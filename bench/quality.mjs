@@ -1,11 +1,15 @@
 /**
  * What quantization costs a real model: perplexity on text that it was not trained on, by method and bits.
- *   node bench/quality.mjs [folder] [--tokens 8192] [--bits 4,3,2] [--group 64] [--methods rtn,gptq,awq,cbq] [--json]
+ *   node bench/quality.mjs [folder] [--tokens 8192] [--bits 4,3,2] [--group 64] [--methods rtn,gptq,awq,cbq] [--calibrate 32]
+ *     [--row 'gptq 3 bits' …] [--into FILE] [--json]
  * Calibration sees other text than evaluation. Run `pnpm build` before.
+ * With --row only the rows so named are measured; with --into those that FILE does not hold yet, each added at once.
  */
+import { basename } from 'node:path';
 import { parseArgs } from 'node:util';
 import { awq, cbq, disposeBatch, evaluateText, gptq, init, load, nf4, quantize, rtn, tokenBatch } from '../packages/niwaki/dist/index.js';
 import { keptOut, training } from '../examples/pretrain/corpus.mjs';
+import { openRows } from './results.mjs';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -14,6 +18,9 @@ const { values, positionals } = parseArgs({
     bits: { type: 'string', default: '4,3,2' },
     group: { type: 'string', default: '64' },
     methods: { type: 'string', default: 'rtn,gptq,awq,cbq' },
+    calibrate: { type: 'string', default: '32' },
+    row: { type: 'string', multiple: true },
+    into: { type: 'string' },
     json: { type: 'boolean', default: false },
   },
 });
@@ -21,12 +28,23 @@ const source = positionals[0] ?? new URL('../packages/niwaki/models/niwaki-tiny'
 const maxTokens = Number(values.tokens);
 const groupSize = Number(values.group);
 const context = 256;
+const windows = Number(values.calibrate);
 const wanted = new Set(values.methods.split(','));
 
 await init({ device: 'wasm' });
+const calibrationTokens = windows * context;
+const results = openRows(values.into, {
+  measures: 'quantization',
+  model: basename(source),
+  tokens: maxTokens,
+  context,
+  calibrationTokens,
+  groupSize,
+});
 
 /** The model anew, changed by `method`, and its score. */
 async function measure(name, method) {
+  if (results.has(name) || !(values.row?.includes(name) ?? true)) return;
   const { model, tokenizer } = await load(source);
   const started = performance.now();
   let bitsAnEntry = 32;
@@ -47,21 +65,22 @@ async function measure(name, method) {
     console.log(
       `${name.padEnd(38)} ${row.bitsAnEntry.toFixed(2).padStart(6)} bits  ${perplexity.toFixed(3).padStart(12)}  ${row.seconds} s`,
     );
-  return row;
+  results.add(row);
 }
 
 const calibrated = new Set(['gptq', 'awq', 'cbq']);
 
-/** 32 windows of 256 tokens, each from a speech of its own. */
+/** Windows of 256 tokens, each from a speech of its own. */
 function calibration({ info }, tokenizer) {
-  return Array.from({ length: 32 }, (_, i) => {
-    const speech = training[Math.floor((i * training.length) / 32)];
+  return Array.from({ length: windows }, (_, i) => {
+    const speech = training[Math.floor((i * training.length) / windows)];
     const ids = [...tokenizer.encode(speech.slice(0, 12 * context))].slice(0, context);
     return tokenBatch([ids], { vocabularySize: info.vocabularySize });
   });
 }
 
-const rows = [await measure('f32'), await measure('nf4', nf4())];
+await measure('f32');
+await measure('nf4', nf4());
 for (const bits of values.bits.split(',').map(Number)) {
   const options = { bits, groupSize };
   const methods = [
@@ -77,6 +96,6 @@ for (const bits of values.bits.split(',').map(Number)) {
     [`cbq ${bits} bits, window of 1`, cbq({ ...options, window: 1 })],
     [`cbq ${bits} bits, rank 5`, cbq({ ...options, rank: 5 })],
   ];
-  for (const [name, method] of methods) if (wanted.has(method.kind)) rows.push(await measure(name, method));
+  for (const [name, method] of methods) if (wanted.has(method.kind)) await measure(name, method);
 }
-if (values.json) console.log(JSON.stringify(rows, undefined, 2));
+if (values.json) console.log(JSON.stringify(results.rows, undefined, 2));
