@@ -9,19 +9,27 @@ import {
   crossEntropyGradOp,
   crossEntropyOp,
   loraGradOp,
+  dispose,
   loraOp,
+  loraProductGradOp,
+  loraProductOp,
+  noiseAttributes,
+  createDraw,
   rmsNormGradOp,
   rmsNormOp,
   ropeOp,
+  runOp,
   scalar,
   sumSquaresOp,
   swigluGradOp,
   swigluOp,
+  tensor,
   tensor1d,
   zeros,
 } from '@niwaki/tensor';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { packedFixture } from './packed-fixture.ts';
 import { expectParity, floats, ints, onGpu } from './parity.ts';
 
 const missing = await gpuMissing();
@@ -74,8 +82,27 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
   ])('LoRA of %i rows, %i to %i, rank %i', async (rows, width, out, rank) => {
     const [base, dy] = [floats([rows, out]), floats([rows, out], 5)];
     const [x, a, b] = [floats([rows, width], 2), floats([rank, width], 3), floats([out, rank], 4)];
-    const [, inner] = await expectParity(loraOp as never, { base, x, a, b }, { scale: 0.7, unread: false }, 2e-5);
-    await expectParity(loraGradOp as never, { dy, x, a, b, inner: inner! }, { scale: 0.7 }, 2e-5);
+    const weight = floats([out, width], 6);
+    for (const dropout of [undefined, noiseAttributes([rows, width], createDraw(1, rank).at('dropout'), 'mask', { keep: 0.6 })]) {
+      const attributes = { scale: 0.7, unread: false, dropout };
+      const [, inner] = await expectParity(loraOp as never, { base, x, a, b }, attributes, 2e-5);
+      await expectParity(loraGradOp as never, { dy, x, a, b, inner: inner! }, attributes, 2e-5);
+      await expectParity(loraProductOp as never, { x, a, b, weight }, attributes, 2e-5);
+      await expectParity(loraProductGradOp as never, { dy, x, a, b, inner: inner!, weight }, attributes, 2e-5);
+    }
+  });
+
+  test('LoRA over a packed matrix, and of a result that nobody reads', async () => {
+    const { shape: packed, parts } = packedFixture('codebook4', 65, 192);
+    const [x, a, b, dy] = [floats([7, 192], 2), floats([3, 192], 3), floats([65, 3], 4), floats([7, 65], 5)];
+    const [, inner] = await expectParity(loraProductOp as never, { ...parts, x, a, b }, { scale: 0.7, unread: false, packed }, 2e-5);
+    await expectParity(loraProductGradOp as never, { ...parts, dy, x, a, b, inner: inner! }, { scale: 0.7, packed }, 2e-5);
+    const read = await onGpu(loraProductOp as never, { ...parts, x, a, b }, { scale: 0.7, unread: false, packed });
+    const inputs = Object.entries({ ...parts, x, a, b }).map(([name, { shape, values }]) => [name, tensor(values, [...shape])] as const);
+    const outputs = runOp(loraProductOp, Object.fromEntries(inputs) as never, { scale: 0.7, unread: true, packed });
+    expect(outputs[0]!.shape).toEqual([7, 65]);
+    expect(await outputs[1]!.data()).toEqual(read[1]!.values);
+    dispose([...outputs, ...inputs.map(([, made]) => made)]);
   });
 
   test.each([[1], [7], [64], [65], [1000]])('swiglu of %i entries', async (n) => {

@@ -7,7 +7,7 @@ import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-co
 import { chooseKernel } from './kernels/choose.ts';
 import { commitUpdateKernel } from './kernels/commit-update.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
-import { loraGradKernel, loraKernel } from './kernels/lora.ts';
+import { loraGradKernel, loraKernel, loraProductGradKernel, loraProductKernel } from './kernels/lora.ts';
 import { matMulKernel } from './kernels/mat-mul.ts';
 import { noiseKernel } from './kernels/noise.ts';
 import { packedMatMulKernel, packedRowsKernel } from './kernels/packed-matmul.ts';
@@ -37,6 +37,8 @@ const kernels: readonly Kernel[] = [
   cumsumKernel,
   loraKernel,
   loraGradKernel,
+  loraProductKernel,
+  loraProductGradKernel,
   matMulKernel,
   noiseKernel,
   packedMatMulKernel,

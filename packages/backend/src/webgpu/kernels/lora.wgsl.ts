@@ -35,10 +35,10 @@ export const loraNarrow = (across: boolean): Program<'x' | 'factor', 'y', 'rows'
   }`,
   });
 
-/** y[row, column] = base + scale · Σ over r of inner[row, r] · b[column, r]; without a base, Σ of inner[row, r] · a[r, column]. */
-export const loraWide = (base: boolean): Program<string, 'y', 'count' | 'columns' | 'rank' | 'scale'> =>
+/** y[row, column] = scale · Σ over r of inner[row, r] · factor, on top of a base where there is one; factor is a[r, column], or b[column, r] where `across`. */
+export const loraWide = (base: boolean, across: boolean): Program<string, 'y', 'count' | 'columns' | 'rank' | 'scale'> =>
   program({
-    key: `lora-wide-${base ? 'base' : 'plain'}`,
+    key: `lora-wide-${base ? 'base' : 'plain'}-${across ? 'across' : 'along'}`,
     inputs: (base ? { base: 'f32', inner: 'f32', factor: 'f32' } : { inner: 'f32', factor: 'f32' }) as Record<string, Element>,
     outputs: { y: 'f32' },
     uniforms: { count: 'u32', columns: 'u32', rank: 'u32', scale: 'f32' },
@@ -49,7 +49,7 @@ export const loraWide = (base: boolean): Program<string, 'y', 'count' | 'columns
   let column = index % u.columns;
   var sum = 0.0;
   for (var r = 0u; r < u.rank; r++) {
-    sum = fma(inner[row * u.rank + r], factor[${base ? 'column * u.rank + r' : 'r * u.columns + column'}], sum);
+    sum = fma(inner[row * u.rank + r], factor[${across ? 'column * u.rank + r' : 'r * u.columns + column'}], sum);
   }
   y[index] = ${base ? 'base[index] + u.scale * sum' : 'u.scale * sum'};`,
   });
@@ -91,4 +91,17 @@ export const loraFactorGradient = (across: boolean): Program<'x' | 'inner', 'y',
     let r = r0 + local.y;
     y[${across ? 'column * u.rank + r' : 'r * u.columns + column'}] = u.scale * total;
   }`,
+  });
+
+/** What a mask keeps, divided by its keep-probability; on top of a base where there is one. */
+export const loraDropped = (base: boolean): Program<string, 'y', 'count' | 'share'> =>
+  program({
+    key: `lora-dropped-${base ? 'base' : 'plain'}`,
+    inputs: (base ? { base: 'f32', x: 'f32', mask: 'f32' } : { x: 'f32', mask: 'f32' }) as Record<string, Element>,
+    outputs: { y: 'f32' },
+    uniforms: { count: 'u32', share: 'f32' },
+    workgroup: lanes,
+    main: `
+  if (index >= u.count) { return; }
+  y[index] = ${base ? 'base[index] + ' : ''}x[index] * (mask[index] * u.share);`,
   });
