@@ -5,21 +5,32 @@ import { expect, it } from 'vitest';
 import { openRows } from '../../bench/results.mjs';
 import { pageOf, storedRuns } from '../../scripts/quality-table.mjs';
 
-const row = (name: string, perplexity: number, date = '2026-01-31') => ({ name, perplexity, bitsAnEntry: 3.625, date });
+const row = (name: string, perplexity: number, { date = '2026-01-31', bitsAnEntry = 3.625 } = {}) => ({
+  name,
+  perplexity,
+  bitsAnEntry,
+  date,
+});
 const about = { model: 'a model', tokens: 16384, context: 256, calibrationTokens: 8192, machine: 'A machine' };
 const quantization = (...rows: unknown[]) => ({ ...about, measures: 'quantization', groupSize: 64, rows: [row('f32', 20), ...rows] });
 const pruning = (...rows: unknown[]) => ({ ...about, measures: 'pruning', rows: [row('as it is', 20), ...rows] });
 
 it('tells rows by method and amount, under what they were measured, and lists what was not', () => {
   const page = pageOf([
-    quantization(row('rtn 3 bits', 22.054), row('gptq 3 bits, mse', 21.5, '2026-02-01')),
-    pruning(row('wanda 50%', 21.6), row('wanda 2:4', 23)),
+    quantization(row('rtn 3 bits', 22.054), row('gptq 3 bits, mse', 21.5, { date: '2026-02-01' })),
+    pruning(
+      row('wanda 50%', 21.6),
+      row('wanda 2:4', 23),
+      row('wanda 4:8, packed', 22, { bitsAnEntry: 17.5 }),
+      row('wanda 2:4, packed', 23, { bitsAnEntry: 17 }),
+    ),
   ]);
   expect(page).toContain('16,384 tokens in windows of 256, groups of 64; calibrated with 8,192 tokens');
   expect(page).toContain('A machine, 2026-01-31 to 2026-02-01.');
   expect(page).toContain('| nearest rounding |  | 22.05 |  | 3.63 |');
   expect(page).toContain('| GPTQ, `mse` |  | 21.50 |  | 3.63 |');
-  expect(page).toContain('| [Wanda](../methods/wanda) | 21.60 |  |  |  | 23.00 |  | 3.63 / 3.63 |');
+  expect(page).toContain('| [Wanda](../methods/wanda) | 21.60 |  |  |  | 23.00 |  | 3.63 |');
+  expect(page).toContain('| Wanda, stored packed |  |  |  | 22.00 | 23.00 |  | 17.50 / 17.00 |');
   expect(page).not.toMatch(/^\| \[CBQ\]/m);
   expect(page).toMatch(/^Not measured: .*nearest rounding \(4 bits, 2 bits\).*; CBQ \(4 bits, 3 bits, 2 bits\)/m);
 });
