@@ -5,6 +5,7 @@ import { finetuneFlags, runFinetune } from './commands/finetune.ts';
 import { generateFlags, runGenerate } from './commands/generate.ts';
 import { inspectFlags, runInspect } from './commands/inspect.ts';
 import { mergeFlags, runMerge } from './commands/merge.ts';
+import { pruneFlags, runPrune } from './commands/prune.ts';
 import { quantizeFlags, runQuantize } from './commands/quantize.ts';
 import { describeFailure, UsageError } from './failure.ts';
 import type { Result } from './result.ts';
@@ -21,6 +22,7 @@ const commands: Readonly<Record<string, Entry>> = {
   eval: { flags: evalFlags, run: runEval },
   inspect: { flags: inspectFlags, run: runInspect },
   quantize: { flags: quantizeFlags, run: runQuantize },
+  prune: { flags: pruneFlags, run: runPrune },
   merge: { flags: mergeFlags, run: runMerge },
   bench: { flags: benchFlags, run: runBench },
 };
@@ -31,7 +33,7 @@ const commands: Readonly<Record<string, Entry>> = {
  */
 export async function runCli(args: readonly string[], terminal: Terminal): Promise<number> {
   const json = args.includes('--json');
-  const program = new Command('niwaki').description('Quantize, adapt, train and merge real models.');
+  const program = new Command('niwaki').description('Quantize, prune, adapt, train and merge real models.');
   let ran: Promise<Result> | undefined;
   const settle = (command: Command): Command =>
     command

@@ -1,4 +1,4 @@
-import { recipeKit } from 'niwaki';
+import { isCalibrated, recipeKit } from 'niwaki';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 
 const whole =
@@ -41,6 +41,11 @@ export const withCommon = (command: Command): Command =>
     .option('--threads <n>', 'threads of the wasm device', count)
     .option('--json', 'one JSON object on stdout and nothing else');
 
+/** Those that need nothing but the model. */
+export const quantizersWithoutText: readonly string[] = Object.entries(recipeKit.quantize)
+  .filter(([, make]) => !isCalibrated(make({})))
+  .map(([kind]) => kind);
+
 /** Flags of commands that read a model. */
 export interface ModelFlags extends CommonFlags {
   readonly model: string;
@@ -53,5 +58,5 @@ export const withModel = (command: Command): Command =>
     command
       .requiredOption('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny)')
       .option('--adapter <dir>', 'a PEFT adapter to put on')
-      .option('--quantize <kind>', `quantize after loading: ${Object.keys(recipeKit.quantize).join(', ')}`),
+      .option('--quantize <kind>', `quantize after loading: ${quantizersWithoutText.join(', ')}`),
   );

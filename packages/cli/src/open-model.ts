@@ -1,6 +1,6 @@
 import { init, load, loadAdapter, recipeKit, type DeviceInfo, type Loaded } from 'niwaki';
 import { nearest } from '@niwaki/tensor';
-import type { CommonFlags, ModelFlags } from './flags.ts';
+import { quantizersWithoutText, type CommonFlags, type ModelFlags } from './flags.ts';
 import { UsageError } from './failure.ts';
 import { inBytes } from './number.ts';
 import { createProgress } from './progress.ts';
@@ -49,10 +49,22 @@ export async function loadWithProgress(source: string, terminal: Terminal): Prom
   }
 }
 
-export function checkQuantizer(kind: string | undefined): void {
-  if (kind === undefined || Object.hasOwn(recipeKit.quantize, kind)) return;
-  const known = Object.keys(recipeKit.quantize);
-  throw new UsageError(`--quantize: there is no '${kind}'`, {
+/** Whether a quantizer can be put on a model as it is loaded: one that looks at text makes a model of its own first. */
+function checkQuantizer(kind: string | undefined): void {
+  if (kind === undefined || quantizersWithoutText.includes(kind)) return;
+  if (Object.hasOwn(recipeKit.quantize, kind)) {
+    throw new UsageError(`--quantize: ${kind} needs text to calibrate with, which this command has not`, {
+      kind,
+      help: `Run niwaki quantize --quantize ${kind} --calibrate FILE, and give its folder as --model.`,
+    });
+  }
+  checkKind('--quantize', kind, quantizersWithoutText);
+}
+
+/** @throws UsageError that names the nearest kind */
+export function checkKind(flag: string, kind: string, known: readonly string[]): void {
+  if (known.includes(kind)) return;
+  throw new UsageError(`${flag}: there is no '${kind}'`, {
     kind,
     known,
     help: `Did you mean '${nearest(kind, known, { count: 1 })[0]}'? Known: ${known.join(', ')}.`,

@@ -215,7 +215,9 @@ async function replaceWeights<P extends Plan>(
   return replacements.made;
 }
 
-const isCalibrated = <P extends Plan>({ collect, visit }: Method<P>): boolean => collect !== undefined || visit !== undefined;
+/** Whether a method chooses by what its inputs look like, and so needs calibration batches. */
+export const isCalibrated = <P extends Plan>({ collect, visit }: Pick<Method<P>, 'collect' | 'visit'>): boolean =>
+  collect !== undefined || visit !== undefined;
 
 function checkCalibration<P extends Plan>(method: Method<P>, { calibrate: data }: ApplyOptions): void {
   if (isCalibrated(method) === (data !== undefined)) return;

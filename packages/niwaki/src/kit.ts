@@ -1,5 +1,5 @@
 import { init } from '@niwaki/backend';
-import { causalLM } from '@niwaki/engine';
+import { causalLM, type Method } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
 import {
   adapt,
@@ -18,11 +18,50 @@ import {
   saveAdapter,
 } from '@niwaki/lowrank';
 import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
-import { fp4, nf4, quantize, rtn } from '@niwaki/quant';
-import { s2ft, spiel } from '@niwaki/sparse';
-import { NotFoundError } from '@niwaki/tensor';
-import { diskFolder, runRecipe as runWith, type Recipe, type RecipeKit, type RecipeResult, type RunRecipeOptions } from '@niwaki/train';
+import { awq, cbq, fp4, gptq, nf4, quantize, rtn } from '@niwaki/quant';
+import { dsnot, magnitude, prune, s2ft, sparsegpt, spiel, wanda, type Pruner } from '@niwaki/sparse';
+import { ConfigError, nearest, NotFoundError } from '@niwaki/tensor';
+import {
+  diskFolder,
+  kindOf,
+  runRecipe as runWith,
+  type Factory,
+  type KitOptions,
+  type Placing,
+  type Recipe,
+  type RecipeKit,
+  type RecipeResult,
+  type RunRecipeOptions,
+} from '@niwaki/train';
 import { load, loadAdapter } from './load.ts';
+
+/** Pruners that another may start from. */
+const pruners: Readonly<Record<string, (options: KitOptions) => Pruner>> = {
+  magnitude: (options) => magnitude(options as never),
+  wanda: (options) => wanda(options as never),
+  sparsegpt: (options) => sparsegpt(options as never),
+};
+
+/** dsnot by data alone: `initial` is a pruner's kind or an object with one. */
+function dsnotOver({ initial = 'wanda', ...options }: KitOptions): Method {
+  const { kind, options: own } = kindOf(initial as Factory);
+  const known = Object.keys(pruners);
+  if (!known.includes(kind)) {
+    throw new ConfigError(`dsnot: initial: there is no '${kind}'`, {
+      kind,
+      known,
+      help: `Did you mean '${nearest(String(kind), known, { count: 1 })[0]}'? Known: ${known.join(', ')}.`,
+    });
+  }
+  return dsnot({ ...(options as object), initial: pruners[kind]!(own) });
+}
+
+const applying = ({ at, signal, calibrate, onProgress }: Placing): Omit<Placing, 'seed'> => ({
+  at,
+  ...(signal && { signal }),
+  ...(calibrate && { calibrate }),
+  ...(onProgress && { onProgress }),
+});
 
 /** Everything a recipe may name. Options are checked by the factories themselves, so they pass through as they are. */
 export const recipeKit: RecipeKit = {
@@ -35,10 +74,14 @@ export const recipeKit: RecipeKit = {
     });
   },
   folder: diskFolder,
+  prune: { ...pruners, dsnot: dsnotOver },
   quantize: {
     nf4: (options) => nf4(options as never),
     fp4: (options) => fp4(options as never),
     rtn: (options) => rtn(options as never),
+    gptq: (options) => gptq(options as never),
+    awq: (options) => awq(options as never),
+    cbq: (options) => cbq(options as never),
     'int8-weights': (options) => int8Weights(options as never),
   },
   adapt: {
@@ -54,7 +97,8 @@ export const recipeKit: RecipeKit = {
     compacter: (options) => compacter(options as never),
     qst: (options) => qst(options as never),
   },
-  quantizeModel: (model, method, { at, signal }) => quantize(model, method, { at, ...(signal && { signal }) }),
+  pruneModel: (model, method, placing) => prune(model, method, applying(placing)),
+  quantizeModel: (model, method, placing) => quantize(model, method, applying(placing)),
   adaptModel: (model, method, { at, seed, signal }) => adapt(model, method, { at, seed, ...(signal && { signal }) }),
   loadAdapter,
   saveAdapter,

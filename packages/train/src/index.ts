@@ -3,6 +3,7 @@ export type { Sample } from './data/sample.ts';
 export { packSamples, rowOf, targetsOf, type Packed, type PackOptions, type Row } from './data/pack.ts';
 export type { DataPlan, PlanOptions, TrainData, DataWindow } from './data/train-data.ts';
 export { languageData, type LanguageData, type LanguageDataOptions } from './data/language-data.ts';
+export { calibrationWindows, type CalibrationWindowsOptions } from './data/calibration-windows.ts';
 export { exactBatches } from './data/exact-batches.ts';
 export { epochOrder } from './data/order.ts';
 export { memoryFolder, type RunFolder } from './checkpoint/run-folder.ts';
@@ -16,7 +17,7 @@ export {
   type Checkpoint,
   type RunState,
 } from './checkpoint/checkpoint.ts';
-export { parseRecipe, recipeNames, type Bound, type Factory, type Recipe, type RecipeName } from './recipe/recipe.ts';
+export { kindOf, parseRecipe, recipeNames, type Bound, type Factory, type Recipe, type RecipeName } from './recipe/recipe.ts';
 export { tokenizeDocuments, type TokenizeOptions } from './data/tokenize.ts';
 export { evaluateBatch, type EvaluateBatchOptions } from './evaluate/evaluate-batch.ts';
 export { evaluateText, type EvaluateTextOptions, type TextScore } from './evaluate/evaluate-text.ts';

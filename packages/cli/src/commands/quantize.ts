@@ -1,47 +1,119 @@
-import { recipeKit, saveQuantized, weightBytes, type Model } from 'niwaki';
-import { Option, type Command } from 'commander';
-import { patterns, withCommon, type CommonFlags } from '../flags.ts';
+import { ConfigError, recipeKit, saveQuantized, weightBytes, type KitOptions, type Method, type Model } from 'niwaki';
+import { InvalidArgumentError, Option, type Command } from 'commander';
+import { applyMethodTo, checkCalibration, withCalibration, type CalibrationFlags } from '../calibration.ts';
+import { UsageError } from '../failure.ts';
+import { count, patterns, withCommon, type CommonFlags } from '../flags.ts';
 import { inBytes } from '../number.ts';
-import { checkQuantizer, loadWithProgress, openDevice } from '../open-model.ts';
+import { checkKind, loadWithProgress, openDevice } from '../open-model.ts';
 import type { Result } from '../result.ts';
+import { inWords, scorerOf, withScoring, type ScoringFlags } from '../scoring.ts';
 import type { Terminal } from '../terminal.ts';
 
-interface QuantizeFlags extends CommonFlags {
+interface QuantizeFlags extends CommonFlags, CalibrationFlags, ScoringFlags {
   readonly model: string;
   readonly quantize: string;
   readonly at: string | string[];
+  readonly bits?: number;
+  readonly groupSize?: number | 'row';
   readonly doubleQuant: boolean;
   readonly out: string;
 }
 
-const kinds = Object.keys(recipeKit.quantize).join(', ');
+const codes = ['--no-double-quant'];
+const integers = ['--bits', '--group-size'];
+/** What has a format on disk, and the flags it takes. */
+const takes: Readonly<Record<string, readonly string[]>> = {
+  nf4: codes,
+  fp4: codes,
+  rtn: integers,
+  gptq: integers,
+  awq: integers,
+  cbq: integers,
+};
+
+function groupSize(text: string): number | 'row' {
+  if (text === 'row') return text;
+  try {
+    return count(text);
+  } catch {
+    throw new InvalidArgumentError("expected a whole number of at least 1, or 'row'");
+  }
+}
 
 export const quantizeFlags = (command: Command): Command =>
-  withCommon(command)
-    .description('store a model in less, as a Hugging Face folder')
-    .requiredOption('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny)')
-    .requiredOption('--out <dir>', 'folder of the result')
-    .option('--quantize <kind>', `one of ${kinds}`, 'nf4')
-    .addOption(
-      new Option('--at <patterns>', 'which matrices: paths or patterns, separated by commas').argParser(patterns).default('all-linear'),
-    )
-    .option('--no-double-quant', 'keep the scales of nf4 and fp4 in 32 bits');
+  withScoring(
+    withCalibration(
+      withCommon(command)
+        .description('store a model in less, as a Hugging Face folder')
+        .requiredOption('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny)')
+        .requiredOption('--out <dir>', 'folder of the result')
+        .option('--quantize <kind>', `one of ${Object.keys(takes).join(', ')}`, 'nf4')
+        .addOption(
+          new Option('--at <patterns>', 'which matrices: paths or patterns, separated by commas').argParser(patterns).default('all-linear'),
+        )
+        .option('--bits <n>', 'of a code, for rtn, gptq, awq and cbq: 2, 3, 4 or 8 (default: 4)', count)
+        .option('--group-size <n>', "entries that share a scale: a multiple of 8, or 'row' (default: 64)", groupSize)
+        .option('--no-double-quant', 'keep the scales of nf4 and fp4 in 32 bits'),
+      'gptq, awq and cbq',
+    ),
+  );
 
 /** Quantizes and saves; the result says what it weighed and weighs. */
 export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Promise<Result> {
-  checkQuantizer(flags.quantize);
+  const method = quantizerOf(flags);
+  checkCalibration(method, flags, '--quantize rtn, nf4 or fp4');
+  const text = flags.calibrate === undefined ? undefined : await recipeKit.readText(flags.calibrate);
+  const score = await scorerOf(flags, terminal);
   await openDevice(flags, terminal);
   const { signal } = terminal;
-  const { model, tokenizer } = await loadWithProgress(flags.model, terminal);
+  const loaded = await loadWithProgress(flags.model, terminal);
+  const { model, tokenizer } = loaded;
   try {
     const before = bytesOf(model);
-    const options = flags.doubleQuant ? {} : { doubleQuant: false };
-    await recipeKit.quantizeModel(model, recipeKit.quantize[flags.quantize]!(options), { at: flags.at, seed: 0, signal });
+    const was = await score(loaded, 'before');
+    const { looked } = await applyMethodTo(
+      loaded,
+      { method, at: flags.at, label: 'quantizing', flags, text, run: (placing) => recipeKit.quantizeModel(model, method, placing) },
+      terminal,
+    );
     const after = bytesOf(model);
+    const is = await score(loaded, 'after');
     await saveQuantized(model, flags.out, { ...(tokenizer && { tokenizer }), signal });
-    return { json: { out: flags.out, before, after }, text: `${inBytes(before)} → ${inBytes(after)}, saved in ${flags.out}\n` };
+    const perplexity = was === undefined ? undefined : { before: was, after: is! };
+    return {
+      json: { out: flags.out, before, after, ...(looked && { calibration: { ...looked } }), ...(perplexity && { perplexity }) },
+      text: `${perplexity ? inWords(perplexity) : ''}${inBytes(before)} → ${inBytes(after)}, saved in ${flags.out}\n`,
+    };
   } finally {
     model.dispose();
+  }
+}
+
+/** The method, where its flags are its own and in range. */
+function quantizerOf(flags: QuantizeFlags): Method {
+  const { quantize: kind, bits, groupSize: size, doubleQuant } = flags;
+  checkKind('--quantize', kind, Object.keys(takes));
+  const given = [
+    ...(bits === undefined ? [] : ['--bits']),
+    ...(size === undefined ? [] : ['--group-size']),
+    ...(doubleQuant ? [] : ['--no-double-quant']),
+  ];
+  const foreign = given.find((flag) => !takes[kind]!.includes(flag));
+  if (foreign !== undefined) {
+    throw new UsageError(`${kind} has no ${foreign}`, { kind, flag: foreign, help: `It takes ${takes[kind]!.join(' and ')}.` });
+  }
+  const options: KitOptions = {
+    ...(bits !== undefined && { bits }),
+    ...(size !== undefined && { groupSize: size }),
+    ...(!doubleQuant && { doubleQuant }),
+    // Files have no place for factors on the input: they go into what comes before.
+    ...(kind === 'awq' && { fold: true }),
+  };
+  try {
+    return recipeKit.quantize[kind]!(options);
+  } catch (error) {
+    if (!ConfigError.isInstance(error)) throw error;
+    throw new UsageError(error.message, { cause: error });
   }
 }
 

@@ -1,5 +1,5 @@
 import type { Json } from '@niwaki/tensor';
-import type { AdapterMethod, Method, Objective } from '@niwaki/engine';
+import type { AdapterMethod, Calibrate, Method, MethodProgress, Objective } from '@niwaki/engine';
 import type { Loaded, SaveTarget, Tokenizer } from '@niwaki/hub';
 import type { AdapterSet, Model, Selector } from '@niwaki/nn';
 import type { Schedule, Transform } from '@niwaki/optim';
@@ -12,6 +12,9 @@ export interface Placing {
   readonly at: Selector;
   readonly seed: number;
   readonly signal?: AbortSignal;
+  /** For methods that are calibrated, and for them alone. */
+  readonly calibrate?: Calibrate;
+  readonly onProgress?: (progress: MethodProgress) => void;
 }
 
 /** What recipes may name, by kind, and the doors to files: values, so that this package imports no method. */
@@ -27,8 +30,11 @@ export interface RecipeKit {
   ): Promise<Loaded>;
   readText(path: string): Promise<string>;
   folder(path: string): RunFolder;
+  readonly prune: Readonly<Record<string, (options: KitOptions) => Method>>;
   readonly quantize: Readonly<Record<string, (options: KitOptions) => Method>>;
   readonly adapt: Readonly<Record<string, (options: KitOptions) => AdapterMethod>>;
+  /** @returns the part of the entries that is 0 afterwards */
+  pruneModel(model: Model, method: Method, placing: Placing): Promise<{ readonly sparsity: number }>;
   quantizeModel(model: Model, method: Method, placing: Placing): Promise<unknown>;
   adaptModel(model: Model, method: AdapterMethod, placing: Placing): Promise<AdapterSet>;
   loadAdapter(
