@@ -46,9 +46,11 @@ const origins = {
     'Its weights are those of the published Q4_1 file, written as f32 with `saveModel`: they were rounded to 4 bits once.',
 };
 
+/** What was measured of niwaki-tiny, and explains some of what it does. */
 const evenInputs = "the largest norm among a map's input columns is up to 9 times their median, and up to 1,082 times in SmolLM2-135M";
 const narrowRows =
   'likely because its rows are narrow, 192 and 512 entries where the paper has 4,096 and more, and a swap moves a larger part of what Wanda chose; more swaps lose more ([pruning](../methods/pruning)).';
+
 /**
  * What papers find: the first row's perplexity rises by less than `factor` times what the second one's does. `known` is
  * what is known where it does not, by model.
@@ -152,7 +154,11 @@ function findingsOf(model, runs) {
     return { ...finding, rises: isMeasured ? [less, more] : [], holds: isMeasured ? less < (finding.factor ?? 1) * more : undefined };
   });
   const mark = { true: 'yes', false: '**no**', undefined: 'not measured' };
-  const not = told.filter(({ holds }) => holds === false);
+  const reasons = new Map();
+  for (const { claim, known } of told.filter(({ holds }) => holds === false)) {
+    const why = known?.[model] ?? 'why it does not is not known.';
+    reasons.set(why, [...(reasons.get(why) ?? []), `*${claim}*`]);
+  }
   return [
     '### As the papers find it',
     'A finding, by how much perplexity rises with what it names first and second, and whether it holds here.',
@@ -160,9 +166,7 @@ function findingsOf(model, runs) {
       ['finding', 'paper', 'rises', 'here'],
       told.map(({ claim, paper, rises, holds }) => [claim, paper, rises.map((value) => `+${points(value)}`).join(', '), mark[holds]]),
     ),
-    ...(not.length > 0
-      ? [not.map(({ claim, known }) => `- *${claim}*: ${known?.[model] ?? 'why it does not is not known.'}`).join('\n')]
-      : []),
+    ...(reasons.size > 0 ? [[...reasons].map(([why, claims]) => `- ${claims.join(', ')}: ${why}`).join('\n')] : []),
   ];
 }
 
