@@ -202,3 +202,21 @@ describe('wrong usage ends with 2 before a model is loaded, failures with 1', ()
     ]);
   });
 });
+
+describe('finetune', () => {
+  it('prunes first, with the text that the recipe names', async () => {
+    const out = folder.at('adapter');
+    const args = ['finetune', '--model', model, '--data', text, '--context', '16', '--rank', '2', '--steps', '1', '--prune', 'wanda'];
+    const answer = await call([...args, ...looking(), '--out', out, '--json', ...cpu]);
+    expect(answer.code).toBe(0);
+    expect(answer.err).toMatch(/pruning 14\/14 model\.layers\.1\.mlp\.down_proj/);
+    expect(JSON.parse(await readFile(`${out}/recipe.json`, 'utf8'))).toMatchObject({
+      prune: 'wanda',
+      calibrate: others,
+      calibrateWindows: 2,
+      calibrateContext: 16,
+    });
+    const silent = await call([...args, '--out', folder.at('x'), '--json', ...cpu]);
+    expect([silent.code, silent.err]).toEqual([1, expect.stringMatching(/wanda chooses by .* names no text in calibrate/)]);
+  });
+});

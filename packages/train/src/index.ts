@@ -25,4 +25,5 @@ export { train, type TrainOptions } from './loop/train.ts';
 export type { CheckpointOptions } from './loop/keeper.ts';
 export type { CheckpointEvent, EvaluationEvent, MemoryByOwner, ResumeEvent, StepEvent, TrainEvent } from './loop/events.ts';
 export type { KitOptions, Placing, RecipeKit } from './recipe/kit.ts';
+export type { MatrixChange } from './recipe/prepare-model.ts';
 export { runRecipe, type RecipeEvent, type RecipeResult, type RunRecipeOptions } from './recipe/run-recipe.ts';

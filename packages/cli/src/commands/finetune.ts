@@ -35,7 +35,14 @@ export const finetuneFlags = (command: Command): Command =>
     .option('--no-pack', 'one document a row')
     .option('--truncate', 'cut documents longer than the context')
     .option('--batches <file>', 'exact batches of token ids in JSON, one step each, instead of data')
+    .option(
+      '--prune <kind>',
+      `prune the model first, half of its entries: ${Object.keys(recipeKit.prune).join(', ')}; other amounts in a recipe`,
+    )
     .option('--quantize <kind>', `quantize the model first: ${Object.keys(recipeKit.quantize).join(', ')}`)
+    .option('--calibrate <file>', 'text that wanda, sparsegpt, dsnot, gptq, awq and cbq look at, .jsonl or plain')
+    .option('--calibrate-windows <n>', 'windows of it, at even distances over the file (default: 32)', count)
+    .option('--calibrate-context <n>', "tokens of a window (default: 256, or the model's context where that is less)", count)
     .option('--adapt <kind>', `what trains: ${Object.keys(recipeKit.adapt).join(', ')}, or none (the whole model)`)
     .addOption(new Option('--at <patterns>', 'where the adapter goes: paths or patterns, separated by commas').argParser(patterns))
     .option('--rank <n>', 'of the adapter', count)
@@ -70,11 +77,12 @@ export async function runFinetune(flags: FinetuneFlags, terminal: Terminal): Pro
   const recipe = await recipeOf(flags);
   const bar = createProgress(terminal, 'training');
   const loading = createProgress(terminal, 'loading');
+  const preparing = { prune: createProgress(terminal, 'pruning'), quantize: createProgress(terminal, 'quantizing') };
   try {
     const result = await runRecipe(recipe, {
       signal: terminal.signal,
       resume: flags.resume === true,
-      onEvent: (event) => show(event, { terminal, bar, loading }),
+      onEvent: (event) => show(event, { terminal, bar, loading, preparing }),
     });
     bar.stop();
     const { steps, loss } = result;
@@ -85,8 +93,7 @@ export async function runFinetune(flags: FinetuneFlags, terminal: Terminal): Pro
       text: `${inCount(steps)} steps${loss === undefined ? '' : `, loss ${loss.toFixed(4)}`}, saved in ${out}\n`,
     };
   } finally {
-    loading.stop();
-    bar.stop();
+    for (const progress of [loading, preparing.prune, preparing.quantize, bar]) progress.stop();
   }
 }
 
@@ -125,7 +132,14 @@ async function readRecipe(file: string): Promise<object> {
   throw new UsageError(`${file}: expected an object`, { file });
 }
 
-function show(event: RecipeEvent, { terminal, bar, loading }: { terminal: Terminal; bar: Progress; loading: Progress }): void {
+interface Shown {
+  readonly terminal: Terminal;
+  readonly bar: Progress;
+  readonly loading: Progress;
+  readonly preparing: Readonly<Record<'prune' | 'quantize', Progress>>;
+}
+
+function show(event: RecipeEvent, { terminal, bar, loading, preparing }: Shown): void {
   switch (event.kind) {
     case 'device':
       return terminal.err(`device: ${event.device} (${[event.description, event.reason].filter(Boolean).join('; ')})\n`);
@@ -133,6 +147,11 @@ function show(event: RecipeEvent, { terminal, bar, loading }: { terminal: Termin
       return loading.update(event.loaded, event.total, `${inBytes(event.loaded)} ${event.name}`);
     case 'warning':
       return terminal.err(`warning: ${event.message}\n`);
+    case 'change':
+      loading.stop();
+      preparing[event.what].update(event.done, event.total, event.path);
+      if (event.done === event.total) preparing[event.what].stop();
+      return;
     case 'ready': {
       loading.stop();
       const { trainable, parameters, rows, tokens, targets, dropped } = event;

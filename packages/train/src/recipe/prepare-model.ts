@@ -1,29 +1,85 @@
 import { ConfigError, refuse } from '@niwaki/tensor';
-import { check, type AdapterMethod, type Method } from '@niwaki/engine';
-import { siteParty, type AdapterSet, type Model, type Selector } from '@niwaki/nn';
+import { check, disposeBatch, isCalibrated, validateSites, type AdapterMethod, type Method, type MethodProgress } from '@niwaki/engine';
+import type { Loaded } from '@niwaki/hub';
+import { siteParty, type AdapterSet, type Model, type Selector, type Site } from '@niwaki/nn';
+import { calibrationWindows } from '../data/calibration-windows.ts';
 import { factoryOf, functionOf, isBound, pick, type Functions } from './factories.ts';
-import type { KitOptions, RecipeKit } from './kit.ts';
-import { kindOf, type Recipe } from './recipe.ts';
+import type { KitOptions, Placing, RecipeKit } from './kit.ts';
+import { kindOf, type Factory, type Recipe } from './recipe.ts';
 
 interface Preparing {
   readonly signal?: AbortSignal;
   readonly functions: Functions;
   warn(message: string): void;
+  onChange(change: MatrixChange): void;
 }
 
-/** Quantizes, then puts on what trains. */
+/** A matrix was pruned or quantized. */
+export interface MatrixChange extends MethodProgress {
+  readonly kind: 'change';
+  readonly what: 'prune' | 'quantize';
+}
+
+/** A method and where it goes. */
+interface Placed<M extends Method> {
+  readonly method: M;
+  readonly at: Selector;
+}
+
+/** What a recipe does to the stored matrices, made before a model is loaded. */
+export interface Steps {
+  readonly pruner: Placed<Method> | undefined;
+  readonly quantizer: Placed<Method> | undefined;
+}
+
+/** @throws ConfigError for an unknown kind or its options, and where calibration text is missing or nothing reads it */
+export function stepsOf(recipe: Recipe, kit: RecipeKit): Steps {
+  const steps = { pruner: placed('prune', recipe.prune, kit.prune), quantizer: placed('quantize', recipe.quantize, kit.quantize) };
+  const { calibrate, calibrateWindows, calibrateContext } = recipe;
+  const looking = [steps.pruner, steps.quantizer].find((step) => step !== undefined && isCalibrated(step.method));
+  if (looking !== undefined && calibrate === undefined) {
+    const { kind } = looking.method;
+    throw new ConfigError(`recipe: ${kind} chooses by what its inputs look like, and the recipe names no text in calibrate`, {
+      kind,
+      help: 'Name a .jsonl or a text file in calibrate: a few thousand tokens of text like what the model will see.',
+    });
+  }
+  if (looking === undefined && (calibrate ?? calibrateWindows ?? calibrateContext) !== undefined) {
+    throw new ConfigError('recipe: there is calibration text, and no step that looks at it', {
+      calibrate,
+      calibrateWindows,
+      calibrateContext,
+      help: 'Leave calibrate and its windows away, or prune or quantize with a method that is calibrated.',
+    });
+  }
+  return steps;
+}
+
+function placed(
+  what: 'prune' | 'quantize',
+  value: Factory | undefined,
+  factories: Readonly<Record<string, (options: KitOptions) => Method>>,
+): Placed<Method> | undefined {
+  if (value === undefined) return undefined;
+  const { kind, options } = kindOf(value);
+  const { at = 'all-linear', ...rest } = options;
+  return { method: factoryOf(what, kind, factories)(rest), at: at as Selector };
+}
+
+/** Prunes, quantizes, then puts on what trains. Everything that can be checked is, before the first matrix changes. */
 export async function prepareModel(
   recipe: Recipe,
   kit: RecipeKit,
-  model: Model,
-  { functions, warn, ...stop }: Preparing,
+  loaded: Loaded,
+  steps: Steps,
+  { functions, warn, onChange, ...stop }: Preparing,
 ): Promise<AdapterSet | undefined> {
+  const { model } = loaded;
   const seed = recipe.seed ?? 0;
   const given = { ...pick(recipe, 'rank'), ...pick(recipe, 'alpha'), ...pick(recipe, 'dropout') };
-  const quantizer = quantizerOf(recipe, kit);
   const adapter = recipe.initAdapter === undefined ? adapterOf(recipe, kit, given, functions) : undefined;
-  refuseTogether(model, quantizer, adapter);
-  if (quantizer !== undefined) await kit.quantizeModel(model, quantizer.method, { at: quantizer.at, seed, ...stop });
+  validate(model, steps, adapter);
+  await changeMatrices(recipe, kit, loaded, steps, { seed, onChange, ...stop });
   if (recipe.initAdapter !== undefined) {
     const set = await kit.loadAdapter(model, recipe.initAdapter, { trainable: true, onWarning: ({ message }) => warn(message), ...stop });
     agree(set, given, recipe.initAdapter);
@@ -36,17 +92,34 @@ export async function prepareModel(
   return kit.adaptModel(model, adapter.method, { at: adapter.at, seed, ...stop });
 }
 
-/** A method and where it goes. */
-interface Placed<M extends Method> {
-  readonly method: M;
-  readonly at: Selector;
-}
-
-function quantizerOf(recipe: Recipe, kit: RecipeKit): Placed<Method> | undefined {
-  if (recipe.quantize === undefined) return undefined;
-  const { kind, options } = kindOf(recipe.quantize);
-  const { at = 'all-linear', ...rest } = options;
-  return { method: factoryOf('quantize', kind, kit.quantize)(rest), at: at as Selector };
+async function changeMatrices(
+  recipe: Recipe,
+  kit: RecipeKit,
+  { model, tokenizer }: Loaded,
+  { pruner, quantizer }: Steps,
+  { onChange, ...placing }: Pick<Preparing, 'signal' | 'onChange'> & { readonly seed: number },
+): Promise<void> {
+  const { calibrate: name, calibrateWindows: windows, calibrateContext: context } = recipe;
+  const batches =
+    name === undefined
+      ? []
+      : calibrationWindows(await kit.readText(name), tokenizer, model.info, {
+          name,
+          ...(windows !== undefined && { windows }),
+          ...(context !== undefined && { context }),
+        });
+  const placingOf = (what: MatrixChange['what'], { method, at }: Placed<Method>): Placing => ({
+    at,
+    ...placing,
+    onProgress: (progress) => onChange({ kind: 'change', what, ...progress }),
+    ...(isCalibrated(method) && { calibrate: { batches } }),
+  });
+  try {
+    if (pruner !== undefined) await kit.pruneModel(model, pruner.method, placingOf('prune', pruner));
+    if (quantizer !== undefined) await kit.quantizeModel(model, quantizer.method, placingOf('quantize', quantizer));
+  } finally {
+    batches.forEach(disposeBatch);
+  }
 }
 
 function adapterOf(recipe: Recipe, kit: RecipeKit, given: KitOptions, functions: Functions): Placed<AdapterMethod> | undefined {
@@ -58,14 +131,16 @@ function adapterOf(recipe: Recipe, kit: RecipeKit, given: KitOptions, functions:
   return { method: factoryOf('adapt', kind, kit.adapt)({ ...given, ...rest }), at };
 }
 
-/** Before anything is changed: hours of quantizing are lost where the adapter that follows has no place on codes. */
-function refuseTogether(model: Model, quantizer: Placed<Method> | undefined, adapter: Placed<AdapterMethod> | undefined): void {
-  if (adapter === undefined) return;
-  const coded = quantizer === undefined ? [] : model.sites(quantizer.at);
-  for (const site of model.sites(adapter.at, { points: adapter.method.points })) {
-    if (site.weight === undefined) continue;
-    const methods = [...(coded.includes(site) ? [quantizer!.method] : []), adapter.method];
-    refuse(check({ sites: [siteParty(site)], methods }), { path: site.path });
+/** Hours of quantizing are lost where what follows has no place on codes: every site is asked for all of its methods first. */
+function validate(model: Model, { pruner, quantizer }: Steps, adapter: Placed<AdapterMethod> | undefined): void {
+  const methods = new Map<Site, Method[]>();
+  for (const { method, at } of [pruner, quantizer, adapter].filter((step) => step !== undefined)) {
+    const sites = model.sites(at, { points: method.points });
+    for (const site of sites) methods.set(site, [...(methods.get(site) ?? []), method]);
+    if (method !== adapter?.method) validateSites(method, sites, model);
+  }
+  for (const [site, inOrder] of methods) {
+    if (site.weight !== undefined) refuse(check({ sites: [siteParty(site)], methods: inOrder }), { path: site.path });
   }
 }
 

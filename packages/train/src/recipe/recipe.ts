@@ -24,7 +24,16 @@ export interface Recipe {
   /** A JSON file of exact batches, instead of data. */
   readonly batches?: string;
 
+  /** Before everything else. */
+  readonly prune?: Factory;
+  /** After pruning, before the adapter. */
   readonly quantize?: Factory;
+  /** A .jsonl or text file that calibrated methods of `prune` and `quantize` look at. */
+  readonly calibrate?: string;
+  /** Windows of it, at even distances over the file; default 32. */
+  readonly calibrateWindows?: number;
+  /** Tokens of a window; default 256, or the model's context where that is less. */
+  readonly calibrateContext?: number;
   /** Default 'lora'; 'none' trains every parameter. */
   readonly adapt?: Factory;
   /** Where the adapter goes; default 'all-linear'. */
@@ -91,7 +100,11 @@ const shape: { readonly [key in RecipeName]-?: v.GenericSchema } = {
   pack: v.optional(v.boolean()),
   truncate: v.optional(v.boolean()),
   batches: v.optional(name),
+  prune: v.optional(factory),
   quantize: v.optional(factory),
+  calibrate: v.optional(name),
+  calibrateWindows: v.optional(positive),
+  calibrateContext: v.optional(positive),
   adapt: v.optional(factory),
   at: v.optional(
     v.union(

@@ -8,7 +8,7 @@ import type { TrainEvent } from '../loop/events.ts';
 import { train, type TrainOptions } from '../loop/train.ts';
 import { make, pick, type Functions } from './factories.ts';
 import type { RecipeKit } from './kit.ts';
-import { countTrainable, prepareModel } from './prepare-model.ts';
+import { countTrainable, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
 import { describe, evaluation, readData } from './recipe-data.ts';
 import type { Recipe } from './recipe.ts';
 import { openRunLog } from './run-log.ts';
@@ -19,6 +19,7 @@ export type RecipeEvent =
   | { readonly kind: 'device'; readonly device: string; readonly reason: string; readonly description?: string }
   | { readonly kind: 'load'; readonly loaded: number; readonly total: number; readonly name: string }
   | { readonly kind: 'warning'; readonly message: string }
+  | MatrixChange
   /** Everything is in place; training begins. */
   | {
       readonly kind: 'ready';
@@ -69,6 +70,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
   } = options;
   const stop = signal === undefined ? {} : { signal };
   const loss = makeLoss(recipe, kit, functions);
+  const changes = stepsOf(recipe, kit);
   const { device, reason, description } = await kit.init({ ...pick(recipe, 'device'), ...pick(recipe, 'threads') });
   onEvent({ kind: 'device', device, reason, ...(description !== undefined && { description }) });
   const loaded = await kit.load(recipe.model, { ...stop, onProgress: (progress) => onEvent({ kind: 'load', ...progress }) });
@@ -82,7 +84,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
     if (unused.length > 0)
       warn(`batches are taken as they are: ${unused.join(', ')} of the recipe ${unused.length > 1 ? 'have' : 'has'} no effect`);
     const data = await readData(recipe, kit, loaded);
-    const adapter = await prepareModel(recipe, kit, model, { functions, warn, ...stop });
+    const adapter = await prepareModel(recipe, kit, loaded, changes, { functions, warn, onChange: onEvent, ...stop });
     onEvent({ kind: 'ready', ...countTrainable(model), ...('rows' in data ? describe(data) : {}) });
     const log = folder && (await openRunLog(folder, recipe));
     let steps = 0;
