@@ -79,6 +79,20 @@ describe('a recipe that changes the model first', () => {
     expect(memory().numTensors).toBe(before);
   });
 
+  it.each<[string, Partial<Recipe>, Partial<RecipeKit>]>([
+    ['text', {}, { readText: async (path) => (path === 'others.txt' ? 'Another lantern by another gate.' : files[path]!) }],
+    ['sparsity', { prune: { kind: 'wanda', sparsity: 0.25 } }, {}],
+  ])('does not go on with another %s', async (_, other, otherKit) => {
+    const folder = memoryFolder();
+    const asked: Partial<Recipe> = { prune: 'wanda', ...looking };
+    const controller = new AbortController();
+    const onEvent = (event: RecipeEvent): void => void (event.kind === 'step' && controller.abort());
+    await expect(run(asked, { folder, signal: controller.signal, onEvent })).rejects.toThrow(AbortError);
+    const again = runRecipe(recipe({ ...asked, ...other }), { kit: { ...kit, ...otherKit }, folder, resume: true });
+    await expect(again).rejects.toThrow(/belongs to another run: data was/);
+    (await run(asked, { folder, resume: true })).model.dispose();
+  });
+
   it('keeps the zeros of a pruned model that trains whole', async () => {
     const { model } = await run({ prune: { kind: 'wanda', sparsity: 0.5 }, adapt: 'none', ...looking });
     expect(await zerosOf(model, 'model.layers.1.mlp.down_proj')).toBe(0.5);

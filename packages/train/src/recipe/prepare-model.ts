@@ -3,6 +3,7 @@ import { check, disposeBatch, isCalibrated, validateSites, type AdapterMethod, t
 import type { Loaded } from '@niwaki/hub';
 import { siteParty, type AdapterSet, type Model, type Selector, type Site } from '@niwaki/nn';
 import { calibrationWindows } from '../data/calibration-windows.ts';
+import { createHash } from '../data/hash.ts';
 import { factoryOf, functionOf, isBound, pick, type Functions } from './factories.ts';
 import type { KitOptions, Placing, RecipeKit } from './kit.ts';
 import { kindOf, type Factory, type Recipe } from './recipe.ts';
@@ -10,6 +11,8 @@ import { kindOf, type Factory, type Recipe } from './recipe.ts';
 interface Preparing {
   readonly signal?: AbortSignal;
   readonly functions: Functions;
+  /** What the file in `calibrate` holds. */
+  readonly text: string | undefined;
   warn(message: string): void;
   onChange(change: MatrixChange): void;
 }
@@ -55,6 +58,16 @@ export function stepsOf(recipe: Recipe, kit: RecipeKit): Steps {
   return steps;
 }
 
+/** Names what a run stands on, so that one that is resumed notices other data or another base. */
+export function identityOf(data: string, recipe: Recipe, text: string | undefined): string {
+  const { prune, quantize, calibrateWindows, calibrateContext } = recipe;
+  if (prune === undefined && text === undefined) return data;
+  const hash = createHash();
+  const changes = JSON.stringify({ prune, quantize, calibrateWindows, calibrateContext });
+  for (const part of [data, changes, text ?? '']) hash.text(part);
+  return hash.digest();
+}
+
 function placed(
   what: 'prune' | 'quantize',
   value: Factory | undefined,
@@ -72,14 +85,14 @@ export async function prepareModel(
   kit: RecipeKit,
   loaded: Loaded,
   steps: Steps,
-  { functions, warn, onChange, ...stop }: Preparing,
+  { functions, warn, onChange, text, ...stop }: Preparing,
 ): Promise<AdapterSet | undefined> {
   const { model } = loaded;
   const seed = recipe.seed ?? 0;
   const given = { ...pick(recipe, 'rank'), ...pick(recipe, 'alpha'), ...pick(recipe, 'dropout') };
   const adapter = recipe.initAdapter === undefined ? adapterOf(recipe, kit, given, functions) : undefined;
   validate(model, steps, adapter);
-  await changeMatrices(recipe, kit, loaded, steps, { seed, onChange, ...stop });
+  await changeMatrices(recipe, kit, loaded, steps, { seed, onChange, text, ...stop });
   if (recipe.initAdapter !== undefined) {
     const set = await kit.loadAdapter(model, recipe.initAdapter, { trainable: true, onWarning: ({ message }) => warn(message), ...stop });
     agree(set, given, recipe.initAdapter);
@@ -97,14 +110,14 @@ async function changeMatrices(
   kit: RecipeKit,
   { model, tokenizer }: Loaded,
   { pruner, quantizer }: Steps,
-  { onChange, ...placing }: Pick<Preparing, 'signal' | 'onChange'> & { readonly seed: number },
+  { onChange, text, ...placing }: Pick<Preparing, 'signal' | 'onChange' | 'text'> & { readonly seed: number },
 ): Promise<void> {
   const { calibrate: name, calibrateWindows: windows, calibrateContext: context } = recipe;
   const batches =
-    name === undefined
+    text === undefined
       ? []
-      : calibrationWindows(await kit.readText(name), tokenizer, model.info, {
-          name,
+      : calibrationWindows(text, tokenizer, model.info, {
+          name: name!,
           ...(windows !== undefined && { windows }),
           ...(context !== undefined && { context }),
         });

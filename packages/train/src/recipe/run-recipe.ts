@@ -8,7 +8,7 @@ import type { TrainEvent } from '../loop/events.ts';
 import { train, type TrainOptions } from '../loop/train.ts';
 import { make, pick, type Functions } from './factories.ts';
 import type { RecipeKit } from './kit.ts';
-import { countTrainable, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
+import { countTrainable, identityOf, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
 import { describe, evaluation, readData } from './recipe-data.ts';
 import type { Recipe } from './recipe.ts';
 import { openRunLog } from './run-log.ts';
@@ -71,6 +71,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
   const stop = signal === undefined ? {} : { signal };
   const loss = makeLoss(recipe, kit, functions);
   const changes = stepsOf(recipe, kit);
+  const text = recipe.calibrate === undefined ? undefined : await kit.readText(recipe.calibrate);
   const { device, reason, description } = await kit.init({ ...pick(recipe, 'device'), ...pick(recipe, 'threads') });
   onEvent({ kind: 'device', device, reason, ...(description !== undefined && { description }) });
   const loaded = await kit.load(recipe.model, { ...stop, onProgress: (progress) => onEvent({ kind: 'load', ...progress }) });
@@ -84,14 +85,14 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
     if (unused.length > 0)
       warn(`batches are taken as they are: ${unused.join(', ')} of the recipe ${unused.length > 1 ? 'have' : 'has'} no effect`);
     const data = await readData(recipe, kit, loaded);
-    const adapter = await prepareModel(recipe, kit, loaded, changes, { functions, warn, onChange: onEvent, ...stop });
+    const adapter = await prepareModel(recipe, kit, loaded, changes, { functions, text, warn, onChange: onEvent, ...stop });
     onEvent({ kind: 'ready', ...countTrainable(model), ...('rows' in data ? describe(data) : {}) });
     const log = folder && (await openRunLog(folder, recipe));
     let steps = 0;
     let last: number | undefined;
     const run = train(model, {
       ...loss,
-      data,
+      data: { ...data, hash: identityOf(data.hash, recipe, text) },
       ...pick(recipe, 'steps'),
       ...pick(recipe, 'epochs'),
       ...pick(recipe, 'batchSize'),
