@@ -37,6 +37,7 @@ export default defineConfig({
           items: [
             { text: 'Overview', link: '/methods/' },
             { text: 'What goes with what', link: '/generated/compositions' },
+            { text: 'What fits', link: '/generated/memory' },
             { text: 'What it costs', link: '/generated/quality' },
             { text: 'NF4 and FP4', link: '/methods/nf4' },
             { text: 'Integers', link: '/methods/integers' },
