@@ -139,7 +139,7 @@ function attention(batch: number, time: number, heads: number, kvHeads: number, 
   const gradient: Row = {
     name: `attention gradient ${batch}x${time} ${heads}/${kvHeads} heads of ${d}`,
     flops: 2.5 * flops,
-    bytes: 4 * [...Object.values(inputs)].reduce((sum, { size }) => sum + size, 0) + 4 * (inputs.q.size + 2 * inputs.k.size),
+    bytes: 4 * Object.values(inputs).reduce((sum, { size }) => sum + size, 0) + 4 * (inputs.q.size + 2 * inputs.k.size),
     run: () => runOp(attentionGradOp as never, inputs as never, { scale } as never) as Tensor[],
     inputs: [dy, y!, logSumExp!],
   };

@@ -47,7 +47,7 @@ await build({
     rolldownOptions: {
       // The packages are free of side effects; their tests are nothing else.
       treeshake: false,
-      input: { parity: entry('gpu/parity.ts'), kernels: entry('gpu/kernels.ts'), job: entry('gpu/job.ts'), launch: entry('gpu/launch.ts') },
+      input: { parity: entry('gpu/parity.ts'), kernels: entry('gpu/kernels.ts'), job: entry('gpu/job.ts') },
       output: { format: 'es', entryFileNames: '[name].mjs', chunkFileNames: 'chunks/[name]-[hash].mjs' },
     },
   },

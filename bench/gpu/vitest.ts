@@ -2,27 +2,24 @@
 import {
   ASYMMETRIC_MATCHERS_OBJECT,
   customMatchers,
-  GLOBAL_EXPECT,
   getState,
+  GLOBAL_EXPECT,
   JestAsymmetricMatchers,
   JestChaiExpect,
   JestExtend,
   setState,
+  type ExpectStatic,
 } from '@vitest/expect';
 import * as chai from 'chai';
 
-chai.use(JestExtend);
-chai.use(JestChaiExpect);
-chai.use(JestAsymmetricMatchers);
+for (const plugin of [JestExtend, JestChaiExpect, JestAsymmetricMatchers]) chai.use(plugin);
 
-const counted = (value: unknown, message?: string): unknown => chai.expect(value, message);
-export const expect = Object.assign(counted, chai.expect) as never as (typeof import('vitest'))['expect'];
-(expect as { extend: (matchers: object) => void }).extend = (matchers) =>
-  (chai.expect as never as { extend(expect: unknown, matchers: object): void }).extend(expect, matchers);
+export const expect = Object.assign((value: unknown, message?: string) => chai.expect(value, message), chai.expect) as ExpectStatic;
+const scope = globalThis as unknown as Record<symbol, object>;
 Object.defineProperty(globalThis, GLOBAL_EXPECT, { value: expect, configurable: true });
-Object.assign(expect, (globalThis as never as Record<symbol, object>)[ASYMMETRIC_MATCHERS_OBJECT]);
-setState({ ...getState(expect as never), assertionCalls: 0, isExpectingAssertions: false }, expect as never);
-(expect as { extend: (matchers: object) => void }).extend(customMatchers);
+Object.assign(expect, scope[ASYMMETRIC_MATCHERS_OBJECT]);
+setState({ ...getState(expect), assertionCalls: 0, isExpectingAssertions: false }, expect);
+(chai.expect as unknown as { extend(to: ExpectStatic, matchers: object): void }).extend(expect, customMatchers);
 
 export { afterAll, afterEach, beforeAll, beforeEach, describe, it, test } from '@vitest/runner';
 

@@ -58,6 +58,7 @@ export async function run(values) {
     batch,
     length,
     rank,
+    ...budget,
     tokensPerSecond: tokens / median(seconds),
     bestTokensPerSecond: tokens / Math.min(...seconds),
     secondsPerStep: seconds,

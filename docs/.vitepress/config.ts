@@ -28,6 +28,7 @@ export default defineConfig({
             { text: 'In the page', link: '/guide/browser' },
             { text: 'Speed', link: '/guide/bench' },
             { text: 'Measured', link: '/generated/bench' },
+            { text: 'Measured on graphics cards', link: '/generated/gpu' },
           ],
         },
       ],

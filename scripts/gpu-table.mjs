@@ -1,0 +1,86 @@
+// Writes docs/generated/gpu.md: what the kit of bench/gpu measured on graphics cards, from the stored runs in bench/results.
+// `--check` writes nothing and fails where the page is another.
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+
+const results = new URL('../bench/results/', import.meta.url);
+const linesOf = (url) =>
+  readFileSync(url, 'utf8')
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line));
+
+const table = (head, rows) =>
+  [`| ${head.join(' | ')} |`, `|${head.map(() => '---').join('|')}|`, ...rows.map((row) => `| ${row.join(' | ')} |`)].join('\n');
+
+function jobName({ job, batch, length, memoryBudget }) {
+  if (batch === undefined) return job;
+  return `${job}, batch ${batch} of ${length} tokens${memoryBudget === undefined ? '' : ', activations kept'}`;
+}
+
+/** One card's part of the page. */
+export function sectionOf(folder) {
+  const { card, date, parity } = JSON.parse(readFileSync(new URL('about.json', folder), 'utf8'));
+  const [peak, ...kernels] = linesOf(new URL('kernels.jsonl', folder));
+  const jobs = ['jobs', 'torch'].flatMap((name) => linesOf(new URL(`${name}.jsonl`, folder)));
+  const megabytes = (bytes) => (bytes === undefined ? '–' : `${Math.round(bytes / 1e6)} MB`);
+  return `## ${card}, ${date}
+
+Every GPU test of every package on the card: ${parity}. Multiply-adds in registers ran at ${peak.teraflops} TFLOP/s, a copy
+at ${peak.gigabytesPerSecond} GB/s: the roofline of the kernels below.
+
+A model of SmolLM2-135M's shape with random weights, whole processes, Node against torch on the same card within minutes:
+
+${table(
+  ['job', 'base', 'tokens/s', 'best', 'tensors at the peak', 'by'],
+  jobs.map((job) => [
+    jobName(job),
+    job.base,
+    job.tokensPerSecond.toFixed(0),
+    job.bestTokensPerSecond.toFixed(0),
+    megabytes(job.peakTensorBytes),
+    job.device.startsWith('torch') ? job.device.split(',')[0] : 'niwaki',
+  ]),
+)}
+
+${table(
+  ['kernel', 'µs', 'µs of the host', 'of the roofline', 'bound by'],
+  kernels.map(({ name, microseconds, hostMicroseconds, ofRoofline, bound }) => [
+    name,
+    microseconds,
+    hostMicroseconds,
+    `${(100 * ofRoofline).toFixed(1)}%`,
+    bound,
+  ]),
+)}`;
+}
+
+/** The page. */
+export function page() {
+  const folders = readdirSync(results)
+    .filter((name) => name.startsWith('gpu-'))
+    .sort();
+  return `<!-- Written by scripts/gpu-table.mjs from the runs in bench/results. Do not edit. -->
+# WebGPU on graphics cards
+
+Dawn in Node, f32 throughout: WebGPU offers no matrix units, so that a card's tensor cores stand idle. One kernel at a time
+in a long queue; small ones are bound by what a launch takes of the host.
+
+Measure another card with the kit, which needs no network and no installation there:
+
+\`\`\`sh
+node bench/gpu/pack.mjs gpu-kit --with-node
+bash gpu-kit/run.sh gpu-kit/results
+\`\`\`
+
+${folders.map((name) => sectionOf(new URL(`${name}/`, results))).join('\n\n')}
+`;
+}
+
+if (process.argv[1] === new URL(import.meta.url).pathname) {
+  const file = new URL('../docs/generated/gpu.md', import.meta.url);
+  if (!process.argv.includes('--check')) writeFileSync(file, page());
+  else if (readFileSync(file, 'utf8') !== page()) {
+    console.error('docs/generated/gpu.md is out of date: node scripts/gpu-table.mjs');
+    process.exit(1);
+  }
+}
