@@ -1,5 +1,6 @@
 import { evaluateText, recipeKit, type Loaded } from 'niwaki';
 import type { Command } from 'commander';
+import { UsageError } from './failure.ts';
 import { count } from './flags.ts';
 import { createProgress } from './progress.ts';
 import type { Terminal } from './terminal.ts';
@@ -26,7 +27,10 @@ export async function scorerOf(
   { eval: file, maxTokens }: ScoringFlags,
   terminal: Terminal,
 ): Promise<(loaded: Loaded, when: string) => Promise<number | undefined>> {
-  if (file === undefined) return async () => undefined;
+  if (file === undefined) {
+    if (maxTokens !== undefined) throw new UsageError('--max-tokens is of the text of --eval, which is not given', { maxTokens });
+    return async () => undefined;
+  }
   const text = await recipeKit.readText(file);
   return async ({ model, tokenizer }, when) => {
     const progress = createProgress(terminal, `scoring ${when}`);

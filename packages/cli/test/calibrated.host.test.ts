@@ -165,6 +165,7 @@ describe('wrong usage ends with 2 before a model is loaded, failures with 1', ()
     ['a sparsity of 1', 2, ['prune', '--sparsity', '1'], /sparsity must be from 0 to below 1, got 1/],
     ['a pattern that is none', 2, ['prune', '--pattern', '24'], /expected n:m/],
     ['5 of 4', 2, ['prune', '--pattern', '5:4'], /5/],
+    ['tokens of no text', 2, ['quantize', '--max-tokens', '9'], /--max-tokens is of the text of --eval/],
     ['text that is not there', 1, ['prune', '--calibrate', '/nowhere.txt'], /no file '\/nowhere.txt'/],
   ])('%s', async (_what, code, args, message) => {
     // No such model: loading it would be another error.
