@@ -264,7 +264,7 @@ describe.each(Object.entries(shapes))('%s', (_, shape) => {
         const set = put && (await adapt(model, put[0], { at: put[1] }));
         const ids = Array.from({ length: time }, (__, i) => 3 * i + 1);
         const atAdapter = ledger.bytes();
-        const batch = languageBatch([{ ids }, { ids: ids.toReversed() }], model.info);
+        const batch = languageBatch([{ ids }, { ids: ids.map((id) => id + 20) }], model.info);
         const inBatch = ledger.bytes() - atAdapter;
         const stepOf =
           (commit: CommitMode) =>
