@@ -89,11 +89,12 @@ const againstTorch = (flags, floor, { base = 'f32', more = [], peer = [] } = {})
   },
 });
 
-const whole = { more: ['--memory-budget', '2000000000'] };
+const whole = { more: ['--memory-budget', '4e9'] };
 
 export const rows = [
-  step(1, 10),
-  step(2, 12),
-  againstTorch(['--batch', '1', '--length', '256'], 0.3, whole),
-  againstTorch(['--batch', '4', '--length', '128'], 0.3, { base: 'q4_1', peer: ['--checkpoint'] }),
+  step(1, 15),
+  step(2, 15),
+  againstTorch(['--batch', '4', '--length', '128'], 0.7, whole),
+  againstTorch(['--batch', '1', '--length', '256'], 0.7, whole),
+  againstTorch(['--batch', '4', '--length', '128'], 0.5, { base: 'q4_1', peer: ['--checkpoint'] }),
 ];
