@@ -30,8 +30,9 @@ describe.skipIf(missing)('SmolLM2-135M-Instruct in a process of its own', () => 
         `+${inMb(live!)} beside ${inMb(heap!)} of JavaScript heap (the tokenizer), +${inMb(resident!)} with all`,
     );
     expect(tensors! / packed!).toBeLessThan(1.01);
-    // Resident memory while the last tensor's bytes are alive, without V8's heap and its garbage.
-    expect(live! / packed!).toBeLessThan(1.3);
+    // Resident memory while the last tensor's bytes are alive, without V8's heap and its garbage: the model, and some 20 to 30 MB
+    // of compiled code and read buffers whatever its size. A second copy of the model would be 97 MB.
+    expect(live! / packed!).toBeLessThan(1.5);
     expect(live! / packed!).toBeGreaterThan(0.9);
   });
 
