@@ -15,6 +15,12 @@ export const distributionCodes: Readonly<Record<Distribution, number>> = {
   mask: 0x10,
 };
 
+/** Word 3 of the counter: a distribution and the number of a sample. */
+export const tagOf = (distribution: Distribution, sample: number): number => ((distributionCodes[distribution] << 24) | sample) >>> 0;
+
+/** Words below it keep an entry of a mask. */
+export const keepThreshold = (keep: number): number => Math.min(0xffff_ffff, Math.round(keep * 2 ** 32));
+
 /** Elements drawn from one block of four words. */
 export const elementsPerBlock: Readonly<Record<Distribution, number>> = {
   gaussian: 4,
@@ -79,7 +85,7 @@ export function fillNoise(out: Float32Array, attributes: NoiseAttributes, { firs
   const { distribution, seedLow, seedHigh, step, id, sample, keep } = attributes;
   const per = elementsPerBlock[distribution];
   const address: PhiloxKey = {
-    counter: [id, step, ((distributionCodes[distribution] << 24) | sample) >>> 0],
+    counter: [id, step, tagOf(distribution, sample)],
     key: [seedLow, seedHigh],
   };
   const element = elementOf(distribution, keep);

@@ -1,6 +1,6 @@
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import type { TensorInfo } from '@tensorflow/tfjs-core';
-import { distributionCodes, noiseOp, type NoiseAttributes } from '@niwaki/tensor';
+import { keepThreshold, noiseOp, tagOf, type NoiseAttributes } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
@@ -12,8 +12,7 @@ export const noiseKernel: Kernel = kernelOf(noiseOp, (_, address, backend) => [d
 export function draw(backend: WebGPUBackend, address: NoiseAttributes): TensorInfo {
   const { distribution, length, seedLow, seedHigh, step, id, sample, keep } = address;
   const { program, each } = noiseProgram(distribution);
-  const purpose = ((distributionCodes[distribution] << 24) | sample) >>> 0;
-  const threshold = Math.min(0xffffffff, Math.round(keep * 2 ** 32));
+  const [purpose, threshold] = [tagOf(distribution, sample), keepThreshold(keep)];
   return dispatch(backend, program, {
     inputs: {},
     outputs: { z: { shape: [length] } },

@@ -1,4 +1,4 @@
-import { distributionCodes, leastRange, updateGroupsOp } from '@niwaki/tensor';
+import { leastRange, tagOf, updateGroupsOp } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, sizeOf, type Kernel } from '../kernel.ts';
 import { fold } from '../program.ts';
@@ -8,7 +8,6 @@ import { updateGroups } from './update-groups.wgsl.ts';
 export const updateGroupsKernel: Kernel = kernelOf(updateGroupsOp, ({ codes, scales, zeros, update }, attributes, backend) => {
   const { length: count, groupSize, shrink, stochastic, seedLow, seedHigh, step, id, sample } = attributes;
   const groups = sizeOf(scales);
-  const purpose = ((distributionCodes.uniform << 24) | sample) >>> 0;
   const made = dispatch(backend, updateGroups, {
     inputs: { codes, scales, zeros, update },
     outputs: {
@@ -21,7 +20,7 @@ export const updateGroupsKernel: Kernel = kernelOf(updateGroupsOp, ({ codes, sca
       seedHigh,
       step,
       id,
-      purpose,
+      purpose: tagOf('uniform', sample),
       stochastic: stochastic ? 1 : 0,
       count,
       groups,
