@@ -1,12 +1,11 @@
-import { program, reduction, type Program } from '../program.ts';
+import { program, reduction } from '../program.ts';
+import type { Reduction } from './reduce-all.ts';
 
-type Stage = Program<'x', 'finite', 'count'>;
-
-const stage = (key: string, bad: string): Stage =>
+const stage = (key: string, bad: string): Reduction =>
   program({
     key,
     inputs: { x: 'u32' },
-    outputs: { finite: 'f32' },
+    outputs: { result: 'f32' },
     uniforms: { count: 'u32' },
     workgroup: 256,
     declarations: reduction('either', 'a | b', 'u32'),
@@ -16,11 +15,11 @@ const stage = (key: string, bad: string): Stage =>
     if (${bad}) { bad = 1u; }
   }
   let found = either(bad, lane);
-  if (lane == 0u) { finite[groupIndex] = f32(1u - found); }`,
+  if (lane == 0u) { result[groupIndex] = f32(1u - found); }`,
   });
 
 /** One flag per workgroup. An exponent of all ones is a NaN or an infinity; comparing floats would let a compiler assume there are none. */
-export const finiteBits: Stage = stage('all-finite', '(x[i] & 0x7f800000u) == 0x7f800000u');
+export const finiteBits: Reduction = stage('all-finite', '(x[i] & 0x7f800000u) == 0x7f800000u');
 
 /** One flag of flags: 0.0 has no bits. */
-export const finiteFlags: Stage = stage('all-finite-flags', 'x[i] == 0u');
+export const finiteFlags: Reduction = stage('all-finite-flags', 'x[i] == 0u');

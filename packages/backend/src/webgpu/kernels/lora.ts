@@ -16,9 +16,7 @@ interface Attributes {
   readonly dropout?: NoiseAttributes | undefined;
 }
 
-export const loraKernel: Kernel = kernelOf(loraOp, ({ base, ...inputs }, attributes, backend) =>
-  tail(backend, { ...inputs, base }, attributes),
-);
+export const loraKernel: Kernel = kernelOf(loraOp, (inputs, attributes, backend) => tail(backend, inputs, attributes));
 
 export const loraGradKernel: Kernel = kernelOf(loraGradOp, (inputs, attributes, backend) => gradients(backend, inputs, attributes));
 

@@ -58,35 +58,26 @@ export function matVecProgram({ rows, transposeA, transposeB, quads }: MatVecVar
     outputs: { y: 'f32' },
     uniforms: { rows: 'u32', columns: 'u32', terms: 'u32', inner: 'u32', aOuter: 'u32', aInner: 'u32', bOuter: 'u32', bInner: 'u32' },
   } as const;
-  if (transposeB && quads && !transposeA) {
+  if (transposeB) {
+    const inFours = quads && !transposeA;
     const dots = vector.of((row) => `dot(word, a[aStart / 4u + (${row}u * u.terms) / 4u + k])`);
-    return program({
-      ...header,
-      key: `${header.key}-quads`,
-      inputs: { a: 'vec4<f32>', b: 'vec4<f32>' },
-      workgroup: [dotLanes, dotColumns],
-      declarations: `var<workgroup> partial: array<${vector.type}, LANES>;`,
-      main: `${starts}
-  let column = (group.y * groups.x + group.x) * ${dotColumns}u + local.y;
-  if (column < u.columns) {
+    const each = inFours
+      ? `
     let line = (bStart + column * u.terms) / 4u;
     for (var k = local.x; k < u.terms / 4u; k += ${dotLanes}u) {
       let word = b[line + k];
       sums += ${dots};
-    }
-  }
-${addLanes(vector, 'yStart + local.x * u.columns + column')}`,
-    });
-  }
-  if (transposeB) {
+    }`
+      : `
+    for (var k = local.x; k < u.terms; k += ${dotLanes}u) { ${add('bStart + column * u.terms + k')} }`;
     return program({
       ...header,
+      ...(inFours && { key: `${header.key}-quads`, inputs: { a: 'vec4<f32>', b: 'vec4<f32>' } as const }),
       workgroup: [dotLanes, dotColumns],
       declarations: `var<workgroup> partial: array<${vector.type}, LANES>;`,
       main: `${starts}
   let column = (group.y * groups.x + group.x) * ${dotColumns}u + local.y;
-  if (column < u.columns) {
-    for (var k = local.x; k < u.terms; k += ${dotLanes}u) { ${add('bStart + column * u.terms + k')} }
+  if (column < u.columns) {${each}
   }
 ${addLanes(vector, 'yStart + local.x * u.columns + column')}`,
     });

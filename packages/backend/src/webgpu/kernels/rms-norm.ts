@@ -2,14 +2,7 @@ import { addRmsNormOp, rmsNormGradOp, rmsNormOp } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, release, type Kernel } from '../kernel.ts';
 import { fold } from '../program.ts';
-import {
-  addRmsNormForward,
-  rmsNormBackward,
-  rmsNormBackwardBeside,
-  rmsNormForward,
-  rmsNormWeightGradient,
-  weightColumns,
-} from './rms-norm.wgsl.ts';
+import { addRmsNormForward, rmsNormBackward, rmsNormForward, rmsNormWeightGradient, weightColumns } from './rms-norm.wgsl.ts';
 
 export const rmsNormKernel: Kernel = kernelOf(rmsNormOp, ({ x, weight }, { eps }, backend) => {
   const [rows, width] = x.shape as [number, number];
@@ -30,15 +23,12 @@ export const addRmsNormKernel: Kernel = kernelOf(addRmsNormOp, ({ x, delta, weig
 
 export const rmsNormGradKernel: Kernel = kernelOf(rmsNormGradOp, ({ dy, x, weight, beside }, { eps, weightGradient }, backend) => {
   const [rows, width] = x.shape as [number, number];
-  const run = {
+  const { dx, reciprocal } = dispatch(backend, rmsNormBackward(beside !== undefined), {
+    inputs: { dy, x, weight, ...(beside && { beside }) },
     outputs: { dx: { shape: x.shape }, reciprocal: { shape: [rows] } },
     uniforms: { rows, width, eps },
     groups: fold(rows),
-  };
-  const { dx, reciprocal } =
-    beside === undefined
-      ? dispatch(backend, rmsNormBackward, { ...run, inputs: { dy, x, weight } })
-      : dispatch(backend, rmsNormBackwardBeside, { ...run, inputs: { dy, x, weight, beside } });
+  });
   const gradients = [dx];
   if (weightGradient) {
     const inputs = { dy, x, reciprocal };

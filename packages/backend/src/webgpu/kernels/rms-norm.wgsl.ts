@@ -1,4 +1,4 @@
-import { program, reduction, type Program } from '../program.ts';
+import { program, reduction, type Element, type Program } from '../program.ts';
 
 const lanes = 128;
 const sumOf = reduction('sumOf', 'a + b');
@@ -41,8 +41,19 @@ export const addRmsNormForward: Program<'x' | 'delta' | 'weight', 'total' | 'y',
   for (var i = lane; i < u.width; i += LANES) { y[row + i] = total[row + i] * scale * weight[i]; }`,
 });
 
-/** `beside` is what is added to dx: an expression. */
-const backwardMain = (beside: string): string => `
+/**
+ * One workgroup a row: dx, and the row's 1 / rms, which the gradient of the weight needs again. With `beside`, dx is added to
+ * the gradient that x got elsewhere.
+ */
+export const rmsNormBackward = (beside: boolean): Program<string, 'dx' | 'reciprocal', 'rows' | 'width' | 'eps'> =>
+  program({
+    key: `rms-norm-grad${beside ? '-beside' : ''}`,
+    inputs: { dy: 'f32', x: 'f32', weight: 'f32', ...(beside ? { beside: 'f32' as const } : {}) } as Record<string, Element>,
+    outputs: { dx: 'f32', reciprocal: 'f32' },
+    uniforms: { rows: 'u32', width: 'u32', eps: 'f32' },
+    workgroup: lanes,
+    declarations: sumOf,
+    main: `
   if (groupIndex >= u.rows) { return; }
   let row = groupIndex * u.width;
   var squares = 0.0;
@@ -53,30 +64,11 @@ const backwardMain = (beside: string): string => `
   }
   let scale = inverseSqrt(sumOf(squares, lane) / f32(u.width) + u.eps);
   let pull = sumOf(along, lane) / f32(u.width) * scale * scale;
-  for (var i = lane; i < u.width; i += LANES) { dx[row + i] = ${beside}scale * (dy[row + i] * weight[i] - x[row + i] * pull); }
-  if (lane == 0u) { reciprocal[groupIndex] = scale; }`;
-
-/** One workgroup a row: dx, and the row's 1 / rms, which the gradient of the weight needs again. */
-export const rmsNormBackward: Program<'dy' | 'x' | 'weight', 'dx' | 'reciprocal', 'rows' | 'width' | 'eps'> = program({
-  key: 'rms-norm-grad',
-  inputs: { dy: 'f32', x: 'f32', weight: 'f32' },
-  outputs: { dx: 'f32', reciprocal: 'f32' },
-  uniforms: { rows: 'u32', width: 'u32', eps: 'f32' },
-  workgroup: lanes,
-  declarations: sumOf,
-  main: backwardMain(''),
-});
-
-/** The same, added to the gradient that x got elsewhere. */
-export const rmsNormBackwardBeside: Program<'dy' | 'x' | 'weight' | 'beside', 'dx' | 'reciprocal', 'rows' | 'width' | 'eps'> = program({
-  key: 'rms-norm-grad-beside',
-  inputs: { dy: 'f32', x: 'f32', weight: 'f32', beside: 'f32' },
-  outputs: { dx: 'f32', reciprocal: 'f32' },
-  uniforms: { rows: 'u32', width: 'u32', eps: 'f32' },
-  workgroup: lanes,
-  declarations: sumOf,
-  main: backwardMain('beside[row + i] + '),
-});
+  for (var i = lane; i < u.width; i += LANES) {
+    dx[row + i] = ${beside ? 'beside[row + i] + ' : ''}scale * (dy[row + i] * weight[i] - x[row + i] * pull);
+  }
+  if (lane == 0u) { reciprocal[groupIndex] = scale; }`,
+  });
 
 /** Columns and strips of rows that a workgroup sums at a time. */
 export const weightColumns = 32;

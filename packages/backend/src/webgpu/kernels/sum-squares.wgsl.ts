@@ -1,17 +1,22 @@
-import { program, reduction, type Program } from '../program.ts';
+import { program, reduction } from '../program.ts';
+import type { Reduction } from './reduce-all.ts';
 
-/** One sum a workgroup: of squares, or of the sums of an earlier run. Always in one order. */
-export const partSums = (squares: boolean): Program<'x', 'total', 'count'> =>
+const stage = (key: string, term: string): Reduction =>
   program({
-    key: squares ? 'sum-squares' : 'sum-parts',
+    key,
     inputs: { x: 'f32' },
-    outputs: { total: 'f32' },
+    outputs: { result: 'f32' },
     uniforms: { count: 'u32' },
     workgroup: 256,
     declarations: reduction('sumOf', 'a + b'),
     main: `
   var mine = 0.0;
-  for (var i = index; i < u.count; i += groups.x * LANES) { mine += ${squares ? 'x[i] * x[i]' : 'x[i]'}; }
+  for (var i = index; i < u.count; i += groups.x * LANES) { mine += ${term}; }
   let all = sumOf(mine, lane);
-  if (lane == 0u) { total[groupIndex] = all; }`,
+  if (lane == 0u) { result[groupIndex] = all; }`,
   });
+
+export const sumOfSquares: Reduction = stage('sum-squares', 'x[i] * x[i]');
+
+/** Of what `sumOfSquares` found. */
+export const sumOfParts: Reduction = stage('sum-parts', 'x[i]');
