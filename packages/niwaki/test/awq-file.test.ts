@@ -3,7 +3,6 @@ import {
   awq,
   disposeBatch,
   filesFolder,
-  forward,
   initializeModel,
   load,
   memory,
@@ -13,18 +12,12 @@ import {
   tokenBatch,
   type Model,
 } from '../src/index.ts';
+import { logits } from '../../testing/src/contract-model.ts';
 import { calibrationConfig, calibrationSequences } from '../../testing/src/calibration-model.ts';
 
 const rows = calibrationSequences(3, 16);
 
-async function logitsOf(model: Model): Promise<Float32Array> {
-  const batch = tokenBatch(rows, { vocabularySize: 40 });
-  const logits = forward(model, batch);
-  const values = (await logits.data()) as Float32Array;
-  logits.dispose();
-  disposeBatch(batch);
-  return values;
-}
+const logitsOf = (model: Model): Promise<Float32Array> => logits(model, undefined, rows);
 
 it('a model with folded factors is saved in the layout of AutoAWQ, norms included, and computes the same when it is loaded', async () => {
   const before = memory().numTensors;

@@ -1,10 +1,10 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { add, createDraw, memory, mul, noise, tensor1d, tensor2d, tidy } from '@niwaki/tensor';
-import { forward, initializeModel, tokenBatch, type AdapterSet, type Model, type Site, type TokenBatch } from '@niwaki/nn';
+import { initializeModel, tokenBatch, type AdapterSet, type Model, type Site, type TokenBatch } from '@niwaki/nn';
 import { disposeBatch } from '@niwaki/engine';
 import { weightBytes } from '@niwaki/weights';
-import { bytesOf } from '../../testing/src/contract-model.ts';
-import { calibrationConfig, calibrationSequences } from '../../testing/src/calibration-model.ts';
+import { bytesOf, logits } from '../../testing/src/contract-model.ts';
+import { calibrationConfig, calibrationSequences, relativeDistance as distance } from '../../testing/src/calibration-model.ts';
 import { awq, quantize, type AwqOptions } from '../src/index.ts';
 import { couplingOf, divisionOf } from '../src/fold-factors.ts';
 
@@ -38,17 +38,7 @@ function batchesOf(): TokenBatch[] {
   return batches;
 }
 
-async function logitsOf(model: Model): Promise<Float32Array> {
-  const batch = tokenBatch(sequences, { vocabularySize: 40 });
-  const logits = forward(model, batch);
-  const values = (await logits.data()) as Float32Array;
-  logits.dispose();
-  disposeBatch(batch);
-  return values;
-}
-
-const distance = (a: Float32Array, b: Float32Array): number =>
-  Math.sqrt(a.reduce((sum, value, i) => sum + (value - b[i]!) ** 2, 0) / b.reduce((sum, value) => sum + value ** 2, 0));
+const logitsOf = (model: Model): Promise<Float32Array> => logits(model, undefined, sequences);
 
 const rounding = { bits: 4, groupSize: 16 } as const;
 

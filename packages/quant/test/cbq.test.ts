@@ -23,14 +23,15 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { forward, initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
+import { initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
 import { disposeBatch, type FitProgress, type Method } from '@niwaki/engine';
 import { adamw } from '@niwaki/optim';
 import { affineStep, createCall, denseWeight, disposeWeight, fakeQuant, type FakeQuant, type FakeQuantParts } from '@niwaki/weights';
 import { cbq, quantize, rtn } from '../src/index.ts';
 import { channelScales, hiddenDistance } from '../src/cbq.ts';
 import { splitOutliers } from '../src/outliers.ts';
-import { calibrationConfig as config, calibrationSequences } from '../../testing/src/calibration-model.ts';
+import { logits } from '../../testing/src/contract-model.ts';
+import { calibrationConfig as config, calibrationSequences, relativeDistance as distance } from '../../testing/src/calibration-model.ts';
 
 const build = (layers = 2): Promise<Model> => initializeModel({ ...config, num_hidden_layers: layers }, { seed: 1, trainable: false });
 const sequences = calibrationSequences(4, 24);
@@ -175,17 +176,7 @@ describe('the rounding of a layer', () => {
   });
 });
 
-async function logitsOf(model: Model): Promise<Float32Array> {
-  const batch = tokenBatch(sequences, { vocabularySize: 40 });
-  const logits = forward(model, batch);
-  const values = (await logits.data()) as Float32Array;
-  logits.dispose();
-  disposeBatch(batch);
-  return values;
-}
-
-const distance = (a: Float32Array, b: Float32Array): number =>
-  Math.sqrt(a.reduce((total, value, i) => total + (value - b[i]!) ** 2, 0) / b.reduce((total, value) => total + value ** 2, 0));
+const logitsOf = (model: Model): Promise<Float32Array> => logits(model, undefined, sequences);
 
 /** Relative distance of the logits after quantizing a fresh model. */
 async function errorOf(method: Method, layers = 2): Promise<number> {

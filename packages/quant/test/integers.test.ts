@@ -1,28 +1,19 @@
 import { describe, expect, it } from 'vitest';
 import { AbortError, ConfigError, inverseFactor, memory, NumericError, tensor1d, tensor2d, type Tensor2D } from '@niwaki/tensor';
-import { forward, initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
+import { initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
 import { disposeBatch, type Method } from '@niwaki/engine';
 import { weightBytes } from '@niwaki/weights';
 import { awq, gptq, quantize, rtn } from '../src/index.ts';
 import { searchScales } from '../src/awq.ts';
 import { compensatedRounding } from '../src/compensated-rounding.ts';
-import { calibrationConfig as config, calibrationSequences } from '../../testing/src/calibration-model.ts';
+import { logits } from '../../testing/src/contract-model.ts';
+import { calibrationConfig as config, calibrationSequences, relativeDistance as distance } from '../../testing/src/calibration-model.ts';
 
 const build = (): Promise<Model> => initializeModel(config, { seed: 1, trainable: false });
 const sequences = calibrationSequences(4, 24);
 const batchesOf = (): TokenBatch[] => sequences.map((row) => tokenBatch([row], { vocabularySize: 40 }));
 
-async function logitsOf(model: Model): Promise<Float32Array> {
-  const batch = tokenBatch(sequences, { vocabularySize: 40 });
-  const logits = forward(model, batch);
-  const values = (await logits.data()) as Float32Array;
-  logits.dispose();
-  disposeBatch(batch);
-  return values;
-}
-
-const distance = (a: Float32Array, b: Float32Array): number =>
-  Math.sqrt(a.reduce((sum, value, i) => sum + (value - b[i]!) ** 2, 0) / b.reduce((sum, value) => sum + value ** 2, 0));
+const logitsOf = (model: Model): Promise<Float32Array> => logits(model, undefined, sequences);
 
 /** Relative distance of the logits after quantizing, of a fresh model each. */
 async function errorOf(method: Method): Promise<number> {

@@ -1,27 +1,17 @@
 import { describe, expect, it } from 'vitest';
 import { AbortError, ConfigError, denseParameter, memory, NumericError, ShapeError, StateError, tensor2d } from '@niwaki/tensor';
-import { forward, initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
+import { initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
 import { disposeBatch, type Method } from '@niwaki/engine';
 import { denseWeight, encodeGgufBlocks, ggufBlock, maskOf, rowsOf, weightBytes } from '@niwaki/weights';
 import { dsnot, magnitude, prune, sparsegpt, wanda, type PruneMethodOptions } from '../src/index.ts';
-import { train } from '../../testing/src/contract-model.ts';
-import { calibrationConfig as config, calibrationSequences } from '../../testing/src/calibration-model.ts';
+import { logits, train } from '../../testing/src/contract-model.ts';
+import { calibrationConfig as config, calibrationSequences, relativeDistance as distance } from '../../testing/src/calibration-model.ts';
 
 const build = (trainable = false): Promise<Model> => initializeModel(config, { seed: 1, trainable });
 const sequences = calibrationSequences(4, 24);
 const batchesOf = (): TokenBatch[] => sequences.map((row) => tokenBatch([row], { vocabularySize: 40 }));
 
-async function logitsOf(model: Model): Promise<Float32Array> {
-  const batch = tokenBatch(sequences, { vocabularySize: 40 });
-  const logits = forward(model, batch);
-  const values = (await logits.data()) as Float32Array;
-  logits.dispose();
-  disposeBatch(batch);
-  return values;
-}
-
-const distance = (a: Float32Array, b: Float32Array): number =>
-  Math.sqrt(a.reduce((sum, value, i) => sum + (value - b[i]!) ** 2, 0) / b.reduce((sum, value) => sum + value ** 2, 0));
+const logitsOf = (model: Model): Promise<Float32Array> => logits(model, undefined, sequences);
 
 async function matrix(model: Model, path: string): Promise<Float32Array> {
   const dense = model.sites(path)[0]!.weight!.dense();

@@ -18,3 +18,7 @@ export const calibrationConfig = {
 /** Ids in cycles of different lengths: some inputs are large far more often than others. */
 export const calibrationSequences = (count: number, length: number): number[][] =>
   Array.from({ length: count }, (_, b) => Array.from({ length }, (__, t) => (t * (b + 1) + (t % 3) * b) % calibrationConfig.vocab_size));
+
+/** ‖a − b‖ / ‖b‖. */
+export const relativeDistance = (a: Float32Array, b: Float32Array): number =>
+  Math.sqrt(a.reduce((sum, value, i) => sum + (value - b[i]!) ** 2, 0) / b.reduce((sum, value) => sum + value ** 2, 0));
