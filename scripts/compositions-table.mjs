@@ -1,13 +1,5 @@
 // Writes docs/generated/compositions.md: which methods, formats and optimizers go together, as check() computes it.
 // `--check` writes nothing and fails where the file is out of date, as the tests do.
-import { spawnSync } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
+import { writeOrCheckBy } from './generated-page.mjs';
 
-const test = 'packages/niwaki/test/composition-table.host.test.ts';
-const update = process.argv.includes('--check') ? [] : ['--update'];
-const { status } = spawnSync('npx', ['vitest', 'run', '--project', 'cpu', test, ...update], {
-  cwd: fileURLToPath(new URL('..', import.meta.url)),
-  stdio: 'inherit',
-  shell: process.platform === 'win32',
-});
-process.exit(status ?? 1);
+writeOrCheckBy('packages/niwaki/test/composition-table.host.test.ts');

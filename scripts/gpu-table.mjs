@@ -1,6 +1,7 @@
 // Writes docs/generated/gpu.md: what the kit of bench/gpu measured on graphics cards, from the stored runs in bench/results.
 // `--check` writes nothing and fails where the page is another.
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
+import { isMain, writeOrCheck } from './generated-page.mjs';
 
 const results = new URL('../bench/results/', import.meta.url);
 const linesOf = (url) =>
@@ -76,11 +77,4 @@ ${folders.map((name) => sectionOf(new URL(`${name}/`, results))).join('\n\n')}
 `;
 }
 
-if (process.argv[1] === new URL(import.meta.url).pathname) {
-  const file = new URL('../docs/generated/gpu.md', import.meta.url);
-  if (!process.argv.includes('--check')) writeFileSync(file, page());
-  else if (readFileSync(file, 'utf8') !== page()) {
-    console.error('docs/generated/gpu.md is out of date: node scripts/gpu-table.mjs');
-    process.exit(1);
-  }
-}
+if (isMain(import.meta.url)) writeOrCheck('gpu', page(), { script: import.meta.url, told: 'written' });

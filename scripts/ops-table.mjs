@@ -1,9 +1,8 @@
 // Writes docs/generated/ops.md: which op has a kernel on which device, read from what is registered after init().
 // Run after a build; `--check` writes nothing and fails where the file is out of date.
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
 import { swiftshaderEnv } from './chromium.mjs';
+import { writeOrCheck } from './generated-page.mjs';
 
 // A Vulkan loader is looked for as a process starts: the table needs a WebGPU device, on the CPU if need be.
 const wanted = swiftshaderEnv();
@@ -82,19 +81,8 @@ ${table(
 )}
 `;
 
-const file = new URL('../docs/generated/ops.md', import.meta.url);
-if (process.argv.includes('--check')) {
-  let old = '';
-  try {
-    old = readFileSync(file, 'utf8');
-  } catch {}
-  if (old !== text) {
-    console.error('docs/generated/ops.md is out of date: node scripts/ops-table.mjs');
-    process.exit(1);
-  }
-} else {
-  mkdirSync(new URL('.', file), { recursive: true });
-  writeFileSync(file, text);
-  console.log(`${fileURLToPath(file)}: ${ops.length} ops, ${repaired.length} repairs, ${lacking.length} missing somewhere`);
-}
+writeOrCheck('ops', text, {
+  script: import.meta.url,
+  told: `${ops.length} ops, ${repaired.length} repairs, ${lacking.length} missing somewhere`,
+});
 process.exit(0);

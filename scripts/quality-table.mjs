@@ -1,7 +1,7 @@
 // Writes docs/generated/quality.md: what quantization and pruning cost a model, from what bench/quality.mjs and
 // bench/sparsity.mjs measured into bench/results. `--check` writes nothing and fails where the file is out of date.
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
+import { readdirSync, readFileSync } from 'node:fs';
+import { isMain, writeOrCheck } from './generated-page.mjs';
 
 const bitColumns = ['4 bits', '3 bits', '2 bits'];
 const parts = ['50%', '60%', '70%'];
@@ -210,22 +210,7 @@ export function storedRuns() {
   return runs.sort((a, b) => (rank(a) < rank(b) ? -1 : 1));
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const file = new URL('../docs/generated/quality.md', import.meta.url);
+if (isMain(import.meta.url)) {
   const runs = storedRuns();
-  const text = pageOf(runs);
-  if (process.argv.includes('--check')) {
-    let old = '';
-    try {
-      old = readFileSync(file, 'utf8');
-    } catch {}
-    if (old !== text) {
-      console.error('docs/generated/quality.md is out of date: node scripts/quality-table.mjs');
-      process.exit(1);
-    }
-  } else {
-    mkdirSync(new URL('.', file), { recursive: true });
-    writeFileSync(file, text);
-    console.log(`${fileURLToPath(file)}: ${runs.flatMap(({ rows }) => rows).length} rows`);
-  }
+  writeOrCheck('quality', pageOf(runs), { script: import.meta.url, told: `${runs.flatMap(({ rows }) => rows).length} rows` });
 }
