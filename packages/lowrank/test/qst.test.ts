@@ -313,8 +313,8 @@ describe('the base', () => {
     const [side, blocks] = await costs(adapted);
     expect(side).toBe(blocks);
     const [low] = await costs((model) => adapt(model, lora({ rank: 2 }), { at: 'all-linear' }));
-    // Forward, forward again, and backward, whose kernels do more at a time on some devices.
-    expect(low).toBeGreaterThan(2 * blocks);
+    // Forward, forward again, and backward; exactly that where a map and its adapter are one kernel.
+    expect(low).toBeGreaterThanOrEqual(3 * blocks);
   });
 
   it('leaves for the backward pass what is made narrow there, one hidden state a block, and nothing to a pooling', async () => {

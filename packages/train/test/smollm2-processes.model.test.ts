@@ -23,16 +23,22 @@ describe.skipIf(missing)('SmolLM2-135M-Instruct in a process of its own', () => 
   afterAll(() => rm(folder, { recursive: true }));
 
   it('loads with little more than the packed model in memory', async () => {
-    const { stdout } = await node(['--expose-gc', new URL('support/load-peak.mjs', import.meta.url).pathname, niwaki, file!]);
-    const { packed, tensors, live, heap, resident, milliseconds } = JSON.parse(stdout) as Record<string, number>;
+    const runs: Record<string, number>[] = [];
+    for (let run = 0; run < 3; run++) {
+      const { stdout } = await node(['--expose-gc', new URL('support/load-peak.mjs', import.meta.url).pathname, niwaki, file!]);
+      runs.push(JSON.parse(stdout) as Record<string, number>);
+    }
+    // Compiled code and buffers that nobody collected yet only ever add: the least of three is what loading needs.
+    const { packed, tensors, live, heap, resident, milliseconds } = runs.reduce((least, run) =>
+      run['live']! < least['live']! ? run : least,
+    );
     tell(
       `SmolLM2 loaded in ${milliseconds!.toFixed(0)} ms: ${inMb(packed!)} packed; at their peak tensors ${inMb(tensors!)}, resident memory ` +
         `+${inMb(live!)} beside ${inMb(heap!)} of JavaScript heap (the tokenizer), +${inMb(resident!)} with all`,
     );
     expect(tensors! / packed!).toBeLessThan(1.01);
-    // Resident memory while the last tensor's bytes are alive, without V8's heap and its garbage: the model, and some 20 to 30 MB
-    // of compiled code and read buffers whatever its size. A second copy of the model would be 97 MB.
-    expect(live! / packed!).toBeLessThan(1.5);
+    // Resident memory while the last tensor's bytes are alive, without V8's heap and its garbage.
+    expect(live! / packed!).toBeLessThan(1.3);
     expect(live! / packed!).toBeGreaterThan(0.9);
   });
 
