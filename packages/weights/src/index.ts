@@ -22,5 +22,5 @@ export { checkGroups, checkNOfM, indexBits, nOfM, packNOfM, type NOfM } from './
 export { csr, packCsr, type CsrParts } from './csr.ts';
 export { checkPlaces, flatPlaces, packPlaces, placedParameters, sparseDelta, type SparseDeltaParts } from './sparse-delta.ts';
 export { entriesOf, largestOf, type Largest } from './entries.ts';
-export { stacked } from './stack.ts';
+export { summed } from './sum.ts';
 export * from './traits.ts';

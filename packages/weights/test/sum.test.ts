@@ -25,7 +25,7 @@ import {
   ggufBlock,
   packCsr,
   rowsOfTensor,
-  stacked,
+  summed,
   weightBytes,
   type GgufEncoded,
   type Weight,
@@ -71,7 +71,7 @@ function rest(base: Weight, count: number, { trainable = false } = {}): Weight {
 
 const errorOf = (weight: Weight): number => Math.sqrt(valuesOf(weight).reduce((sum, value, e) => sum + (value - source[e]!) ** 2, 0));
 
-describe('a stack in a model', () => {
+describe('a sum in a model', () => {
   it('is adapted, trained and saved as what it stands for, and takes no merge but a dense one', () =>
     onTiny(
       async (model) => {
@@ -88,7 +88,7 @@ describe('a stack in a model', () => {
         const { values: entries, columns, rows } = packCsr(lost, wide);
         const stored = denseParameter(`${path}.rest.values.weight`, tensor2d(entries, [1, entries.length]), { role: 'values' });
         const whole = await logits(model);
-        model.replace(path, stacked(path, [base, csr(`${path}.rest`, wide, { values: denseWeight(stored), columns, rows })]));
+        model.replace(path, summed(path, [base, csr(`${path}.rest`, wide, { values: denseWeight(stored), columns, rows })]));
         // Nothing is lost that the rest does not hold.
         expect(distance(await logits(model), whole)).toBeLessThan(1e-4);
         const given = await bytesOf(siteParameters(model));
@@ -115,13 +115,13 @@ describe('a stack in a model', () => {
     ));
 });
 
-describe('a stack', () => {
+describe('a sum', () => {
   it('of codes and the largest of what they lose is nearer to the matrix, in the bytes of both', async () => {
     const before = memory().numTensors;
     const base = await packed('m', 'Q4_0');
     const [alone, bytes] = [errorOf(base), weightBytes(base)];
     const sparse = rest(base, 40);
-    const weight = stacked('m', [base, sparse]);
+    const weight = summed('m', [base, sparse]);
     expect(weightBytes(weight)).toBe(bytes + weightBytes(sparse));
     const lost = valuesOf(base)
       .map((value, e) => (value - source[e]!) ** 2)
@@ -143,7 +143,7 @@ describe('a stack', () => {
   it('gives x·Wᵀ and dy·W of its dense matrix, frozen, and keeps nothing', async () => {
     const before = memory().numTensors;
     const base = await packed('m', 'Q8_0');
-    const weight = stacked('m', [base, rest(base, 30)]);
+    const weight = summed('m', [base, rest(base, 30)]);
     const [x, dy] = [noise([5, 64], draw.at('x'), 'gaussian') as Tensor2D, noise([5, 12], draw.at('dy'), 'gaussian') as Tensor2D];
     const given: number[][] = [];
     const call = createCall({ batch: {}, wanted: new Set([weight]), onGradient: (_, gradient) => given.push(host(gradient())) });
@@ -168,7 +168,7 @@ describe('a stack', () => {
     const before = memory().numTensors;
     const base = await packed('m', 'Q4_1');
     const sparse = rest(base, 25, { trainable: true });
-    const weight = stacked('m', [base, sparse]);
+    const weight = summed('m', [base, sparse]);
     const values = sparse.parts['values'] ?? Object.values(sparse.parts).find(({ role }) => role === 'values')!;
     const [x, dy] = [noise([5, 64], draw.at('x'), 'gaussian') as Tensor2D, noise([5, 12], draw.at('dy'), 'gaussian') as Tensor2D];
     const { value: y, gradients } = gradientsOf(
@@ -188,7 +188,7 @@ describe('a stack', () => {
   it('gives rows by number, by id, and in another order, where all of its weights do', async () => {
     const before = memory().numTensors;
     const [a, b] = [await packed('a', 'F16'), denseWeight(denseParameter('b.weight', tensor2d(source, shape), { role: 'matrix' }))];
-    const weight = stacked('m', [a, b]);
+    const weight = summed('m', [a, b]);
     const sum = tidy(() => host(add(a.dense(), b.dense())));
     const rows = (list: readonly number[]): number[] => list.flatMap((row) => sum.slice(row * 64, (row + 1) * 64));
     const some = weight.dense([3, 5]);
@@ -198,8 +198,8 @@ describe('a stack', () => {
     expect(host(found)).toEqual(rows([7, 0, 7]));
     const taken = await weight.take!(Int32Array.of(9, 2), 't');
     expect(valuesOf(taken)).toEqual(rows([9, 2]));
-    expect(taken.kind).toBe('stack');
-    const sparse = stacked('s', [denseWeight(denseParameter('c.weight', tensor2d(source, shape), { role: 'matrix' })), rest(a, 9)]);
+    expect(taken.kind).toBe('sum');
+    const sparse = summed('s', [denseWeight(denseParameter('c.weight', tensor2d(source, shape), { role: 'matrix' })), rest(a, 9)]);
     expect([sparse.lookup, sparse.take, sparse.encode, weight.encode]).toEqual([undefined, undefined, undefined, undefined]);
     dispose([some, ids, found]);
     for (const each of [weight, taken, sparse]) disposeWeight(each);
@@ -210,10 +210,10 @@ describe('a stack', () => {
     const base = await packed('m', 'Q4_0');
     const other = denseWeight(denseParameter('o.weight', tensor2d([1, 2], [1, 2]), { role: 'matrix' }));
     const same = await packed('m', 'Q4_0');
-    expect(() => stacked('m', [base])).toThrow(ConfigError);
-    expect(() => stacked('m', [])).toThrow(/at least two/);
-    expect(() => stacked('m', [base, other])).toThrow(ShapeError);
-    expect(() => stacked('m', [base, same])).toThrow(/two parts of the stack are called 'm/);
+    expect(() => summed('m', [base])).toThrow(ConfigError);
+    expect(() => summed('m', [])).toThrow(/at least two/);
+    expect(() => summed('m', [base, other])).toThrow(ShapeError);
+    expect(() => summed('m', [base, same])).toThrow(/two parts of the sum are called 'm/);
     for (const each of [base, other, same]) disposeWeight(each);
   });
 });

@@ -12,26 +12,26 @@ import type { Weight } from './weight.ts';
  * @param path module path, for errors
  * @param weights taken over: dispose the sum alone. Their parts must have paths of their own
  * @throws ConfigError for fewer than two, or two parts of one path; ShapeError for weights of different shapes
- * @example stacked('model.layers.0.mlp.up_proj', [packed, csr(`${path}.rest`, shape, rest)])
+ * @example summed('model.layers.0.mlp.up_proj', [packed, csr(`${path}.rest`, shape, rest)])
  */
-export function stacked(path: string, weights: readonly Weight[]): Weight {
+export function summed(path: string, weights: readonly Weight[]): Weight {
   const [first, ...others] = weights;
   if (first === undefined || others.length === 0)
-    throw new ConfigError(`'${path}': a stack is a sum of at least two weights, got ${weights.length}`, { path, given: weights.length });
+    throw new ConfigError(`'${path}': a sum takes at least two weights, got ${weights.length}`, { path, given: weights.length });
   const { shape } = first;
   for (const [i, other] of others.entries()) {
     if (other.shape.join() === shape.join()) continue;
-    throw new ShapeError(`'${path}': weight ${i + 1} of the stack is [${other.shape}], the first is [${shape}]`, {
+    throw new ShapeError(`'${path}': weight ${i + 1} of the sum is [${other.shape}], the first is [${shape}]`, {
       path,
       expected: shape,
       given: other.shape,
     });
   }
-  const summed = (of: (weight: Weight) => Tensor): Tensor2D =>
+  const total = (of: (weight: Weight) => Tensor): Tensor2D =>
     others.reduce<Tensor>((sum, weight) => add(sum, of(weight)), of(first)) as Tensor2D;
   const all = <K extends 'lookup' | 'take'>(name: K): boolean => weights.every((weight) => weight[name] !== undefined);
   const weight: Weight = {
-    kind: 'stack',
+    kind: 'sum',
     options: { weights: weights.map(({ kind, options }) => ({ kind, options })) },
     shape,
     parts: numbered(path, weights),
@@ -39,16 +39,16 @@ export function stacked(path: string, weights: readonly Weight[]): Weight {
       observe(
         weight,
         x,
-        summed((one) => one.apply(x, call)),
+        total((one) => one.apply(x, call)),
         call,
       ),
-    dense: (rows) => tidy(() => summed((one) => one.dense(rows))),
-    ...(all('lookup') && { lookup: (ids: Tensor1D, call) => tidy(() => summed((one) => one.lookup!(ids, call))) }),
+    dense: (rows) => tidy(() => total((one) => one.dense(rows))),
+    ...(all('lookup') && { lookup: (ids: Tensor1D, call) => tidy(() => total((one) => one.lookup!(ids, call))) }),
     ...(all('take') && {
       take: async (rows: Int32Array, target: string) => {
         const taken: Weight[] = [];
         for (const [i, one] of weights.entries()) taken.push(await one.take!(rows, i === 0 ? target : `${target}.${i}`));
-        return stacked(target, taken);
+        return summed(target, taken);
       },
     }),
     ...(weights.some(({ gradient }) => gradient === 'surrogate') && { gradient: 'surrogate' as const }),
@@ -62,10 +62,10 @@ function numbered(path: string, weights: readonly Weight[]): Record<string, Para
   for (const [i, { parts: own }] of weights.entries()) {
     for (const [name, part] of Object.entries(own)) {
       if (seen.has(part.path)) {
-        throw new ConfigError(`'${path}': two parts of the stack are called '${part.path}'`, {
+        throw new ConfigError(`'${path}': two parts of the sum are called '${part.path}'`, {
           path,
           part: part.path,
-          help: 'Make each weight of a stack under a path of its own.',
+          help: 'Make each weight of a sum under a path of its own.',
         });
       }
       seen.add(part.path);
