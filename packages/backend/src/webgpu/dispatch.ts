@@ -7,6 +7,7 @@ import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import { util, type DataType, type TensorInfo } from '@tensorflow/tfjs-core';
 import { DeviceError } from '@niwaki/tensor';
 import { createBufferPool, type BufferPool } from './buffer-pool.ts';
+import { keptOf, type Kept, type Pipeline } from './kept.ts';
 import type { Program } from './program.ts';
 
 interface Internals {
@@ -57,27 +58,6 @@ export interface Run<I extends string, O extends string, U extends string> {
   readonly groups: readonly [number, number?, number?];
 }
 
-interface Pipeline {
-  readonly pipeline: GPUComputePipeline;
-  readonly layout: GPUBindGroupLayout;
-}
-
-/** What one device has made so far. Everything a launch needs that does not change is here: making it again costs more than the launch. */
-interface Recorder {
-  readonly pipelines: Map<string, Pipeline>;
-  readonly stockLayouts: WeakMap<GPUComputePipeline, GPUBindGroupLayout>;
-  /** By content. */
-  readonly uniforms: Map<string, GPUBuffer>;
-  /** Small tensors that came from the host, by content. */
-  readonly constants: Map<string, GPUBuffer>;
-  /** By layout and buffers: a training step asks for the same buffers in the same order each time. */
-  readonly groups: Map<string, GPUBindGroup>;
-  readonly numbers: WeakMap<object, number>;
-  readonly limits: { readonly binding: number; readonly workgroups: number };
-  next: number;
-}
-
-const recorders = new WeakMap<GPUDevice, Recorder>();
 const failures = new WeakMap<GPUDevice, string>();
 
 /** What a device reports later, since WebGPU never throws: the next dispatch says it. */
@@ -115,30 +95,26 @@ export function dispatch<I extends string, O extends string, U extends string>(
     return made;
   }
 
-  const recorder = recorderOf(gpu.device);
-  checkSizes(recorder, program.key, [...inputs, ...outputs], run.groups);
+  const kept = keptOf(gpu.device);
   const tensors = [...inputs, ...outputs];
+  checkSizes(kept, program.key, tensors, run.groups);
   for (const { dataId } of tensors) gpu.uploadToGPU(dataId);
-  const { pipeline, layout } = pipelineOf(recorder, gpu.device, program);
   const buffers = tensors.map(({ dataId }) => gpu.tensorMap.get(dataId).resource as GPUBuffer);
   const uniforms = Object.keys(program.uniforms) as U[];
   if (uniforms.length > 0) {
     const words = wordsOf(uniforms.map((name) => ({ type: uniformType[program.uniforms[name]], data: [run.uniforms[name]] })));
-    buffers.push(uniformBuffer(recorder, gpu.device, words));
+    buffers.push(kept.uniforms(words));
   }
-  record(gpu, { recorder, pipeline, layout, buffers }, run.groups as [number, number?, number?]);
+  record(gpu, { ...kept.pipeline(program), buffers }, run.groups as [number, number?, number?]);
   return made;
 }
 
-interface Launch {
-  readonly recorder: Recorder;
-  readonly pipeline: GPUComputePipeline;
-  readonly layout: GPUBindGroupLayout;
-  readonly buffers: readonly GPUBuffer[];
-}
-
-function record(gpu: Internals, { recorder, pipeline, layout, buffers }: Launch, groups: [number, number?, number?]): void {
-  const bindGroup = bindGroupOf(recorder, gpu.device, layout, buffers);
+function record(
+  gpu: Internals,
+  { pipeline, layout, buffers }: Pipeline & { readonly buffers: readonly GPUBuffer[] },
+  groups: [number, number?, number?],
+): void {
+  const bindGroup = keptOf(gpu.device).bindGroup(layout, buffers);
   gpu.ensureCommandEncoderReady();
   const pass = (gpu.computePassEncoder ??= gpu.commandEncoder!.beginComputePass({}));
   pass.setPipeline(pipeline);
@@ -169,13 +145,13 @@ export function takeOver(backend: WebGPUBackend): void {
     submit();
     pool.trim();
   };
-  const recorder = recorderOf(gpu.device);
+  const kept = keptOf(gpu.device);
   const upload = gpu.uploadToGPU.bind(backend);
   gpu.uploadToGPU = (dataId) => {
     const data = gpu.tensorMap.get(dataId);
     const words = data.resource == null ? smallWords(data.values) : undefined;
     if (words === undefined) return upload(dataId);
-    data.resource = constantBuffer(recorder, gpu.device, words);
+    data.resource = kept.constant(words);
     data.external = true;
     data.values = null;
   };
@@ -194,80 +170,15 @@ export function takeOver(backend: WebGPUBackend): void {
     ];
     if (program.size) uniforms.push({ type: 'int32', data: [util.sizeFromShape(program.outputShape) / (program.outputComponent || 1)] });
     const buffers = tensors.map(({ dataId }) => gpu.tensorMap.get(dataId).resource as GPUBuffer);
-    buffers.push(uniformBuffer(recorder, gpu.device, wordsOf([...uniforms, ...defined])));
-    let layout = recorder.stockLayouts.get(program.pipeline);
-    if (layout === undefined) recorder.stockLayouts.set(program.pipeline, (layout = program.pipeline.getBindGroupLayout(0)));
-    record(gpu, { recorder, pipeline: program.pipeline, layout, buffers }, program.dispatch);
+    buffers.push(kept.uniforms(wordsOf([...uniforms, ...defined])));
+    const { pipeline } = program;
+    record(gpu, { pipeline, layout: kept.layoutOf(pipeline), buffers }, program.dispatch);
   };
 }
-
-function recorderOf(device: GPUDevice): Recorder {
-  let recorder = recorders.get(device);
-  if (recorder === undefined) {
-    const { maxStorageBufferBindingSize: binding, maxComputeWorkgroupsPerDimension: workgroups } = device.limits;
-    const limits = { binding, workgroups };
-    recorder = {
-      pipelines: new Map(),
-      stockLayouts: new WeakMap(),
-      uniforms: new Map(),
-      constants: new Map(),
-      groups: new Map(),
-      numbers: new WeakMap(),
-      limits,
-      next: 1,
-    };
-    recorders.set(device, recorder);
-  }
-  return recorder;
-}
-
-/** Old ones go all at once: what is asked for again is made again, and nothing has to be counted in between. */
-function remember<T>(known: Map<string, T>, key: string, most: number, make: () => T): T {
-  const present = known.get(key);
-  if (present !== undefined) return present;
-  if (known.size >= most) known.clear();
-  const made = make();
-  known.set(key, made);
-  return made;
-}
-
-function numberOf(recorder: Recorder, thing: object): number {
-  let number = recorder.numbers.get(thing);
-  if (number === undefined) recorder.numbers.set(thing, (number = recorder.next++));
-  return number;
-}
-
-function bindGroupOf(recorder: Recorder, device: GPUDevice, layout: GPUBindGroupLayout, buffers: readonly GPUBuffer[]): GPUBindGroup {
-  let key = String(numberOf(recorder, layout));
-  for (const buffer of buffers) key += `,${numberOf(recorder, buffer)}`;
-  return remember(recorder.groups, key, 16_384, () =>
-    device.createBindGroup({ layout, entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })) }),
-  );
-}
-
-const uniformBuffer = ({ uniforms }: Recorder, device: GPUDevice, words: Uint32Array): GPUBuffer =>
-  remember(uniforms, words.join(), 4096, () => bufferOf(device, words, GPUBufferUsage.UNIFORM));
-
-/**
- * A few numbers from the host, a learning rate or the positions of a batch: tfjs makes a staging buffer for each, and ends
- * the pass to copy it. Tensors are never written to, so that those alike share one.
- */
-const constantBuffer = ({ constants }: Recorder, device: GPUDevice, words: Uint32Array): GPUBuffer =>
-  remember(constants, words.join(), 4096, () =>
-    bufferOf(device, words, GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST),
-  );
 
 function smallWords(values: unknown): Uint32Array | undefined {
   if (!(values instanceof Float32Array || values instanceof Int32Array) || values.length === 0 || values.length > 64) return undefined;
   return new Uint32Array(values.buffer, values.byteOffset, values.length);
-}
-
-/** Never written again, so that launches on their way to the GPU may share it. */
-function bufferOf(device: GPUDevice, words: Uint32Array, usage: GPUBufferUsageFlags): GPUBuffer {
-  const buffer = device.createBuffer({ size: 4 * words.length, usage, mappedAtCreation: true });
-  new Uint32Array(buffer.getMappedRange()).set(words);
-  buffer.unmap();
-  return buffer;
 }
 
 /** Words of a uniform block as WGSL lays it out: vectors of 3 and more on 16 bytes, of 2 on 8; tfjs writes 5 and 6 as two vectors. */
@@ -295,7 +206,7 @@ function wordsOf(uniforms: readonly StockUniform[]): Uint32Array {
 const uniformType = { u32: 'uint32', i32: 'int32', f32: 'float32' } as const;
 
 /** WebGPU would report these later and without a name. */
-function checkSizes({ limits }: Recorder, key: string, tensors: readonly TensorInfo[], groups: readonly (number | undefined)[]): void {
+function checkSizes({ limits }: Kept, key: string, tensors: readonly TensorInfo[], groups: readonly (number | undefined)[]): void {
   for (const { shape } of tensors) {
     const bytes = 4 * shape.reduce((product, side) => product * side, 1);
     if (bytes <= limits.binding) continue;
@@ -319,37 +230,4 @@ const isEmpty = ({ shape }: TensorInfo): boolean => shape.includes(0);
 function zerosOf({ shape, dtype }: TensorInfo): Float32Array | Int32Array {
   const size = shape.reduce((product, side) => product * side, 1);
   return dtype === 'float32' ? new Float32Array(size) : new Int32Array(size);
-}
-
-function pipelineOf<I extends string, O extends string, U extends string>(
-  { pipelines }: Recorder,
-  device: GPUDevice,
-  program: Program<I, O, U>,
-): Pipeline {
-  const present = pipelines.get(program.key);
-  if (present !== undefined) return present;
-  const inputs = Object.keys(program.inputs).length;
-  const outputs = Object.keys(program.outputs).length;
-  // Declared, not inferred: an inferred layout drops a binding that some variant of a shader does not read.
-  const layout = device.createBindGroupLayout({
-    label: program.key,
-    entries: [
-      ...Array.from({ length: inputs + outputs }, (_, binding) => ({
-        binding,
-        visibility: GPUShaderStage.COMPUTE,
-        buffer: { type: binding < inputs ? ('read-only-storage' as const) : ('storage' as const) },
-      })),
-      ...(Object.keys(program.uniforms).length === 0
-        ? []
-        : [{ binding: inputs + outputs, visibility: GPUShaderStage.COMPUTE, buffer: { type: 'uniform' as const } }]),
-    ],
-  });
-  const pipeline = device.createComputePipeline({
-    label: program.key,
-    layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
-    compute: { module: device.createShaderModule({ label: program.key, code: program.code() }), entryPoint: 'main' },
-  });
-  const made = { pipeline, layout };
-  pipelines.set(program.key, made);
-  return made;
 }
