@@ -2,6 +2,7 @@ import { ConfigError, NotFoundError, ShapeError, type Parameter, type Role } fro
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import { decoderFamily } from './decoder/load.ts';
 import type { Model } from './graph.ts';
+import { restoreActivations } from './stored-activations.ts';
 
 export type HfConfig = Readonly<Record<string, unknown>>;
 
@@ -72,7 +73,12 @@ export async function createModel(options: ModelOptions): Promise<Model> {
   }
   const held: (Weight | Parameter)[] = [];
   try {
-    return await family({ config, source, warn, ask: askOf(options, held) });
+    const model = await family({ config, source, warn, ask: askOf(options, held) });
+    await restoreActivations(model, config, options).catch((error: unknown) => {
+      model.dispose();
+      throw error;
+    });
+    return model;
   } catch (error) {
     for (const one of held)
       if ('parts' in one) disposeWeight(one);

@@ -1,5 +1,5 @@
 import type { FrozenMatrix, Parameter, Tensor, Tensor2D } from '@niwaki/tensor';
-import type { Call, Weight } from '@niwaki/weights';
+import type { ActivationQuantizer, Call, Weight } from '@niwaki/weights';
 import type { Coupling } from './coupling.ts';
 
 /** Streams between stages: 'h' [rows, width], and others where a family or method needs them. */
@@ -19,12 +19,13 @@ export interface Stage {
   run(carry: Carry, call: Call): Carry;
 }
 
-export type Point = 'linear' | 'conv' | 'embedding' | 'norm' | 'attention' | 'ffn' | 'sublayer' | 'block' | 'head';
+export type Point = 'linear' | 'conv' | 'embedding' | 'norm' | 'attention' | 'ffn' | 'sublayer' | 'block' | 'head' | 'operand';
 
 /**
  * A place an adapter or another weight can go. `weight` and `bias` change when the model is quantized or merged. Modules
  * around linear maps are sites without a weight: 'attention' and 'ffn' (from the normed input to what is added to the
- * residual stream), 'norm', 'block'. An adapter for a 'sublayer' fits an attention and an ffn.
+ * residual stream), 'norm', 'block'. An adapter for a 'sublayer' fits an attention and an ffn. An 'operand' is what enters
+ * a product of two activations (queries, keys, values as attention takes them), a row a head: it has an `input` at most.
  */
 export interface Site {
   /** Module path, as in Hugging Face: `model.layers.0.self_attn.q_proj`. */
@@ -32,6 +33,8 @@ export interface Site {
   readonly point: Point;
   weight?: Weight;
   bias?: Parameter;
+  /** What rounds the rows that it is given, ahead of every adapter. */
+  input?: ActivationQuantizer;
   /** Sites with one id read the same tensor (q, k, v): statistics of inputs are taken once. */
   readonly inputId: string;
   /** Sites whose matrix is one stored Weight (tied embeddings): a replacement goes to all of them. */
@@ -152,6 +155,11 @@ export interface Model {
    * `untie`: this site alone takes it, and the config says from now on that the embeddings are not tied.
    */
   replace(path: string, weight: Weight, options?: ReplaceOptions): void;
+  /**
+   * Rounds what a linear map, a head or an operand is given, from now on; undefined: as it comes. The old quantizer is
+   * disposed unless `keep`. `info.config` says under `niwaki.activations` what is rounded where, and `createModel` reads it.
+   */
+  replaceInput(path: string, input: ActivationQuantizer | undefined, options?: { readonly keep?: boolean }): void;
   /** Adapter sets by name, in the order attached. */
   readonly adapters: ReadonlyMap<string, AdapterSet>;
   /** Puts a set on. It is active at once if it is the only one; the model is as before if this throws. */

@@ -2,7 +2,8 @@ import type { Parameter } from '@niwaki/tensor';
 import { addedStages, streamsReadAt } from './added-stages.ts';
 import { checkActive, checkSet, unknownAdapter } from './check-adapters.ts';
 import type { AdapterSet, Model, ModelInfo, Site, Stage } from './graph.ts';
-import { replaceWeight } from './replace-weight.ts';
+import { replaceInput, replaceWeight } from './replace-weight.ts';
+import { withActivations } from './stored-activations.ts';
 import type { Attached } from './run-site.ts';
 import { exactly, selectSites } from './select-sites.ts';
 import { parametersOf, parametersOfSet, placesOf, unique, type StageSpec } from './stage-parameters.ts';
@@ -51,8 +52,10 @@ export function createGraph(spec: GraphSpec): Model {
 
   const model: Model = {
     get info() {
-      return [...ties].some(([site, to]) => !holds(site, to))
-        ? { ...spec.info, config: { ...spec.info.config, tie_word_embeddings: false } }
+      const parted = [...ties].some(([site, to]) => !holds(site, to));
+      const config = withActivations(spec.info.config, places);
+      return parted || config !== spec.info.config
+        ? { ...spec.info, config: parted ? { ...config, tie_word_embeddings: false } : config }
         : spec.info;
     },
     stages: () => stages.flatMap((stage, s) => [stage, ...[...added.values()].flatMap((of) => of.get(specs[s]!) ?? [])]),
@@ -67,6 +70,7 @@ export function createGraph(spec: GraphSpec): Model {
         else delete site.tiedTo;
       }
     },
+    replaceInput: (path, input, options = {}) => replaceInput(exactly(path, placeAt, 'site'), places, input, options),
     adapters,
     attach: (set) => {
       checkSet(set, { adapters, siteAt: placeAt, specs, taken: everything() });

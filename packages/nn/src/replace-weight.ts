@@ -1,6 +1,6 @@
-import { conflictsOf, refuse, ShapeError } from '@niwaki/tensor';
-import { weightTraits, type Weight } from '@niwaki/weights';
-import type { ReplaceOptions, Site } from './graph.ts';
+import { ConfigError, conflictsOf, refuse, ShapeError, type Parameter } from '@niwaki/tensor';
+import { weightTraits, type ActivationQuantizer, type Weight } from '@niwaki/weights';
+import type { Point, ReplaceOptions, Site } from './graph.ts';
 import { ofSite } from './stage-parameters.ts';
 import { siteParty } from './traits.ts';
 
@@ -33,11 +33,34 @@ export function replaceWeight(site: Site, sites: readonly Site[], weight: Weight
     if (bias !== site.bias) site.bias?.dispose();
     site.bias = bias;
   }
-  if (!keep && old !== undefined && old !== weight) disposeUnused(old, sites);
+  if (!keep && old !== undefined && old !== weight) disposeUnused(old.parts, sites);
+}
+
+/** Places that are given rows to multiply with something. */
+const multiplies: ReadonlySet<Point> = new Set(['linear', 'conv', 'head', 'operand']);
+
+/** `Model.replaceInput` over all places of a model; changes nothing where it throws. */
+export function replaceInput(
+  site: Site,
+  places: readonly Site[],
+  input: ActivationQuantizer | undefined,
+  { keep }: { readonly keep?: boolean },
+): void {
+  const { path, point, input: old } = site;
+  if (!multiplies.has(point)) {
+    throw new ConfigError(`'${path}' (${point}) multiplies no rows that could be rounded`, {
+      path,
+      point,
+      help: 'Name linear maps, the head, or operands of attention.',
+    });
+  }
+  if (input === undefined) delete site.input;
+  else site.input = input;
+  if (!keep && old !== undefined && old !== input) disposeUnused(old.parts, places);
 }
 
 /** A new weight may be built around parts of the old one (a mask over it): those live on. */
-function disposeUnused(old: Weight, sites: readonly Site[]): void {
+function disposeUnused(parts: Readonly<Record<string, Parameter>>, sites: readonly Site[]): void {
   const used = new Set(sites.flatMap(ofSite));
-  for (const part of Object.values(old.parts)) if (!used.has(part)) part.dispose();
+  for (const part of Object.values(parts)) if (!used.has(part)) part.dispose();
 }

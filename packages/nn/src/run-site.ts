@@ -12,7 +12,7 @@ import {
   type Parameter,
   type Tensor,
 } from '@niwaki/tensor';
-import type { Tensor1D, Tensor2D } from '@niwaki/tensor';
+import type { Tensor1D, Tensor2D, Tensor4D } from '@niwaki/tensor';
 import { asRead, denseWeight, frozenMatrix, type Call, type Weight } from '@niwaki/weights';
 import type { Adapter, AdapterSet, Next, Site } from './graph.ts';
 import { adapterParty, conflictsOfMixing } from './traits.ts';
@@ -30,15 +30,22 @@ export interface RunOptions {
 
 /**
  * One linear map or embedding as the model sees it: weight and bias, then each active adapter wrapped around the ones
- * before it, the first nearest to the base. `view.adapters` of the call overrides the model's own list.
- * @param x [rows, in] f32, or ids [rows] int32 at an embedding
+ * before it, the first nearest to the base. `view.adapters` of the call overrides the model's own list. What the site
+ * rounds its input to is what all of them get.
+ * @param given [rows, in] f32, or ids [rows] int32 at an embedding
  */
-export function runSite(site: Site, x: Tensor, call: Call, attached: Attached, { last = false }: RunOptions = {}): Tensor2D {
+export function runSite(site: Site, given: Tensor, call: Call, attached: Attached, { last = false }: RunOptions = {}): Tensor2D {
+  const x = site.input?.apply(given as Tensor2D, call) ?? given;
   const chosen = call.view.adapters ?? attached.active;
   if (isRowIndex(chosen)) return runMixed(site, x, asRead(call), attached, chosen);
   const sets = setsOf(chosen, attached);
   const own = last && sets.every((set) => onlyAdds(set.sites.get(site.path))) ? call : asRead(call);
   return around(site, own, sets, baseOf(site, own, sets))(x);
+}
+
+/** An operand of attention in its shape, [batch, time, heads, size]: as it comes, or with each head's row rounded. */
+export function runOperand({ input }: Site, y: Tensor, shape: Tensor4D['shape'], call: Call): Tensor4D {
+  return reshape(input === undefined ? y : input.apply(reshape(y, [-1, shape[3]]), call), shape);
 }
 
 /** An adapter that adds to what it is around needs none of it for a gradient. */

@@ -33,6 +33,7 @@ export const adaptersAt = (stage: StageSpec, { sites }: AdapterSet): Adapter[] =
 export const ofSite = (site: Site): Parameter[] => [
   ...Object.values(site.weight?.parts ?? {}),
   ...(site.bias === undefined ? [] : [site.bias]),
+  ...Object.values(site.input?.parts ?? {}),
 ];
 
 /** Names under which a set may replace a stage's whole parameters. */
@@ -52,7 +53,7 @@ export function parametersOf(stage: StageSpec, adapters: ReadonlyMap<string, Ada
     ...adaptersAt(stage, set).flatMap((adapter) => (adapter.stages === undefined ? Object.values(adapter.parameters) : [])),
     ...[...set.replaced].filter(([path]) => names?.has(path)).map(([, parameter]) => parameter),
   ]);
-  return [...stage.own, ...stage.sites.flatMap(ofSite), ...extra];
+  return [...stage.own, ...placesOf(stage).flatMap(ofSite), ...extra];
 }
 
 /** Everything a set brings. */

@@ -11,6 +11,7 @@ export * from './affine.ts';
 export * from './trained-affine.ts';
 export * from './encode-affine.ts';
 export * from './fake-quant.ts';
+export * from './activation-quantizer.ts';
 export * from './gguf-block.ts';
 export * from './encode-gguf.ts';
 export * from './low-rank.ts';

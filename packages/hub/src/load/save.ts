@@ -17,7 +17,7 @@ export interface SaveModelOptions extends ReadOptions {
   readonly onProgress?: (progress: { readonly loaded: number; readonly total: number; readonly name: string }) => void;
 }
 
-const dtypes = { f32: ['F32', 4, 'float32'], f16: ['F16', 2, 'float16'], bf16: ['BF16', 2, 'bfloat16'] } as const;
+const dtypes = { f32: ['F32', 'float32'], f16: ['F16', 'float16'], bf16: ['BF16', 'bfloat16'] } as const;
 const tileEntries = 4_194_304;
 
 /**
@@ -36,8 +36,8 @@ async function writeModel(model: Model, folder: FolderSink, options: SaveModelOp
   const { dtype = 'f32', tokenizer, shardBytes = 5e9, signal, onProgress } = options;
   if (!(shardBytes > 0)) throw new ConfigError(`shardBytes must be positive, got ${shardBytes}`, { shardBytes });
   const tensors = modelTensors(model, dtype);
-  const total = tensors.reduce((sum, tensor) => sum + bytesOfTensor(tensor, dtype), 0);
-  const shards = split(tensors, dtype, shardBytes);
+  const total = tensors.reduce((sum, tensor) => sum + bytesOfTensor(tensor), 0);
+  const shards = split(tensors, shardBytes);
   const five = (count: number): string => String(count).padStart(5, '0');
   const nameOf = (i: number): string =>
     shards.length === 1 ? 'model.safetensors' : `model-${five(i + 1)}-of-${five(shards.length)}.safetensors`;
@@ -47,12 +47,12 @@ async function writeModel(model: Model, folder: FolderSink, options: SaveModelOp
       ...(signal ? { signal } : {}),
       onProgress: ({ loaded, name }) => onProgress?.({ loaded: before + loaded, total, name }),
     });
-    before += shard.reduce((sum, tensor) => sum + bytesOfTensor(tensor, dtype), 0);
+    before += shard.reduce((sum, tensor) => sum + bytesOfTensor(tensor), 0);
   }
   if (shards.length > 1) await writeIndex(folder, shards, nameOf, total);
   // A reader takes the one file before the index: what an earlier save left there must not be read for this model.
   await folder.remove?.(shards.length > 1 ? 'model.safetensors' : 'model.safetensors.index.json');
-  const config = { ...(model.info.config as { [field: string]: Json }), torch_dtype: dtypes[dtype][2] };
+  const config = { ...(model.info.config as { [field: string]: Json }), torch_dtype: dtypes[dtype][1] };
   await writeFile(folder, 'config.json', pretty(config));
   if (tokenizer !== undefined) await writeTokenizer(folder, tokenizer);
 }
@@ -70,10 +70,13 @@ export function modelTensors(model: Model, dtype: 'f32' | 'f16' | 'bf16'): reado
         ...set.replaced.values(),
       ]),
     );
+    const ofInputs = new Set(stage.sites.flatMap(({ input }) => Object.values(input?.parts ?? {})));
     for (const parameter of stage.parameters()) {
       if (ofSites.has(parameter) || ofAdapters.has(parameter)) continue;
-      const read = async (): Promise<Uint8Array> => encodeFloats((await parameter.read().data()) as Float32Array, fileType);
-      tensors.push({ name: parameter.path, dtype: fileType, shape: parameter.shape, read });
+      // A step in 16 bits would be another step.
+      const dtype = ofInputs.has(parameter) ? 'F32' : fileType;
+      const read = async (): Promise<Uint8Array> => encodeFloats((await parameter.read().data()) as Float32Array, dtype);
+      tensors.push({ name: parameter.path, dtype, shape: parameter.shape, read });
     }
   }
   return tensors;
@@ -104,15 +107,14 @@ async function* tiles(weight: Weight, dtype: 'F32' | 'F16' | 'BF16'): AsyncGener
   }
 }
 
-const bytesOfTensor = ({ shape }: LazyTensor, dtype: 'f32' | 'f16' | 'bf16'): number =>
-  shape.reduce((product, side) => product * side, dtypes[dtype][1]);
+const bytesOfTensor = ({ shape, dtype }: LazyTensor): number => shape.reduce((product, side) => product * side, dtype === 'F32' ? 4 : 2);
 
 /** Greedy, in the model's order: a tensor beyond the limit has a file of its own. */
-function split(tensors: readonly LazyTensor[], dtype: 'f32' | 'f16' | 'bf16', limit: number): LazyTensor[][] {
+function split(tensors: readonly LazyTensor[], limit: number): LazyTensor[][] {
   const shards: LazyTensor[][] = [[]];
   let size = 0;
   for (const tensor of tensors) {
-    const bytes = bytesOfTensor(tensor, dtype);
+    const bytes = bytesOfTensor(tensor);
     if (size > 0 && size + bytes > limit) {
       shards.push([]);
       size = 0;

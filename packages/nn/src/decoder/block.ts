@@ -1,10 +1,22 @@
-import { add, attention, reshape, rope, slice, swiglu, type Parameter, type Tensor2D, type Tensor3D, type Tensor4D } from '@niwaki/tensor';
+import {
+  add,
+  attention,
+  reshape,
+  rope,
+  slice,
+  swiglu,
+  type Parameter,
+  type Tensor,
+  type Tensor2D,
+  type Tensor3D,
+  type Tensor4D,
+} from '@niwaki/tensor';
 import type { Call } from '@niwaki/weights';
 import type { CoupledRows, Coupling } from '../coupling.ts';
 import type { Carry, Site } from '../graph.ts';
 import { cacheOf } from '../kv-cache.ts';
 import { prefixRows, promptRows, shifted, withPrefixes } from '../lead.ts';
-import { runModule, runSite, type Attached } from '../run-site.ts';
+import { runModule, runOperand, runSite, type Attached } from '../run-site.ts';
 import type { StageSpec } from '../stage-parameters.ts';
 import type { DecoderConfig } from './config.ts';
 import { branchOf, moduleOf, normSite, rmsNormOf, siteOf } from './parts.ts';
@@ -33,7 +45,7 @@ export function blockStage(
     writes: ['h'],
     constants: attend.streams,
     sites: [...attend.sites, ...mlp.sites],
-    modules: [whole, normSite(weights.inputNorm), attend.module, normSite(weights.mlpNorm), mlp.module],
+    modules: [whole, normSite(weights.inputNorm), attend.module, ...attend.operands, normSite(weights.mlpNorm), mlp.module],
     couplings: couplingsOf(config, path),
     own: [weights.inputNorm, weights.mlpNorm, ...[weights.queryNorm, weights.keyNorm].filter((own) => own !== undefined)],
     run: (carry, call) => {
@@ -107,6 +119,8 @@ interface Part {
 interface SelfAttention {
   readonly module: Site;
   readonly sites: readonly Site[];
+  /** Queries, keys and values as they enter their products; keys and values as a cache holds them. */
+  readonly operands: readonly Site[];
   /** The tables and bounds it reads. */
   readonly streams: readonly string[];
   run(x: Tensor2D, carry: Carry, call: Call): Tensor2D;
@@ -122,6 +136,8 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
   const from = config.windows[layer] === undefined ? 'from' : 'windowFrom';
   const norm = rmsNormOf(config, attached);
   const module = moduleOf(path, 'attention');
+  const operands = ['queries', 'keys', 'values'].map((name) => moduleOf(`${path}.${name}`, 'operand'));
+  const [queriesSite, keysSite, valuesSite] = operands as [Site, Site, Site];
   const run = (x: Tensor2D, carry: Carry, call: Call): Tensor2D => {
     const [batch, time] = (carry['to'] as Tensor2D).shape;
     const [cos, sin] = [carry['cos'] as Tensor2D, carry['sin'] as Tensor2D];
@@ -132,10 +148,11 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
       return reshape(normalized, [batch * time, count, d]);
     };
     const [turnedQ, turnedK] = rope(headsOf(q, heads, weights.queryNorm), headsOf(k, kvHeads, weights.keyNorm), cos, sin);
-    const queries: Tensor4D = reshape(turnedQ, [batch, time, heads, d]);
+    const asOperand = (site: Site, y: Tensor, count: number): Tensor4D => runOperand(site, y, [batch, time, count, d], call);
+    const queries = asOperand(queriesSite, turnedQ, heads);
     const fresh = {
-      k: reshape(turnedK, [batch, time, kvHeads, d]) as Tensor4D,
-      v: reshape(runSite(v, x, call, attached), [batch, time, kvHeads, d]) as Tensor4D,
+      k: asOperand(keysSite, turnedK, kvHeads),
+      v: asOperand(valuesSite, runSite(v, x, call, attached), kvHeads),
     };
     const prefix = prefixRows(module, call, attached);
     const lead = prefix + promptRows(embedding, call, attached);
@@ -153,6 +170,7 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
   return {
     module,
     sites: [q, k, v, o],
+    operands,
     streams: ['cos', 'sin', from, 'to'],
     run: (x, carry, call) => runModule(module, x, (input) => run(input, carry, call), call, attached),
   };
