@@ -1,7 +1,7 @@
 import { dispose, tidy, type Scalar, type Sink } from '@niwaki/tensor';
 import { backpropTraits } from './check.ts';
 import type { Estimator, Turn } from './estimator.ts';
-import { backwardHead } from './head.ts';
+import { backwardHead, defaultChunkBytes } from './head.ts';
 import { createPass, type Pass } from './pass.ts';
 import { createRecords, type Room } from './records.ts';
 import { routeOf } from './route.ts';
@@ -46,6 +46,8 @@ export function fullTapeBackprop(options: BackpropOptions = {}): Estimator {
 function backprop(name: string, room: Room, options: BackpropOptions): Estimator {
   return {
     name,
+    // Another sum of the same terms; what stays, and what is verified, changes nothing.
+    options: { chunkBytes: options.chunkBytes ?? defaultChunkBytes },
     traits: backpropTraits,
     gives: 'dense',
     estimate: async (turn, sink) => {

@@ -1,4 +1,4 @@
-import type { Draw, Parameter, Range, Scalar, Sink, Tensor, Traits, View } from '@niwaki/tensor';
+import type { Described, Draw, Parameter, Range, Scalar, Sink, Tensor, Traits, View } from '@niwaki/tensor';
 import type { At, Batch, Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { Objective } from './objective.ts';
@@ -27,10 +27,10 @@ export interface Turn {
 
 /**
  * How an objective becomes gradients. Each gradient is pushed once per micro-batch, as soon as it is final there; the
- * sink takes its tensors over. A parameter that nothing led to is not pushed.
+ * sink takes its tensors over. A parameter that nothing led to is not pushed. What changes no bit of them is none of its
+ * `options`.
  */
-export interface Estimator {
-  readonly name: string;
+export interface Estimator extends Described {
   readonly traits?: Traits;
   readonly gives: 'dense' | 'noise';
   /** 'eval': dropout off (zeroth order). */

@@ -1,10 +1,12 @@
 import { AbortError, ConfigError, NiwakiError, refuse, StateError, throwIfAborted, type Json, type Traits } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import { siteParty, type Adapter, type Model, type Point, type Selector, type Site } from '@niwaki/nn';
+import { recordChange } from './base-changes.ts';
 import { check } from './check.ts';
 import { calibrate, sitesFrom, type Calibrate, type Walk } from './calibration/calibrate.ts';
 import type { Collectors } from './calibration/collector.ts';
 import type { Window } from './calibration/window.ts';
+import { holdModel } from './hold.ts';
 import { createReplacements, messageOf } from './replacements.ts';
 
 /** What a method decided over all sites before it made the first: global budgets, shared parameters. */
@@ -106,7 +108,8 @@ export interface Applied<P extends Plan = Plan> {
  * Order: select → validate every site → plan → make. Adapters, and weights that come with them, are only collected, so
  * any failure leaves the model as it was. Weights are replaced one site at a time, so that float and packed copies of the whole model never coexist; up to
  * `undoBytes` of old weights are kept for taking everything back. Sites tied to one stored weight are made once.
- * @throws the method's own error with the site's path; `StateError` when some sites are replaced for good
+ * @throws the method's own error with the site's path; `StateError` when some sites are replaced for good;
+ * `BusyModelError` where weights would be replaced under a run
  */
 export async function applyMethod<P extends Plan>(model: Model, method: Method<P>, options: ApplyOptions): Promise<Applied<P>> {
   checkCalibration(method, options);
@@ -116,10 +119,9 @@ export async function applyMethod<P extends Plan>(model: Model, method: Method<P
   validateSites(method, sites, model);
   throwIfAborted(options.signal, method.kind);
   const plan = method.plan === undefined ? ({} as P) : await method.plan(sites, model);
-  const made =
-    method.makes === 'adapter'
-      ? await makeAdapters(method, sites, plan, options)
-      : await replaceWeights(model, method, sites, plan, options);
+  if (method.makes === 'adapter') return { plan, made: await makeAdapters(method, sites, plan, options) };
+  const made = await replaceWeights(model, method, sites, plan, options);
+  await recordChange(model, method, options, made);
   return { plan, made };
 }
 
@@ -194,6 +196,7 @@ async function replaceWeights<P extends Plan>(
 ): Promise<ReadonlyMap<string, Made>> {
   const { signal } = options;
   const replacements = createReplacements(model, method.kind, sites, options);
+  const letGo = holdModel(model, method.kind);
   const put = (site: Site, made: Made): void => atSite(method, site, () => replacements.put(site, made));
   try {
     if (isCalibrated(method)) {
@@ -210,6 +213,8 @@ async function replaceWeights<P extends Plan>(
     }
   } catch (error) {
     throw replacements.undo(error);
+  } finally {
+    letGo();
   }
   replacements.settle();
   return replacements.made;

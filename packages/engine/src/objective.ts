@@ -1,4 +1,4 @@
-import type { Scalar, Tensor1D, Traits } from '@niwaki/tensor';
+import type { Described, Scalar, Tensor1D, Traits } from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
 import type { Carry } from '@niwaki/nn';
 
@@ -7,8 +7,7 @@ import type { Carry } from '@niwaki/nn';
  * last hidden state it sees, `score` gives one loss a row of a chunk; the step's loss is the sum over all rows of all
  * micro-batches, divided by the sum of `weight`.
  */
-export interface Objective {
-  readonly name: string;
+export interface Objective extends Described {
   readonly traits?: Traits;
   /** Target tokens or rows of a batch, known on the host before any pass. A batch of weight 0 is not run. */
   weight(batch: Batch): number;

@@ -35,6 +35,8 @@ export interface Participant {
   /** Says what it does and with which options: a run resumes with the same name only. */
   readonly name: string;
   readonly traits?: Traits;
+  /** What it does depends on how many steps the run has: the run resumes with the same number only. */
+  readonly byLength?: true;
   /**
    * Before the first pass, never between micro-batches: the parameters that train in this step, or undefined for all. What
    * leaves the choice loses its optimizer state and the memory of it; what comes back starts anew, bias correction too.

@@ -1,4 +1,17 @@
-import { abs, checkFlag, ConfigError, greater, max, mul, sub, where, zerosLike, type Parameter, type Tensor2D } from '@niwaki/tensor';
+import {
+  abs,
+  checkFlag,
+  ConfigError,
+  descriptionOf,
+  greater,
+  max,
+  mul,
+  sub,
+  where,
+  zerosLike,
+  type Parameter,
+  type Tensor2D,
+} from '@niwaki/tensor';
 import {
   addDecayedWeights,
   chain,
@@ -97,22 +110,23 @@ export function splitGradients(inner: Transform, options: SplitOptions = {}): Tr
     checkSplittable(parameter, split);
     return true;
   };
-  if (split === 'blocks') {
-    return inTurns('frugal', inner, {
-      ...given,
-      of: isSplit,
-      order: order ?? 'random',
-      active: (count) => roundHalfEven(density * count),
-    });
-  }
-  return inSubspace('frugal', inner, {
-    ...given,
-    reset,
-    of: (parameter, shape) => {
-      if (!isSplit(parameter)) return 'whole';
-      return subspaceOf(shape, { density, split });
-    },
-  });
+  const transform =
+    split === 'blocks'
+      ? inTurns('frugal', inner, {
+          ...given,
+          of: isSplit,
+          order: order ?? 'random',
+          active: (count) => roundHalfEven(density * count),
+        })
+      : inSubspace('frugal', inner, {
+          ...given,
+          reset,
+          of: (parameter, shape) => (isSplit(parameter) ? subspaceOf(shape, { density, split }) : 'whole'),
+        });
+  return {
+    ...transform,
+    options: { inner: descriptionOf(inner), density, every, split, rest, restScale, scale, reset, order, at },
+  };
 }
 
 function subspaceOf(

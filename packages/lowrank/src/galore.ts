@@ -1,4 +1,4 @@
-import { ConfigError } from '@niwaki/tensor';
+import { ConfigError, descriptionOf, type Described } from '@niwaki/tensor';
 import {
   addDecayedWeights,
   chain,
@@ -78,6 +78,8 @@ export function projectedAdam(
 /** How a kin of GaLore differs in its projection. */
 export interface ProjectionKind {
   readonly name: string;
+  /** Of its own, beside those of a projection. */
+  readonly options?: Described['options'];
   /** How the basis is stored. */
   readonly stored?: (subspace: Subspace) => Subspace;
   readonly pace?: Pace;
@@ -87,14 +89,14 @@ export interface ProjectionKind {
 export function projectGradients(
   inner: Transform,
   { rank, every = 200, scale = 0.25, projection = 'std', at }: ProjectionOptions,
-  { name, stored = (subspace) => subspace, pace }: ProjectionKind = { name: 'galore' },
+  { name, options, stored = (subspace) => subspace, pace }: ProjectionKind = { name: 'galore' },
 ): Transform {
   if (!(Number.isInteger(rank) && rank >= 1))
     throw new ConfigError(`${name}: rank must be a whole number, at least 1, got ${rank}`, { rank });
   if (!sides.has(projection)) {
     throw new ConfigError(`${name}: projection must be one of ${[...sides].join(', ')}, got '${projection}'`, { projection });
   }
-  return inSubspace(name, inner, {
+  const transform = inSubspace(name, inner, {
     every,
     scale,
     reset: false,
@@ -112,6 +114,7 @@ export function projectGradients(
       return stored(spectralSubspace(shape, { rank, side: sideOf(projection, shape) }));
     },
   });
+  return { ...transform, options: { inner: descriptionOf(inner), rank, every, scale, projection, at, ...options } };
 }
 
 const sides: ReadonlySet<string> = new Set(['std', 'reverse', 'left', 'right', 'full']);

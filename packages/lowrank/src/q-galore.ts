@@ -40,10 +40,12 @@ export function qGalore(options: QGaloreOptions): Transform {
   const { rank, every = 200, scale, at, ...adam } = galore;
   const code = { bits: basisBits, groupSize: basisGroupSize };
   checkBasisCode('qGalore', code);
+  const lazy = { every, ...defined({ threshold, growth, window, longest }) };
   const kind = {
     name: 'q-galore',
+    options: { basis: code, pace: lazyDefaults(lazy) },
     stored: (subspace: Subspace) => codedSubspace(subspace, code),
-    pace: lazyPace({ every, ...defined({ threshold, growth, window, longest }) }),
+    pace: lazyPace(lazy),
   };
   return projectedAdam('q-galore', { state: '8bit', ...adam }, (inner) =>
     projectGradients(inner, { rank, every, ...defined({ scale, at }) }, kind),
@@ -54,7 +56,8 @@ export function qGalore(options: QGaloreOptions): Transform {
  * Doubles the gap where the last choices were alike: the mean over the last `window` of |cos| between the first vectors of
  * one choice and the next. Not signed, as in the official code: the sign of a singular vector means nothing.
  */
-export function lazyPace({ every = 200, threshold = 0.4, growth = 2, window = 5, longest = Infinity }: LazyOptions = {}): Pace {
+export function lazyPace(options: LazyOptions = {}): Pace {
+  const { every, threshold, growth, window, longest } = lazyDefaults(options);
   whole('every', every);
   whole('growth', growth);
   whole('window', window);
@@ -74,6 +77,14 @@ export function lazyPace({ every = 200, threshold = 0.4, growth = 2, window = 5,
     },
   };
 }
+
+const lazyDefaults = ({
+  every = 200,
+  threshold = 0.4,
+  growth = 2,
+  window = 5,
+  longest = Infinity,
+}: LazyOptions): Required<LazyOptions> => ({ every, threshold, growth, window, longest });
 
 /** |cos| of the first vectors of two choices; 0 where one of them is nothing. */
 async function likeness(before: State, now: State): Promise<number> {

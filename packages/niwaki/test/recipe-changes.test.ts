@@ -79,17 +79,29 @@ describe('a recipe that changes the model first', () => {
     expect(memory().numTensors).toBe(before);
   });
 
-  it.each<[string, Partial<Recipe>, Partial<RecipeKit>]>([
-    ['text', {}, { readText: async (path) => (path === 'others.txt' ? 'Another lantern by another gate.' : files[path]!) }],
-    ['sparsity', { prune: { kind: 'wanda', sparsity: 0.25 } }, {}],
-  ])('does not go on with another %s', async (_, other, otherKit) => {
+  it.each<[string, Partial<Recipe>, RegExp, Partial<RecipeKit>]>([
+    [
+      'text',
+      {},
+      /base\[0\]\.calibration was [0-9a-f]{16}, is [0-9a-f]{16}\n  help: Prune and quantize as before/,
+      { readText: async (path) => (path === 'others.txt' ? 'Another lantern by another gate.' : files[path]!) },
+    ],
+    ['sparsity', { prune: { kind: 'wanda', sparsity: 0.25 } }, /: base\[0\]\.options\.sparsity was 0\.5, is 0\.25\n/, {}],
+    ['matrices', { prune: { kind: 'wanda', at: 'up_proj' } }, /: base\[0\]\.at was all-linear, is up_proj\n/, {}],
+    ['quantizer', { quantize: { kind: 'rtn', groupSize: 16 } }, /base\[1\] was absent, is \{"kind":"rtn".*"groupSize":16/, {}],
+    ['scale of the adapter', { alpha: 3 }, /: adapters\.default\.alpha was 8, is 3\n/, {}],
+    ['rate', { learningRate: 1e-3 }, /: schedule\.learningRate was 0\.0002, is 0\.001\n  help: Rates belong to a run/, {}],
+    ['decay', { weightDecay: 0.1 }, /: optimizer\.parts\[2\]\.weightDecay was 0\.01, is 0\.1\n/, {}],
+    ['bound', { clip: 2 }, /: optimizer\.parts\[0\]\.maxNorm was 1, is 2\n/, {}],
+  ])('does not go on with another %s, and says what it was', async (_, other, message, otherKit) => {
     const folder = memoryFolder();
     const asked: Partial<Recipe> = { prune: 'wanda', ...looking };
     const controller = new AbortController();
     const onEvent = (event: RecipeEvent): void => void (event.kind === 'step' && controller.abort());
     await expect(run(asked, { folder, signal: controller.signal, onEvent })).rejects.toThrow(AbortError);
     const again = runRecipe(recipe({ ...asked, ...other }), { kit: { ...kit, ...otherKit }, folder, resume: true });
-    await expect(again).rejects.toThrow(/belongs to another run: data was/);
+    await expect(again).rejects.toThrow(/belongs to another run/);
+    await expect(again).rejects.toThrow(message);
     (await run(asked, { folder, resume: true })).model.dispose();
   });
 

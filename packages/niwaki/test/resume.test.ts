@@ -85,6 +85,6 @@ describe('a run that stopped', () => {
     const folder = memoryFolder();
     const run = runs['adamw under lisa']!;
     await trained(run, folder, 4);
-    await expect(trained({ make: run.make }, folder)).rejects.toThrow(/optimizer was adamw \+ lisa/);
+    await expect(trained({ make: run.make }, folder)).rejects.toThrow(/participants\[0\] was lisa 1 of \S+ every 3, is absent/);
   });
 });

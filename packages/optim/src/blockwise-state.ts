@@ -84,6 +84,7 @@ export function blockwiseState(
 
   return {
     ...rest,
+    options: { ...rest.options, state: { blockSize, minSize, ...(except && { except }), strictBnb } },
     init: (parameter, peers) => encode(inner.init(parameter, peers), parameter),
     update: (gradient, state, context) => {
       const made = inner.update(gradient, decode(state, context.parameter), context);

@@ -1,4 +1,4 @@
-import { ConfigError, type Commit } from '@niwaki/tensor';
+import { ConfigError, descriptionOf, type Commit } from '@niwaki/tensor';
 import { beginEntries } from './begin-entries.ts';
 import { prefixed, substate } from './part-of.ts';
 import type { State, Transform } from './transform.ts';
@@ -27,6 +27,7 @@ export function chain(...transforms: readonly Transform[]): Chain {
   return {
     name: transforms.map(({ name }) => name).join(' → ') || 'identity',
     parts,
+    options: { parts: parts.map(descriptionOf) },
     ...(learningRate === undefined ? {} : { learningRate }),
     ...(first?.accepts === undefined ? {} : { accepts: first.accepts }),
     layout: Object.assign({}, ...parts.map(({ layout = {} }, i) => prefixed(layout, keys[i]!))) as NonNullable<Transform['layout']>,

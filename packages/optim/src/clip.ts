@@ -10,6 +10,7 @@ export function clipByGlobalNorm(maxNorm: number): Transform<Record<never, never
   if (!(maxNorm > 0)) throw outOfRange('clipByGlobalNorm', 'maxNorm', maxNorm, 'above 0');
   return {
     name: 'clip',
+    options: { maxNorm },
     init: () => ({}),
     measure: (gradient) => sum(square(valueOf(gradient))) as Scalar,
     update: (gradient, state, { total, parameter }) => {
@@ -29,6 +30,7 @@ export function clipByEntry(limit: number): Transform<Record<never, never>> {
   if (!(limit > 0)) throw outOfRange('clipByEntry', 'limit', limit, 'above 0');
   return {
     name: 'clip-entries',
+    options: { limit },
     init: () => ({}),
     update: (gradient, state) => ({ update: dense(clipByValue(valueOf(gradient), -limit, limit)), state }),
   };

@@ -19,6 +19,7 @@ export function addDecayedWeights(
   checkOneOf('decay', 'decayOrder', order, ['before', 'after']);
   return {
     name: 'decay',
+    options: { weightDecay, rateScale, order },
     init: () => ({}),
     update: (update, state, { rate, parameter }) => {
       const decay = rate * valueFor(rateScale, parameter) * valueFor(weightDecay, parameter);
@@ -33,6 +34,7 @@ export function addL2(weightDecay: PerParameter): Transform<Record<never, never>
   if (typeof weightDecay === 'number') groups([], { weightDecay });
   return {
     name: 'l2',
+    options: { weightDecay },
     init: () => ({}),
     update: (gradient, state, { parameter }) => {
       const factor = valueFor(weightDecay, parameter);

@@ -1,4 +1,4 @@
-import { ConfigError, matchesPath, outOfRange, type Parameter, type Role } from '@niwaki/tensor';
+import { ConfigError, matchesPath, outOfRange, type Json, type Parameter, type Role } from '@niwaki/tensor';
 
 /** Some of the parameters: all that have one of the roles and match one of the patterns, where given. */
 export interface Selection {
@@ -14,8 +14,8 @@ export interface Group extends Selection {
   readonly rateScale?: number;
 }
 
-/** A number for all parameters, or one of a parameter's own. */
-export type PerParameter = number | ((parameter: Parameter) => number);
+/** A number for all parameters, or one of a parameter's own, which may say of itself what it gives to whom. */
+export type PerParameter = number | (((parameter: Parameter) => number) & { toJSON?(): Json });
 
 export const valueFor = (setting: PerParameter, parameter: Parameter): number =>
   typeof setting === 'number' ? setting : setting(parameter);
@@ -32,11 +32,15 @@ export function groups(
   for (const [i, group] of list.entries()) check(i, group);
   if (list.length === 0) return { weightDecay, rateScale };
   const of = (parameter: Parameter): Group | undefined => list.find((group) => takes(group, parameter));
-  return {
-    weightDecay: (parameter) => of(parameter)?.weightDecay ?? weightDecay,
-    rateScale: (parameter) => of(parameter)?.rateScale ?? rateScale,
-  };
+  const perParameter = (name: 'weightDecay' | 'rateScale', otherwise: number): PerParameter =>
+    Object.assign((parameter: Parameter) => of(parameter)?.[name] ?? otherwise, {
+      toJSON: (): Json => ({ groups: list.map(({ roles, at, ...group }) => dataOf({ roles, at, [name]: group[name] })), otherwise }),
+    });
+  return { weightDecay: perParameter('weightDecay', weightDecay), rateScale: perParameter('rateScale', rateScale) };
 }
+
+/** What of it is given, as data. */
+const dataOf = (group: object): Json => JSON.parse(JSON.stringify(group)) as Json;
 
 function check(index: number, { roles, at, weightDecay = 0, rateScale = 1 }: Group): void {
   if (index >= 0 && roles === undefined && at === undefined) {

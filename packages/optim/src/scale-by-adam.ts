@@ -32,6 +32,7 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
   checkFlag('adam', 'correctLast', correctLast);
   return {
     name: 'adam',
+    options: { beta1, beta2, eps, correctLast },
     layout: { momentum: { per: 'entry', signed: true }, variance: { per: 'entry', signed: false } },
     init: ({ shape }) => ({ momentum: zeros([...shape]), variance: zeros([...shape]) }),
     update: (gradient, { momentum, variance }, { updates, ok, once = (_, make) => make() }) => {

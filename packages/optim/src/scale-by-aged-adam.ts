@@ -29,6 +29,7 @@ export function scaleByAgedAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-6 }: Aged
   if (!(eps >= 0 && eps < Infinity)) throw outOfRange('adam', 'eps', eps, 'a finite number of at least 0');
   return {
     name: 'aged-adam',
+    options: { beta1, beta2, eps },
     layout: {
       momentum: { per: 'entry', signed: true },
       variance: { per: 'entry', signed: false },

@@ -7,6 +7,7 @@ import type { Transform } from './transform.ts';
 export function scaleByLearningRate({ rateScale = 1 }: { rateScale?: PerParameter } = {}): Transform<Record<never, never>> {
   return {
     name: 'rate',
+    options: { rateScale },
     init: () => ({}),
     update: (gradient, state, { rate, parameter }) => ({
       update: dense(mul(valueOf(gradient), -rate * valueFor(rateScale, parameter))),

@@ -20,6 +20,7 @@ export function scaleByLion({ beta1 = 0.9, beta2 = 0.99 }: LionDirectionOptions 
   }
   return {
     name: 'lion',
+    options: { beta1, beta2 },
     layout: { momentum: { per: 'entry', signed: true } },
     init: ({ shape }) => ({ momentum: zeros([...shape]) }),
     update: (gradient, { momentum }) => {

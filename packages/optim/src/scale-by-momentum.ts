@@ -16,6 +16,7 @@ export function scaleByMomentum({ momentum = 0.9, nesterov = false }: MomentumOp
   checkFlag('momentum', 'nesterov', nesterov);
   return {
     name: 'momentum',
+    options: { momentum, nesterov },
     layout: { buffer: { per: 'entry', signed: true } },
     init: ({ shape }) => ({ buffer: zeros([...shape]) }),
     update: (gradient, { buffer }) => {

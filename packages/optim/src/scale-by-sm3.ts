@@ -39,6 +39,7 @@ export function scaleBySm3({ momentum = 0, eps = 1e-8 }: Sm3DirectionOptions = {
   if (!(eps > 0)) throw new ConfigError(`sm3: eps must be above 0, got ${eps}`, { eps });
   return {
     name: 'sm3',
+    options: { momentum, eps },
     layout: {
       row: { per: 'row', signed: false },
       column: { per: 'column', signed: false },

@@ -1,13 +1,13 @@
-import type { Commit, Draw, Gradient, Parameter, Scalar, Tensor, Traits } from '@niwaki/tensor';
+import type { Commit, Described, Draw, Gradient, Parameter, Scalar, Tensor, Traits } from '@niwaki/tensor';
 
 export type State = Readonly<Record<string, Tensor | number>>;
 
 /**
  * How a gradient becomes an update, per parameter. State is a plain record of tensors and numbers, so that storing it in
- * 8 bits, dropping entries, saving and resuming are generic.
+ * 8 bits, dropping entries, saving and resuming are generic. `options` are what a run that goes on must find again; those of
+ * a chain are its parts.
  */
-export interface Transform<S extends State = State> {
-  readonly name: string;
+export interface Transform<S extends State = State> extends Described {
   /** Beside what follows from `measure` and `prepare`. */
   readonly traits?: Traits;
   /** What `context.rate` is where nobody gives a schedule. */

@@ -96,6 +96,7 @@ export function reselection(matrices: readonly Matrix[], options: ReselectionOpt
 
   return {
     name: `spiel ${algorithm} ${initialRate} ${policy} every ${reselectionSteps} after ${accumulationSteps}`,
+    byLength: true,
     wants: (moment) => {
       dropPending();
       if (!checked) checkMoment(algorithm, matrices, moment);

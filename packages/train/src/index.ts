@@ -17,6 +17,7 @@ export {
   type Checkpoint,
   type RunState,
 } from './checkpoint/checkpoint.ts';
+export type { RunIdentity } from './checkpoint/run-identity.ts';
 export { kindOf, parseRecipe, recipeNames, type Bound, type Factory, type Recipe, type RecipeName } from './recipe/recipe.ts';
 export { tokenizeDocuments, type TokenizeOptions } from './data/tokenize.ts';
 export { evaluateBatch, type EvaluateBatchOptions } from './evaluate/evaluate-batch.ts';

@@ -28,11 +28,14 @@ const state = (attempt: number): RunState => ({
     batchSize: 1,
     accumulate: 1,
     data: 'd',
+    base: [{ kind: 'nf4', options: { blockSize: 64 }, at: 'all-linear' }],
+    adapters: {},
     model: 'm',
-    optimizer: 'o',
-    schedule: 's',
-    objective: 'c',
-    estimator: 'b',
+    optimizer: { kind: 'o', parts: [{ kind: 'p', beta: 0.9 }] },
+    participants: [],
+    schedule: { kind: 's' },
+    objective: { kind: 'c' },
+    estimator: { kind: 'b' },
   },
 });
 const bits = (value: Tensor): number[] => [...new Uint32Array(value.dataSync().slice().buffer)];
@@ -134,7 +137,7 @@ describe('a checkpoint that fails', () => {
 
   it.each([
     ['state.json', '{', /state\.json is not JSON/],
-    ['state.json', '{"version":2}', /state\.json: version/],
+    ['state.json', '{"version":1}', /state\.json: version/],
     ['parameters.safetensors', 'xx', /parameters\.safetensors/],
   ])('says which file is broken: %s', async (file, content, message) => {
     const folder = memoryFolder();

@@ -1,8 +1,9 @@
 import { AbortError, add, cast, ConfigError, DataError, memory, mul, NumericError, sum, type Tensor, type Tensor1D } from '@niwaki/tensor';
-import { causalLM, disposeBatch, fullTapeBackprop, languageBatch, type Objective } from '@niwaki/engine';
+import { BusyModelError, causalLM, disposeBatch, fullTapeBackprop, languageBatch, type Objective } from '@niwaki/engine';
 import { adapt, lora } from '@niwaki/lowrank';
 import type { Model } from '@niwaki/nn';
-import { adamw, cosine, sgd } from '@niwaki/optim';
+import { adamw, constant, cosine, sgd } from '@niwaki/optim';
+import { quantize, rtn } from '@niwaki/quant';
 import { tinyLlama } from '@niwaki/testing';
 import { describe, expect, it } from 'vitest';
 import {
@@ -214,6 +215,48 @@ describe('the loop', () => {
   });
 });
 
+describe('two runs on one model', () => {
+  it('are refused while the first lasts, whose values are as if nobody had asked', async () => {
+    const alone = await adapted();
+    await collect(train(alone, theCase()));
+    const model = await adapted();
+    for await (const event of train(model, theCase())) {
+      if (event.kind !== 'step') continue;
+      const second = collect(train(model, theCase()));
+      await expect(second).rejects.toThrow(BusyModelError);
+      await expect(second).rejects.toThrow(/^a training run cannot begin: a training run is at work on this model\n  help: /);
+      await expect(quantize(model, rtn({ groupSize: 8 }))).rejects.toThrow(/^rtn cannot begin: a training run/);
+    }
+    expect(trained(model)).toEqual(trained(alone));
+    for (const each of [alone, model]) each.dispose();
+  });
+
+  it.each<[string, (model: Model) => Promise<unknown>]>([
+    ['its end', (model) => collect(train(model, theCase({ epochs: 1 })))],
+    [
+      'a break',
+      async (model) => {
+        for await (const event of train(model, theCase())) if (event.kind === 'step') break;
+      },
+    ],
+    ['an abort', (model) => expect(collect(train(model, theCase({ signal: AbortSignal.abort() })))).rejects.toThrow(AbortError)],
+    ['bad options', (model) => expect(collect(train(model, theCase({ steps: 0 })))).rejects.toThrow(ConfigError)],
+    [
+      'a failing evaluation',
+      (model) =>
+        expect(collect(train(model, theCase({ evaluate: { every: 1, run: () => Promise.reject(new Error('no text')) } })))).rejects.toThrow(
+          'no text',
+        ),
+    ],
+  ])('follow one another: %s lets go', async (_, first) => {
+    const model = await adapted();
+    await first(model);
+    expect(stepsOf(await collect(train(model, theCase({ epochs: 1 }))))).toHaveLength(2);
+    await quantize(model, rtn({ groupSize: 8 }));
+    model.dispose();
+  });
+});
+
 describe('resuming', () => {
   it.each([1, 2, 3, 4, 5])('after a stop at step %i is as if there had been none: rates, order, losses, weights', async (stopAt) => {
     const whole = await adapted();
@@ -253,12 +296,24 @@ describe('resuming', () => {
     ['other data', { data: dataOf(seven.slice(1)) }, /data was/],
     ['another seed', { seed: 12 }, /seed was 11, is 12/],
     ['another batch size', { batchSize: 1 }, /batchSize was 2, is 1/],
-    ['another schedule', { schedule: cosine({ learningRate: 1e-2, warmup: 3 }) }, /schedule was/],
-    ['another length', { epochs: 4 }, /steps was 6, is 8/],
+    ['another schedule', { schedule: cosine({ learningRate: 1e-2, warmup: 3 }) }, /schedule\.warmup was 2, is 3/],
+    ['another length, which its rates go by', { epochs: 4 }, /steps was 6, is 8\n  help: The rates of steps that were taken/],
+    [
+      'another optimizer option',
+      { optimizer: adamw({ learningRate: 1e-2, beta1: 0.8 }) },
+      /: optimizer\.parts\[1\]\.beta1 was 0\.9, is 0\.8\n/,
+    ],
+    [
+      'a group of its own',
+      { optimizer: adamw({ learningRate: 1e-2, groups: [{ roles: ['adapterB'], rateScale: 16 }] }) },
+      /parts\[3\]\.rateScale was 1, is \{"groups":\[\{"roles":\["adapterB"\],"rateScale":16\}\],"otherwise":1\}/,
+    ],
+    ['state in 8 bits', { optimizer: adamw({ learningRate: 1e-2, state: '8bit' }) }, /parts\[1\]\.state was absent, is \{"blockSize":256/],
+    ['another estimator', { estimator: fullTapeBackprop() }, /estimator was \{"kind":"blockwise".*[^]*help: Give the estimator/],
   ] as const)('with %s is refused, and the model is as it was', async (_what, change, message) => {
     const folder = memoryFolder();
     const model = await adapted();
-    for await (const event of train(model, theCase({ checkpoint: { folder, every: 1 } }))) if (event.kind === 'checkpoint') break;
+    for await (const event of train(model, theCase({ checkpoint: { folder, every: 4 } }))) if (event.kind === 'checkpoint') break;
     const before = trained(model);
     const resumed = collect(train(model, theCase({ ...change, checkpoint: { folder, resume: true } })));
     await expect(resumed).rejects.toThrow(CheckpointError);
@@ -273,8 +328,40 @@ describe('resuming', () => {
     for await (const event of train(model, theCase({ checkpoint: { folder, every: 1 } }))) if (event.kind === 'checkpoint') break;
     const other = await tinyLlama({}, { trainable: false });
     await adapt(other, lora({ rank: 3 }), { at: 'all-linear' });
-    await expect(collect(train(other, theCase({ checkpoint: { folder, resume: true } })))).rejects.toThrow(/model was/);
+    await expect(collect(train(other, theCase({ checkpoint: { folder, resume: true } })))).rejects.toThrow(
+      /another run: adapters\.default\.rank was 2, is 3;/,
+    );
     for (const each of [model, other]) each.dispose();
+  });
+
+  it('may go on for more steps than it was begun with, where its rates do not go by their number, as if it had had them all', async () => {
+    const more = { schedule: constant({ learningRate: 1e-2, warmup: 2 }) };
+    const whole = await adapted();
+    await collect(train(whole, theCase({ ...more, epochs: 4 })));
+    const folder = memoryFolder();
+    const model = await adapted();
+    await collect(train(model, theCase({ ...more, epochs: 2, checkpoint: { folder } })));
+    const fewer = collect(train(model, theCase({ ...more, epochs: 1, checkpoint: { folder, resume: true } })));
+    await expect(fewer).rejects.toThrow(/: steps was 4, is 2\n/);
+    const after = await collect(train(model, theCase({ ...more, epochs: 4, checkpoint: { folder, resume: true } })));
+    expect(after[0]).toEqual({ kind: 'resume', step: 4 });
+    expect(trained(model)).toEqual(trained(whole));
+    for (const each of [whole, model]) each.dispose();
+  });
+
+  it('needs the same number of steps where something that takes part goes by it', async () => {
+    const options = (epochs: number, resume: boolean): TrainOptions =>
+      theCase({
+        schedule: constant({ learningRate: 1e-2 }),
+        participants: [{ name: 'halfway', byLength: true }],
+        epochs,
+        checkpoint: { folder, resume },
+      });
+    const folder = memoryFolder();
+    const model = await adapted();
+    await collect(train(model, options(1, false)));
+    await expect(collect(train(model, options(2, true)))).rejects.toThrow(/: steps was 2, is 4\n/);
+    model.dispose();
   });
 
   it('with an optimizer of another state is refused, and the model is as it was', async () => {

@@ -19,11 +19,14 @@ const state = (attempt: number): RunState => ({
     batchSize: 1,
     accumulate: 1,
     data: 'd',
+    base: [{ kind: 'nf4', options: { blockSize: 64 }, at: 'all-linear' }],
+    adapters: {},
     model: 'm',
-    optimizer: 'o',
-    schedule: 's',
-    objective: 'c',
-    estimator: 'b',
+    optimizer: { kind: 'o', parts: [{ kind: 'p', beta: 0.9 }] },
+    participants: [],
+    schedule: { kind: 's' },
+    objective: { kind: 'c' },
+    estimator: { kind: 'b' },
   },
 });
 

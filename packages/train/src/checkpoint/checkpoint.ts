@@ -2,6 +2,7 @@ import { dispose, FormatError, NiwakiError, type Json, type Tensor } from '@niwa
 import type { State } from '@niwaki/optim';
 import * as v from 'valibot';
 import type { RunFolder } from './run-folder.ts';
+import type { RunIdentity } from './run-identity.ts';
 import { decodeTensors, encodeTensors } from './tensors.ts';
 
 /** A checkpoint that cannot be written, or does not fit the run that wants to go on from it. */
@@ -23,27 +24,14 @@ export interface RunState {
   readonly recipe?: Json;
 }
 
-/** What must be the same for the rest of the run to be the rest of that run. */
-export interface RunIdentity {
-  readonly seed: string;
-  readonly steps: number;
-  readonly batchSize: number;
-  readonly accumulate: number;
-  readonly data: string;
-  readonly model: string;
-  readonly optimizer: string;
-  readonly schedule: string;
-  readonly objective: string;
-  readonly estimator: string;
-}
-
 /** Optimizer state that is numbers, by parameter path. NaN and infinities as strings: JSON has none. */
 type StateNumbers = Readonly<Record<string, Readonly<Record<string, number | string>>>>;
-type StateFile = RunState & { readonly version: 1; readonly numbers: StateNumbers };
+type StateFile = RunState & { readonly version: 2; readonly numbers: StateNumbers };
 
 const natural: v.GenericSchema<number> = v.pipe(v.number(), v.integer(), v.minValue(0));
+const json = v.record(v.string(), v.unknown());
 const schema: v.GenericSchema<unknown, StateFile> = v.object({
-  version: v.literal(1),
+  version: v.literal(2),
   attempt: natural,
   updates: natural,
   refused: v.object({ total: natural, running: natural }),
@@ -55,11 +43,14 @@ const schema: v.GenericSchema<unknown, StateFile> = v.object({
     batchSize: natural,
     accumulate: natural,
     data: v.string(),
+    base: v.array(json),
+    adapters: json,
     model: v.string(),
-    optimizer: v.string(),
-    schedule: v.string(),
-    objective: v.string(),
-    estimator: v.string(),
+    optimizer: json,
+    participants: v.array(v.string()),
+    schedule: json,
+    objective: json,
+    estimator: json,
   }),
   numbers: v.record(v.string(), v.record(v.string(), v.union([v.number(), v.picklist(['NaN', 'Infinity', '-Infinity'])]))),
   recipe: v.optional(v.unknown()),
@@ -105,7 +96,7 @@ export async function saveCheckpoint(
     await folder.remove(draft);
     await folder.write(`${draft}/${files.parameters}`, await encodeTensors(parameters));
     await folder.write(`${draft}/${files.optimizer}`, await encodeTensors(tensors));
-    const text = JSON.stringify({ version: 1, ...state, numbers }, undefined, 1);
+    const text = JSON.stringify({ version: 2, ...state, numbers }, undefined, 1);
     await folder.write(`${draft}/${files.state}`, new TextEncoder().encode(text));
     // The same step saved twice (a run that resumed and stopped at once) is the same content.
     await folder.remove(name);

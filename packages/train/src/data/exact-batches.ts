@@ -1,7 +1,6 @@
-import { DataError } from '@niwaki/tensor';
+import { createHash, DataError } from '@niwaki/tensor';
 import { languageBatch } from '@niwaki/engine';
 import * as v from 'valibot';
-import { createHash } from './hash.ts';
 import type { TrainData } from './train-data.ts';
 
 const schema = v.pipe(

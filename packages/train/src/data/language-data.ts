@@ -1,6 +1,5 @@
-import { DataError } from '@niwaki/tensor';
+import { createHash, DataError } from '@niwaki/tensor';
 import { languageBatch, type LanguageBatch } from '@niwaki/engine';
-import { createHash } from './hash.ts';
 import { epochOrder } from './order.ts';
 import type { Row } from './pack.ts';
 import type { DataPlan, PlanOptions, TrainData } from './train-data.ts';

@@ -1,4 +1,4 @@
-import type { Parameter, Tensor } from '@niwaki/tensor';
+import { createHash, descriptionOf, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import type { Step } from '@niwaki/engine';
 import {
@@ -8,13 +8,12 @@ import {
   newestState,
   removeDrafts,
   saveCheckpoint,
-  type RunIdentity,
   type RunState,
 } from '../checkpoint/checkpoint.ts';
 import type { RunFolder } from '../checkpoint/run-folder.ts';
+import { advice, differencesOf, inWords, type RunIdentity } from '../checkpoint/run-identity.ts';
 import { diskFolder } from '../checkpoint/disk-folder.ts';
 import { adapterParameters } from './memory.ts';
-import { createHash } from '../data/hash.ts';
 
 export interface CheckpointOptions {
   /** A path on the disk (Node), or any folder. */
@@ -31,8 +30,11 @@ export interface CheckpointOptions {
 export interface Keeper {
   readonly every: number;
   save(state: RunState): Promise<string>;
-  /** Puts the newest checkpoint into the model and the step; undefined where there is none. */
-  restore(run: RunIdentity): Promise<RunState | undefined>;
+  /**
+   * Puts the newest checkpoint into the model and the step; undefined where there is none.
+   * @param sameSoFar whether nothing that was done would have been otherwise in a run of this many steps
+   */
+  restore(run: RunIdentity, sameSoFar: (saved: RunState) => boolean): Promise<RunState | undefined>;
 }
 
 export function createKeeper(
@@ -47,14 +49,14 @@ export function createKeeper(
       const parameters = new Map([...keptParameters(model)].map(([path, parameter]): [string, Tensor] => [path, parameter.read()]));
       return saveCheckpoint(folder, { state, parameters, optimizer: step.state() }, { keep });
     },
-    restore: async (run) => {
+    restore: async (run, sameSoFar) => {
       await removeDrafts(folder);
       if (!resume) return clear(folder);
       const checkpoint = await loadCheckpoint(folder);
       if (checkpoint === undefined) return undefined;
       const { state, parameters, optimizer } = checkpoint;
       try {
-        refuseOtherRun(state.run, run, folder);
+        refuseOtherRun(state, run, { folder, sameSoFar });
         const wanted = checkFit(model, parameters, folder);
         step.restore(optimizer, state.updates);
         // Nothing fails from here on: a checkpoint that does not fit leaves the model as it was.
@@ -93,16 +95,17 @@ function keptParameters(model: Model): Map<string, Parameter> {
   return new Map(changed.flatMap((parameter) => parameter.stored ?? [parameter]).map((parameter) => [parameter.path, parameter]));
 }
 
-function refuseOtherRun(saved: RunIdentity, now: RunIdentity, folder: RunFolder): void {
-  const names = Object.keys(now) as (keyof RunIdentity)[];
-  const different = names.filter((name) => saved[name] !== now[name]);
+function refuseOtherRun(
+  saved: RunState,
+  now: RunIdentity,
+  { folder, sameSoFar }: { readonly folder: RunFolder; readonly sameSoFar: (saved: RunState) => boolean },
+): void {
+  const different = differencesOf(saved.run, now).filter(({ field }) => field !== 'steps' || !sameSoFar(saved));
   if (different.length === 0) return;
-  const told = different.map((name) => `${name} was ${saved[name]}, is ${now[name]}`);
-  throw new CheckpointError(`the checkpoint in ${folder.name} belongs to another run: ${told.join('; ')}`, {
+  throw new CheckpointError(`the checkpoint in ${folder.name} belongs to another run: ${different.map(inWords).join('; ')}`, {
     folder: folder.name,
-    saved,
-    now,
-    help: 'Resume with the options and the data it was started with, or choose another folder.',
+    different,
+    help: advice[different[0]!.field],
   });
 }
 
@@ -129,12 +132,26 @@ function checkFit(model: Model, saved: ReadonlyMap<string, Tensor>, folder: RunF
 
 const isLike = (a: Tensor, b: Tensor): boolean => a.dtype === b.dtype && a.shape.join() === b.shape.join();
 
-/** Names a model's form: paths, shapes, roles, and what of it is trained. Not its values. */
+/** Names a model's form: paths, shapes, roles, what of it is trained, and how each matrix is stored. Not its values. */
 export function modelHash(model: Model): string {
   const hash = createHash();
   hash.text(model.info.family);
   const all = new Set([...model.parameters().values(), ...adapterParameters(model)]);
   const lines = [...all].map(({ path, shape, role, trainable }) => `${path} ${shape.join('x')} ${role} ${trainable}`);
+  for (const { path, weight } of model.stages().flatMap(({ sites }) => sites))
+    if (weight !== undefined) lines.push(`${path} ${weight.kind} ${JSON.stringify(weight.options)}`);
   for (const line of lines.sort()) hash.text(line);
   return hash.digest();
 }
+
+/** Method, options and use of each adapter, by name. */
+export const adaptersOf = (model: Model): { readonly [name: string]: Json } =>
+  Object.fromEntries(
+    [...model.adapters].map(([name, { method }]) => [
+      name,
+      {
+        ...descriptionOf({ name: method.kind, options: method.options as { [option: string]: Json } }),
+        active: model.active.includes(name),
+      },
+    ]),
+  );

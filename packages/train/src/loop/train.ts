@@ -1,12 +1,14 @@
-import { AbortError, ConfigError, createDraw, NumericError, refuse, throwIfAborted, type Json } from '@niwaki/tensor';
+import { AbortError, ConfigError, createDraw, descriptionOf, NumericError, refuse, throwIfAborted, type Json } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { chain, clipByGlobalNorm, transformParty, type Schedule, type Transform } from '@niwaki/optim';
 import {
+  baseChanges,
   blockwiseBackprop,
   causalLM,
   check,
   createStep,
   disposeBatch,
+  holdModel,
   type AdapterMethod,
   type Estimator,
   type Objective,
@@ -14,10 +16,11 @@ import {
   type StepOptions,
   type StepResult,
 } from '@niwaki/engine';
-import type { RunIdentity } from '../checkpoint/checkpoint.ts';
+import type { RunState } from '../checkpoint/checkpoint.ts';
+import type { RunIdentity } from '../checkpoint/run-identity.ts';
 import type { TrainData } from '../data/train-data.ts';
 import type { TrainEvent } from './events.ts';
-import { createKeeper, modelHash, type CheckpointOptions } from './keeper.ts';
+import { adaptersOf, createKeeper, modelHash, type CheckpointOptions } from './keeper.ts';
 import { openMemoryMeter } from './memory.ts';
 import { checkOptions } from './options.ts';
 
@@ -68,10 +71,21 @@ export interface TrainOptions {
  * A step is: a window of micro-batches → gradients → one atomic update. Everything it draws (data order, dropout,
  * rounding) is addressed by the seed and the number of the step, so a run that stops and resumes at any step gives the
  * same bits as one that never stopped. Leaving the loop early (`break`) frees the optimizer's state; so does its end.
+ * One run at a time: it takes hold of the model, and lets go at its end, on an error, an abort, or a `break`.
  * Memory: gradients of the trained parameters, the optimizer's state, and one stage's activations beside the carries.
- * @throws NumericError after `maxRefused` refused steps in a row; CheckpointError; AbortError; ConfigError before the first step
+ * @throws NumericError after `maxRefused` refused steps in a row; CheckpointError, which names what differs where a checkpoint
+ *   is of another run; BusyModelError, ConfigError before the first step; AbortError
  */
 export async function* train(model: Model, options: TrainOptions): AsyncGenerator<TrainEvent, void, undefined> {
+  const letGo = holdModel(model, 'a training run');
+  try {
+    yield* run(model, options);
+  } finally {
+    letGo();
+  }
+}
+
+async function* run(model: Model, options: TrainOptions): AsyncGenerator<TrainEvent, void, undefined> {
   const { batchSize, accumulate, clip, seed, maxRefused, ...length } = checkOptions(options);
   const { data, objective = causalLM(), signal, evaluate, commit } = options;
   const participants = [...(options.participants ?? []), ...participantsOf(model)];
@@ -81,24 +95,31 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
   const optimizer = clip > 0 ? chain(clipByGlobalNorm(clip), options.optimizer) : options.optimizer;
   refuse(check({ training: { optimizer: transformParty(optimizer), accumulate, ...(commit && { commit }) } }), { accumulate, clip });
   const rate = rateOf(options, steps);
-  const step = createStep({ model, objective, optimizer, participants, ...(estimator && { estimator }), ...(commit && { commit }) });
+  const step = createStep({ model, objective, optimizer, participants, estimator, ...(commit && { commit }) });
   const meter = openMemoryMeter(model, step);
   try {
     const keeper = options.checkpoint && createKeeper(options.checkpoint, model, step);
-    const run: RunIdentity = {
+    const identity: RunIdentity = {
       seed: String(seed),
       steps,
       batchSize,
       accumulate,
       data: data.hash,
+      base: baseChanges(model),
+      adapters: adaptersOf(model),
       model: modelHash(model),
-      optimizer: [optimizer, ...participants].map(({ name }) => name).join(' + '),
-      schedule: options.schedule === undefined ? `constant ${optimizer.learningRate}` : JSON.stringify(options.schedule),
-      objective: objective.name,
-      // What is kept changes no bit: a run may go on with another budget.
-      estimator: options.estimator?.name ?? 'backprop',
+      optimizer: descriptionOf(optimizer),
+      participants: participants.map(({ name }) => name),
+      schedule: options.schedule?.toJSON() ?? { kind: 'constant', learningRate: optimizer.learningRate! },
+      objective: descriptionOf(objective),
+      estimator: descriptionOf(estimator),
     };
-    const resumed = await keeper?.restore(run);
+    const sameSoFar = ({ attempt: done, run: { steps: before } }: RunState): boolean => {
+      const earlier = rateOf(options, before);
+      const sameRates = Array.from({ length: done }, (_, i) => i).every((i) => rate(i) === earlier(i));
+      return done <= steps && sameRates && !participants.some(({ byLength }) => byLength);
+    };
+    const resumed = await keeper?.restore(identity, sameSoFar);
     if (resumed !== undefined) yield { kind: 'resume', step: resumed.attempt };
     let { attempt, tokens } = resumed ?? { attempt: 0, tokens: 0 };
     const refused = { ...(resumed?.refused ?? { total: 0, running: 0 }) };
@@ -107,7 +128,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
       if (keeper === undefined || savedAt === attempt) return undefined;
       const cursor = { epoch: Math.floor(attempt / plan.stepsPerEpoch), step: attempt % plan.stepsPerEpoch };
       const recipe = options.recipe === undefined ? {} : { recipe: options.recipe };
-      const name = await keeper.save({ attempt, updates: step.updates(), refused, cursor, tokens, run, ...recipe });
+      const name = await keeper.save({ attempt, updates: step.updates(), refused, cursor, tokens, run: identity, ...recipe });
       savedAt = attempt;
       return { kind: 'checkpoint', step: attempt, name };
     };
@@ -204,8 +225,8 @@ function refusedTooOften(count: number, attempt: number, loss: number, learningR
   });
 }
 
-function estimatorOf({ estimator, memoryBudget }: TrainOptions): Estimator | undefined {
-  if (memoryBudget === undefined) return estimator;
+function estimatorOf({ estimator, memoryBudget }: TrainOptions): Estimator {
+  if (memoryBudget === undefined) return estimator ?? blockwiseBackprop();
   if (estimator === undefined) return blockwiseBackprop({ memoryBudget });
   throw new ConfigError(`train: memoryBudget is for blockwise backprop, and the estimator '${estimator.name}' was given`, {
     memoryBudget,

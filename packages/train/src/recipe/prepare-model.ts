@@ -3,7 +3,6 @@ import { check, disposeBatch, isCalibrated, validateSites, type AdapterMethod, t
 import type { Loaded } from '@niwaki/hub';
 import { siteParty, type AdapterSet, type Model, type Selector, type Site } from '@niwaki/nn';
 import { calibrationWindows } from '../data/calibration-windows.ts';
-import { createHash } from '../data/hash.ts';
 import { factoryOf, functionOf, isBound, pick, type Functions } from './factories.ts';
 import type { KitOptions, Placing, RecipeKit } from './kit.ts';
 import { kindOf, type Factory, type Recipe } from './recipe.ts';
@@ -56,16 +55,6 @@ export function stepsOf(recipe: Recipe, kit: RecipeKit): Steps {
     });
   }
   return steps;
-}
-
-/** Names what a run stands on, so that one that is resumed notices other data or another base. */
-export function identityOf(data: string, recipe: Recipe, text: string | undefined): string {
-  const { prune, quantize, calibrateWindows, calibrateContext } = recipe;
-  if (prune === undefined && text === undefined) return data;
-  const hash = createHash();
-  const changes = JSON.stringify({ prune, quantize, calibrateWindows, calibrateContext });
-  for (const part of [data, changes, text ?? '']) hash.text(part);
-  return hash.digest();
 }
 
 function placed(

@@ -8,7 +8,7 @@ import type { TrainEvent } from '../loop/events.ts';
 import { train, type TrainOptions } from '../loop/train.ts';
 import { make, pick, type Functions } from './factories.ts';
 import type { RecipeKit } from './kit.ts';
-import { countTrainable, identityOf, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
+import { countTrainable, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
 import { describe, evaluation, readData } from './recipe-data.ts';
 import type { Recipe } from './recipe.ts';
 import { openRunLog } from './run-log.ts';
@@ -92,7 +92,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
     let last: number | undefined;
     const run = train(model, {
       ...loss,
-      data: { ...data, hash: identityOf(data.hash, recipe, text) },
+      data,
       ...pick(recipe, 'steps'),
       ...pick(recipe, 'epochs'),
       ...pick(recipe, 'batchSize'),
