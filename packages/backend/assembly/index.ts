@@ -5,6 +5,7 @@ export * from './cross-entropy';
 export * from './finite';
 export * from './gemm';
 export * from './gemv';
+export * from './grouped';
 export * from './integer-dot';
 export * from './lora';
 export * from './micro-kernels';

@@ -52,7 +52,7 @@ export function multiplyPackedWeight(
 }
 
 /** Panels of Wᵀ: 8 rows of W decoded side by side, then transposed. */
-function decodeDown(format: i32, parts: usize, width: i32, n: i32, span: i32, k0: i32, depth: i32, panels: usize, rows: usize): void {
+export function decodeDown(format: i32, parts: usize, width: i32, n: i32, span: i32, k0: i32, depth: i32, panels: usize, rows: usize): void {
   const table = changetype<Parts>(parts);
   for (let p = 0; p < span; p += 8) {
     const count = least(8, span - p);
@@ -62,7 +62,7 @@ function decodeDown(format: i32, parts: usize, width: i32, n: i32, span: i32, k0
 }
 
 /** Panels of W: a run of each row decoded, then cut into the panels. */
-function decodeAcross(format: i32, parts: usize, width: i32, n: i32, span: i32, k0: i32, depth: i32, panels: usize, run: usize): void {
+export function decodeAcross(format: i32, parts: usize, width: i32, n: i32, span: i32, k0: i32, depth: i32, panels: usize, run: usize): void {
   const table = changetype<Parts>(parts);
   const whole = span & ~7;
   for (let i = 0; i < depth; i++) {

@@ -8,6 +8,7 @@ import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { fieldKernels } from './fields.ts';
 import { gatherKernels } from './gather.ts';
+import { groupedKernels } from './grouped-matmul.ts';
 import { integerMatMulKernel } from './integer-matmul.ts';
 import { loraKernels } from './lora.ts';
 import { matMulKernels } from './mat-mul.ts';
@@ -31,6 +32,7 @@ const families = [
   oneHotKernels,
   sumKernels,
   packedKernels,
+  groupedKernels,
   integerMatMulKernel,
   rmsNormKernels,
   swigluKernels,

@@ -11,7 +11,7 @@ import {
 import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { divide, forPackedRows } from '../gemm.ts';
-import { wasmKernel } from './kernel.ts';
+import { sizeOf, wasmKernel } from './kernel.ts';
 
 /** Formats by their number in assembly/dequant.ts. */
 export const formatNumbers: readonly PackedFormat[] = [
@@ -46,10 +46,28 @@ export const packedKernels = (device: WasmDevice): KernelConfig[] => [
 export const tableBytes = 128;
 export const planesAt = 64;
 
-function writeTable(device: WasmDevice, parts: Parts, shape: PackedShape): number {
+/** Which one of several matrices, whose parts lie after one another in sections of one size. */
+export interface Section {
+  readonly index: number;
+  readonly count: number;
+}
+const whole: Section = { index: 0, count: 1 };
+
+const addressIn = (device: WasmDevice, part: TensorInfo, { index, count }: Section): number =>
+  device.address(part) + index * 4 * (sizeOf(part.shape) / count);
+
+interface TableOptions {
+  readonly section?: Section;
+  /** Where it is written, default the front of the shared scratch. */
+  readonly table?: number;
+}
+
+export function writeTable(device: WasmDevice, parts: Parts, shape: PackedShape, options: TableOptions = {}): number {
   const { codebook } = parts;
-  const table = writeAddresses(device, parts, shape);
-  if (codebook !== undefined) writePlanes(device.bytes(device.address(codebook), 64), device.bytes(table + planesAt, 64));
+  const table = writeAddresses(device, parts, shape, options);
+  if (codebook !== undefined) {
+    writePlanes(device.bytes(addressIn(device, codebook, options.section ?? whole), 64), device.bytes(table + planesAt, 64));
+  }
   return table;
 }
 
@@ -58,10 +76,10 @@ export function writeAddresses(
   device: WasmDevice,
   { codes, blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset, scales, zeros }: Parts,
   { blockSize, bits }: PackedShape,
+  { section = whole, table = device.shared(tableBytes) }: TableOptions = {},
 ): number {
-  const table = device.shared(tableBytes);
   const parts = [codes ?? blocks, codebook, absmax, nestedMap, nestedAbsmax, nestedOffset];
-  const addressOf = (part: TensorInfo | undefined): number => (part === undefined ? 0 : device.address(part));
+  const addressOf = (part: TensorInfo | undefined): number => (part === undefined ? 0 : addressIn(device, part, section));
   device.words(table, planesAt / 4).set([...parts.map(addressOf), blockSize, addressOf(scales), addressOf(zeros), bits ?? 0]);
   return table;
 }
@@ -72,7 +90,7 @@ function writePlanes(values: Uint8Array, planes: Uint8Array): void {
 }
 
 /** Elements at whose multiples a row may be cut. */
-const blockOf = ({ format }: PackedShape): number => (format in ggufBlocks ? ggufBlocks[format as GgufFormat].elements : 1);
+export const blockOf = ({ format }: PackedShape): number => (format in ggufBlocks ? ggufBlocks[format as GgufFormat].elements : 1);
 
 export function multiplyPacked(device: WasmDevice, x: TensorInfo, parts: Parts, shape: PackedShape, transposed: boolean): TensorInfo {
   const [count, depth] = x.shape as [number, number];
@@ -91,7 +109,7 @@ export function multiplyPacked(device: WasmDevice, x: TensorInfo, parts: Parts, 
   const at = device.address(y);
   const format = formatNumbers.indexOf(shape.format);
   const work = count * columns * depth;
-  if (count === 1 && !transposed && device.kernels['hasOneRow']!(format, width, shape.blockSize) === 1) {
+  if (count === 1 && !transposed && hasOneRow(device, shape)) {
     multiplyOneRow(device, device.address(x), parts, shape, at);
     return y;
   }
@@ -124,8 +142,12 @@ export function multiplyPacked(device: WasmDevice, x: TensorInfo, parts: Parts, 
   return y;
 }
 
+/** Whether the format has a product of one row with codes that are scaled after they are summed. */
+export const hasOneRow = (device: WasmDevice, { format, in: width, blockSize }: PackedShape): boolean =>
+  device.kernels['hasOneRow']!(formatNumbers.indexOf(format), width, blockSize) === 1;
+
 /** One row of x, what generation multiplies: codes are scaled after they are summed. */
-function multiplyOneRow(device: WasmDevice, x: number, parts: Parts, shape: PackedShape, y: number): void {
+export function multiplyOneRow(device: WasmDevice, x: number, parts: Parts, shape: PackedShape, y: number, section?: Section): void {
   const { in: width, out: columns } = shape;
   const blocks = width / 32;
   const format = formatNumbers.indexOf(shape.format);
@@ -134,7 +156,7 @@ function multiplyOneRow(device: WasmDevice, x: number, parts: Parts, shape: Pack
   device.run('blockSums', [x, sums], { tasks: blocks, work: width });
   const row = spread ? sums + blocks * 16 : x;
   if (spread) device.run('spreadNibbles', [x, row], { tasks: blocks, work: width });
-  const table = writeTable(device, parts, shape);
+  const table = writeTable(device, parts, shape, section && { section });
   const taskColumns = 32;
   device.run('multiplyOneRow', [row, sums, format, table, width, y, columns, taskColumns], {
     tasks: Math.ceil(columns / taskColumns),
