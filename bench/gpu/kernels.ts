@@ -26,6 +26,8 @@ import {
   tensor,
   tensor1d,
   packedMatMulOp,
+  packedRowsOp,
+  type AffineBits,
   type Op,
   type PackedFormat,
   type Tensor,
@@ -103,11 +105,20 @@ function product(m: number, k: number, n: number, ta = false, tb = false): Row {
   };
 }
 
-function packed(format: PackedFormat, rows: number, out: number, width: number, transposed = false): Row {
-  const { shape, parts } = packedFixture(format, out, width);
+function packed(format: PackedFormat, rows: number, out: number, width: number, { transposed = false, bits = 4 as AffineBits } = {}): Row {
+  const { shape, parts } = packedFixture(format, out, width, 64, bits);
   const hosts = { x: floats([rows, transposed ? out : width]), ...parts };
-  const name = `${format} ${transposed ? 'x·W' : 'x·Wᵀ'} ${rows}x${width}x${out}`;
+  const name = `${format}${bits === 4 ? '' : ` of ${bits} bits`} ${transposed ? 'x·W' : 'x·Wᵀ'} ${rows}x${width}x${out}`;
   return opRow(name, packedMatMulOp as never, hosts, { ...shape, transposed }, 2 * rows * out * width);
+}
+
+function lookup(format: PackedFormat, rows: number, out: number, width: number): Row {
+  const { shape, parts } = packedFixture(format, out, width);
+  const ids = ints([rows], (i) => (i * 7919) % out);
+  const row = opRow(`${format} ${rows} rows of ${out}x${width} by id`, packedRowsOp as never, { ids, ...parts }, shape, 2 * rows * width);
+  const stored = Object.values(parts).reduce((sum, { values: { length } }) => sum + 4 * length, 0);
+  // Not the rows that nobody asks for.
+  return { ...row, bytes: row.bytes - stored * (1 - rows / out) };
 }
 
 function attention(batch: number, time: number, heads: number, kvHeads: number, d: number): Row[] {
@@ -170,8 +181,12 @@ const rows: readonly (() => Row | readonly Row[])[] = [
     () => packed(format, 1, 4096, 4096),
     () => packed(format, 512, 2048, 2048),
   ]),
-  () => packed('codebook4', 512, 2048, 2048, true),
-  () => packed('Q4_1', 512, 2048, 2048, true),
+  ...([2, 3, 8] as const).map((bits) => () => packed('affine', 1, 4096, 4096, { bits })),
+  ...(['codebook4-nested', 'F16'] as const).map((format) => () => packed(format, 1, 4096, 4096)),
+  ...(['codebook4', 'Q4_1'] as const).map((format) => () => packed(format, 4, 4096, 4096)),
+  () => lookup('Q4_1', 512, 49152, 2048),
+  () => packed('codebook4', 512, 2048, 2048, { transposed: true }),
+  () => packed('Q4_1', 512, 2048, 2048, { transposed: true }),
   () => packed('Q4_1', 512, 1536, 576 - (576 % 32)),
   () => packed('Q4_1', 1, 1536, 576),
   () => attention(4, 128, 9, 3, 64),

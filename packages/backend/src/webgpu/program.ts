@@ -20,6 +20,8 @@ export interface ProgramSource<I extends string, O extends string, U extends str
   readonly uniforms?: Readonly<Record<U, Scalar>>;
   /** Threads of a workgroup along x and y; at most 256 in all. Known to the shader as `LANES` (their product). */
   readonly workgroup: number | readonly [x: number, y: number];
+  /** Whether the shader uses subgroups: then it knows `subgroup` and `subgroups`, its own among the workgroup's and how many these are. */
+  readonly subgroups?: boolean;
   /** Functions and workgroup variables. */
   readonly declarations?: string;
   /**
@@ -51,14 +53,16 @@ function write<I extends string, O extends string, U extends string>(
     ...outputs.map(([name, type]) => `var<storage, read_write> ${name}: array<${type}>;`),
     ...(fields.length === 0 ? [] : ['var<uniform> u: Uniforms;']),
   ];
-  return `
+  return `${source.subgroups ? 'enable subgroups;' : ''}
 ${fields.length === 0 ? '' : `struct Uniforms { ${fields.map(([name, type]) => `${name}: ${type}`).join(', ')} }`}
 ${bindings.map((text, i) => `@group(0) @binding(${i}) ${text}`).join('\n')}
 const LANES = ${x * y}u;
 ${source.declarations ?? ''}
 @compute @workgroup_size(${x}, ${y})
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(local_invocation_id) local: vec3<u32>,
-        @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+        @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>${
+          source.subgroups ? ',\n        @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32' : ''
+        }) {
   let groupIndex = (group.z * groups.y + group.y) * groups.x + group.x;
   let index = groupIndex * LANES + lane;
 ${source.main}
@@ -96,3 +100,31 @@ fn ${name}(mine: ${type}, lane: u32) -> ${type} {
   return workgroupUniformLoad(&${name}Shared[0]);
 }
 `;
+
+/**
+ * A sum over a workgroup; every thread gets it. By subgroups where the device has them and the program says so, one step in
+ * shared memory after it; else by halving. The order of the sum is the device's own. Called as `name(mine)` in uniform
+ * control flow, as often as needed.
+ */
+export const workgroupSum = (
+  name: string,
+  type: Element,
+  { subgroups }: { readonly subgroups: boolean },
+): { code: string; of(mine: string): string } =>
+  subgroups
+    ? {
+        // A subgroup has at least four threads.
+        code: `
+var<workgroup> ${name}Shared: array<${type}, LANES / 4u>;
+fn ${name}(mine: ${type}, subgroup: u32, subgroups: u32) -> ${type} {
+  let own = subgroupAdd(mine);
+  if (subgroupElect()) { ${name}Shared[subgroup] = own; }
+  workgroupBarrier();
+  var total = ${type}(0.0);
+  for (var i = 0u; i < subgroups; i++) { total += ${name}Shared[i]; }
+  workgroupBarrier();
+  return total;
+}`,
+        of: (mine) => `${name}(${mine}, subgroup, subgroups)`,
+      }
+    : { code: reduction(name, 'a + b', type), of: (mine) => `${name}(${mine}, lane)` };

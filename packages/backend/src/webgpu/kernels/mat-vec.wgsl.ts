@@ -102,7 +102,7 @@ ${addLanes(vector, 'yStart + local.x * u.columns + column')}`,
 }
 
 /** The end of a product by dots: `sums` of a column's threads are added, one row of the result a thread. */
-export const addLanes = (vector: RowVector, target: string): string => `
+const addLanes = (vector: RowVector, target: string): string => `
   partial[lane] = sums;
   workgroupBarrier();
   if (local.x < u.rows && column < u.columns) {

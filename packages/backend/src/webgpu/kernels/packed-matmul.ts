@@ -1,11 +1,12 @@
 import type { TensorInfo } from '@tensorflow/tfjs-core';
 import { packedMatMulOp, packedRowsOp } from '@niwaki/tensor';
+import { abilitiesOf } from '../abilities.ts';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
-import { dotColumns, mostVectorRows } from './mat-vec.wgsl.ts';
+import { mostVectorRows } from './mat-vec.wgsl.ts';
 import { decoderOf, runLength, type Decoder } from './packed-decode.wgsl.ts';
-import { packedLookup, packedProduct, packedVectorProduct } from './packed-matmul.wgsl.ts';
+import { lookupEach, packedLookup, packedProduct, packedVectorProduct, vectorColumns, vectorShares } from './packed-matmul.wgsl.ts';
 import { tileColumns, tileRows, tilesFor } from './tiles.wgsl.ts';
 
 export const packedMatMulKernel: Kernel = kernelOf(packedMatMulOp, ({ x, ...parts }, { transposed, ...shape }, backend) => {
@@ -17,8 +18,9 @@ export const packedMatMulKernel: Kernel = kernelOf(packedMatMulOp, ({ x, ...part
   const outputs = { y: { shape: [rows, columns] } };
   const uniforms = { rows, columns, terms: transposed ? shape.out : shape.in };
   if (rows <= mostVectorRows && !transposed) {
-    const program = packedVectorProduct({ decoder, aligned, rows });
-    return [dispatch(backend, program, { inputs, outputs, uniforms, groups: fold(shape.out, dotColumns) }).y];
+    const { subgroups } = abilitiesOf(backend);
+    const program = packedVectorProduct({ decoder, aligned, rows, subgroups, ...vectorShares(decoder, shape.in) });
+    return [dispatch(backend, program, { inputs, outputs, uniforms, groups: fold(shape.out, vectorColumns) }).y];
   }
   const tiles = tilesFor(rows, columns);
   const groups = [Math.ceil(columns / tileColumns(tiles)), Math.ceil(rows / tileRows(tiles))] as const;
@@ -26,13 +28,13 @@ export const packedMatMulKernel: Kernel = kernelOf(packedMatMulOp, ({ x, ...part
 });
 
 export const packedRowsKernel: Kernel = kernelOf(packedRowsOp, ({ ids, ...parts }, shape, backend) => {
-  const rows = sizeOf(ids);
-  const decoder = decoderOf(shape);
-  const { y } = dispatch(backend, packedLookup(decoder), {
-    inputs: { ids, ...ordered(decoder, parts as Record<string, TensorInfo>) },
-    outputs: { y: { shape: [rows, shape.in] } },
-    uniforms: { count: rows * shape.in, width: shape.in },
-    groups: fold(rows * shape.in, lanes),
+  const count = sizeOf(ids) * shape.in;
+  const variant = { decoder: decoderOf(shape), aligned: shape.in % runLength === 0 };
+  const { y } = dispatch(backend, packedLookup(variant), {
+    inputs: { ids, ...ordered(variant.decoder, parts as Record<string, TensorInfo>) },
+    outputs: { y: { shape: [sizeOf(ids), shape.in] } },
+    uniforms: { count, width: shape.in },
+    groups: fold(count, lanes * lookupEach(variant)),
   });
   return [y];
 });
