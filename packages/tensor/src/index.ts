@@ -3,6 +3,8 @@ export * from './errors.ts';
 export * from './out-of-range.ts';
 export * from './traits.ts';
 export * from './json.ts';
+export * from './described.ts';
+export * from './content-hash.ts';
 export * from './op.ts';
 export * from './tape.ts';
 export * from './noise.ts';
