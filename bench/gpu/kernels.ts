@@ -224,7 +224,7 @@ const rows: readonly (() => Row | readonly Row[])[] = [
       `crossEntropy gradient 512x${wide}`,
       crossEntropyGradOp as never,
       { dloss: floats([512]), logits: floats([512, wide]), targets: ints([512], (i) => i), logSumExp: positive(floats([512], 5)) },
-      {},
+      { overwrite: false },
       4 * 512 * wide,
     ),
   () =>

@@ -42,7 +42,7 @@ function rowExpSum(at: usize, width: i32, peak: f32): f32 {
   return sum;
 }
 
-/** Task t: the same rows of dlogits = dloss · (softmax - one-hot); a negative target gives zeros. */
+/** Task t: the same rows of dlogits = dloss · (softmax - one-hot); a negative target gives zeros. dlogits may be the logits. */
 export function crossEntropyGrad(
   dloss: usize,
   logits: usize,

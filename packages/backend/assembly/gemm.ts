@@ -77,7 +77,7 @@ export function panelBytes(columns: i32): i32 {
   return ((columns + 7) & ~7) * DEPTH * 4 + 256;
 }
 
-/** Task t: one block of c, `taskRows` (whole row blocks) by `taskColumns`, out of packed A and a B in memory. */
+/** Task t: one block of c, `taskRows` (whole row blocks) by `taskColumns`, out of packed A and a B in memory; added to c where `accumulate` is 1. */
 export function multiplyPacked(
   tiles: usize,
   b: usize,
@@ -90,6 +90,7 @@ export function multiplyPacked(
   k: i32,
   taskRows: i32,
   taskColumns: i32,
+  accumulate: i32,
   first: i32,
   last: i32,
   scratch: usize,
@@ -106,7 +107,7 @@ export function multiplyPacked(
       const depth = least(DEPTH, k - k0);
       packPanels(b + ((<usize>(transposed ? n * ldb + k0 : k0 * ldb + n)) << 2), ldb, transposed, width, depth, panels);
       const a = tiles + ((<usize>(rows * k0 + m * depth)) << 2);
-      multiplyBlock(height, width, depth, a, panels, out, ldc, k0 > 0 ? 1 : 0, scratch);
+      multiplyBlock(height, width, depth, a, panels, out, ldc, k0 > 0 ? 1 : accumulate, scratch);
     }
   }
 }

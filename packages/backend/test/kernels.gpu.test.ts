@@ -1,6 +1,7 @@
 import { init } from '@niwaki/backend';
 import {
   adamOp,
+  addProductOp,
   addRmsNormOp,
   allFinite,
   allFiniteOp,
@@ -26,11 +27,12 @@ import {
   tensor,
   tensor1d,
   zeros,
+  type Tensor,
 } from '@niwaki/tensor';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { packedFixture } from './packed-fixture.ts';
-import { expectParity, floats, ints, onGpu } from './parity.ts';
+import { expectParity, floats, ints, onGpu, overwriting } from './parity.ts';
 
 const missing = await gpuMissing();
 const sizes = [1, 7, 64, 65];
@@ -125,9 +127,44 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
       const targets = ints([rows], (i) => (i % 5 === 4 ? -100 : (i * 31) % vocabulary));
       const [, logSumExp] = await expectParity(crossEntropyOp as never, { logits, targets }, {});
       const dloss = floats([rows], 2);
-      await expectParity(crossEntropyGradOp as never, { dloss, logits, targets, logSumExp: logSumExp! }, {}, 1e-5);
+      const inputs = { dloss, logits, targets, logSumExp: logSumExp! };
+      const [apart] = await expectParity(crossEntropyGradOp as never, inputs, { overwrite: false }, 1e-5);
+      const over = await overwriting(crossEntropyGradOp as never, inputs, 'logits');
+      expect(over.result.values).toEqual(apart!.values);
+      expect(over.inPlace).toBe(true);
     },
   );
+
+  test.each([
+    [1, 1, 1],
+    [7, 65, 3],
+    [64, 1000, 65],
+    [1001, 64, 7],
+    [5, 65, 0],
+  ])('adds a product to a sum of %i by %i, %i terms', async (rows, columns, terms) => {
+    const inputs = { sum: floats([rows, columns]), a: floats([terms, rows], 2), b: floats([terms, columns], 3) };
+    const [apart] = await expectParity(addProductOp as never, inputs, { overwrite: false }, 1e-5);
+    const over = await overwriting(addProductOp as never, inputs, 'sum');
+    expect(over.result.values).toEqual(apart!.values);
+    expect(over.inPlace).toBe(true);
+  });
+
+  test('does not write over a buffer that another tensor of the same content shares, or over what the host has read', async () => {
+    const inputs = { sum: floats([2, 3]), a: floats([4, 2], 2), b: floats([4, 3], 3) };
+    const [sum, same, a, b] = [inputs.sum, inputs.sum, inputs.a, inputs.b].map(({ shape, values }) => tensor(values, [...shape])) as [
+      Tensor,
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const [total] = runOp(addProductOp, { sum, a, b }, { overwrite: true }) as [Tensor];
+    expect(await same.data()).toEqual(inputs.sum.values);
+    const first = await total.data();
+    const [next] = runOp(addProductOp, { sum: total, a, b }, { overwrite: true }) as [Tensor];
+    expect(await total.data()).toEqual(first);
+    expect(await next.data()).not.toEqual(first);
+    dispose([sum, same, a, b, total, next]);
+  });
 
   test.each([[1], [7], [64], [65], [1000]])('adam of %i entries', async (n) => {
     const variance = floats([n], 3);

@@ -1,5 +1,5 @@
 import { init } from '@niwaki/backend';
-import { memory, runOp, tensor, type Op, type Tensor } from '@niwaki/tensor';
+import { memory, mul, runOp, tensor, type Op, type Tensor } from '@niwaki/tensor';
 import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { expect } from 'vitest';
 
@@ -67,6 +67,25 @@ export async function onGpu(op: Op<never, never>, inputs: Hosts, attrs: object):
   expect(memory().numTensors).toBe(before.numTensors);
   expect(memory().numDataBuffers).toBe(before.numDataBuffers);
   return hosts;
+}
+
+/** What the kernel gives that may write over one of its inputs, made on the device; whether it did. */
+export async function overwriting(op: Op<never, never>, inputs: Hosts, name: string): Promise<{ result: Host; inPlace: boolean }> {
+  await init({ device: 'webgpu', software: true });
+  const before = memory();
+  const tensors = upload(inputs);
+  const from = tensors[name]!;
+  // Not what came from the host: equal constants share a buffer there.
+  tensors[name] = mul(from, 1);
+  from.dispose();
+  const [output] = runOp(op, tensors as never, { overwrite: true } as never) as [Tensor];
+  const inPlace = output.dataId === tensors[name].dataId;
+  disposeAll(Object.values(tensors));
+  const [result] = await download([output]);
+  output.dispose();
+  expect(memory().numTensors).toBe(before.numTensors);
+  expect(memory().numDataBuffers).toBe(before.numDataBuffers);
+  return { result: result!, inPlace };
 }
 
 const bits = ({ buffer, byteOffset, length }: Float32Array | Int32Array): Int32Array => new Int32Array(buffer, byteOffset, length);

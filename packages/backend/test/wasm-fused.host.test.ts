@@ -1,15 +1,18 @@
 import {
   adamOp,
+  addProductOp,
   addRmsNormOp,
   attentionGradOp,
   attentionOp,
   createDraw,
   crossEntropyGradOp,
   crossEntropyOp,
+  dispose,
   loraGradOp,
   loraOp,
   loraProductGradOp,
   loraProductOp,
+  memory,
   noiseAttributes,
   rmsNormGradOp,
   rmsNormOp,
@@ -22,7 +25,7 @@ import {
   type Tensor,
 } from '@niwaki/tensor';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-builds.ts';
+import { distance, kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-builds.ts';
 
 const random = numbers(7);
 const lowRank = numbers(11);
@@ -122,11 +125,43 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
       expect(error(crossEntropyOp, { logits: random([rows, width + 1], 8), targets: targets() }, {})).toBeLessThan(tolerance);
       const logits = random([rows, width + 1], 3);
       const [, logSumExp] = crossEntropyOp.reference({ logits, targets: targets() }, {});
-      expect(error(crossEntropyGradOp, { dloss: random([rows]), logits, targets: targets(), logSumExp: logSumExp! }, {})).toBeLessThan(
-        tolerance,
-      );
+      const inputs = { dloss: random([rows]), logits, targets: targets(), logSumExp: logSumExp! };
+      expect(error(crossEntropyGradOp, inputs, { overwrite: false })).toBeLessThan(tolerance);
+    });
+
+    it(`adds a product to a sum of ${width} by ${rows}, ${Math.min(rows, 300)} terms`, () => {
+      for (const terms of [Math.min(rows, 300), 1, 0]) {
+        const inputs = { sum: random([width, rows]), a: random([terms, width]), b: random([terms, rows]) };
+        expect(error(addProductOp, inputs, { overwrite: false })).toBeLessThan(tolerance);
+      }
     });
   }
+
+  it('writes over an input where it may, with the bits that it gives beside it', () => {
+    const logits = random([65, 1001], 3);
+    const targets = tensor(
+      Int32Array.from({ length: 65 }, (_, i) => (i % 3 === 1 ? -100 : (i * 7) % 1001)),
+      [65],
+      'int32',
+    );
+    const [, logSumExp] = crossEntropyOp.reference({ logits, targets }, {}) as [Tensor, Tensor];
+    const cases = [
+      [crossEntropyGradOp, { dloss: random([65]), logits, targets, logSumExp }, 'logits'],
+      [addProductOp, { sum: random([65, 33]), a: random([300, 65]), b: random([300, 33]) }, 'sum'],
+    ] as unknown as [Op<Record<string, Tensor>, { overwrite: boolean }>, Record<string, Tensor>, string][];
+    for (const [op, inputs, over] of cases) {
+      const before = memory().numDataBuffers;
+      const given = inputs[over]!.dataSync().slice();
+      const [beside] = runOp(op, inputs, { overwrite: false }) as [Tensor];
+      expect(distance(inputs[over]!.dataSync(), given)).toBe(0);
+      const [result] = runOp(op, inputs, { overwrite: true }) as [Tensor];
+      expect(result.dataId).toBe(inputs[over]!.dataId);
+      expect(distance(result.dataSync(), beside.dataSync())).toBe(0);
+      dispose([beside, result]);
+      expect(memory().numDataBuffers).toBe(before);
+      dispose(inputs);
+    }
+  });
 
   for (const [rows, heads, kvHeads, d] of [
     [1, 1, 1, 2],

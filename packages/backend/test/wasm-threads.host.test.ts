@@ -1,5 +1,6 @@
 import {
   adamOp,
+  addProductOp,
   addRmsNormOp,
   addN,
   attentionGradOp,
@@ -77,6 +78,7 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
   const dropout = noiseAttributes([rows, 901], createDraw(1, 2).at('dropout'), 'mask', { keep: 0.9 });
   return {
     'a product': [matMul(x, random([width, 500]))],
+    'a sum and a product': run(addProductOp, { sum: random([width, 77]), a: x, b: random([rows, 77]) }, { overwrite: false }),
     'a batch of products': [matMul(random([7, 90, 80]), random([7, 80, 70]))],
     'a product with few columns': [matMul(random([3000, width]), random([width, 9]))],
     'a product of one row': [matMul(random([1, 1500]), random([1500, 1501]))],
@@ -94,7 +96,7 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
       { q: random([rows, heads, d]), k: random([rows, 2, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) },
       { inverse: true },
     ),
-    losses: [loss, logSumExp, ...run(crossEntropyGradOp, { dloss: loss, logits: x, targets, logSumExp }, {})],
+    losses: [loss, logSumExp, ...run(crossEntropyGradOp, { dloss: loss, logits: x, targets, logSumExp }, { overwrite: false })],
     attention: [y, total, ...run(attentionGradOp, { ...sides, dy: random([2, time, heads, d]), y, logSumExp: total }, { scale: 0.2 })],
     Adam: run(
       adamOp,

@@ -26,6 +26,7 @@ export * from './packed/half.ts';
 export * from './packed/layout.ts';
 export * from './packed/words.ts';
 export * from './packed/dynamic-map.ts';
+export * from './ops/add-product.ts';
 export * from './ops/rms-norm.ts';
 export * from './ops/swiglu.ts';
 export * from './ops/rope.ts';

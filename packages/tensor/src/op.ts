@@ -59,6 +59,12 @@ interface CustomCall {
   backwardsFunc(dys: Tensor[], saved: Tensor[]): Readonly<Record<string, () => Tensor>>;
 }
 
+/**
+ * Whether a tensor is alone over its buffer: whoever is about to dispose it may have a kernel write there. A clone, a
+ * reshape and what a tape saved hold the buffer too.
+ */
+export const heldOnce = ({ dataId }: Tensor): boolean => engine().backend.refCount(dataId) === 1;
+
 /** The same value, with no gradient behind it: a function of no inputs leaves no path on the tape. */
 export function stopGradient<T extends Tensor>(x: T): T {
   return withGradient(

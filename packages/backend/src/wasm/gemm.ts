@@ -21,15 +21,22 @@ const ceilTo = (value: number, step: number): number => Math.ceil(value / step) 
 const packedBytes = 16 << 20;
 const [leastRows, mostRows] = [240, 1440];
 
-/** c [rows, columns] = a · b, on all threads where it is worth it. c is dense. */
-export function multiply(device: WasmDevice, a: Matrix, b: Matrix, c: number, { rows, columns, depth }: Product): void {
+/** c [rows, columns] = a · b, or c + a · b, on all threads where it is worth it. c is dense. */
+export function multiply(
+  device: WasmDevice,
+  a: Matrix,
+  b: Matrix,
+  c: number,
+  { rows, columns, depth }: Product,
+  { accumulate = false }: { accumulate?: boolean } = {},
+): void {
   if (rows === 0 || columns === 0) return;
   const work = rows * columns * depth;
   if (depth === 0) {
-    device.words(c, rows * columns).fill(0);
+    if (!accumulate) device.words(c, rows * columns).fill(0);
     return;
   }
-  if (rows <= 4 && (rows === 1 || (!a.transposed && a.stride === depth))) {
+  if (!accumulate && rows <= 4 && (rows === 1 || (!a.transposed && a.stride === depth))) {
     const kernel = b.transposed ? 'multiplyRowsTransposed' : 'multiplyRows';
     const taskColumns = b.transposed ? 64 : device.threads === 1 ? 4096 : 512;
     device.run(kernel, [a.at, b.at, b.stride, c, rows, columns, depth, taskColumns], { tasks: Math.ceil(columns / taskColumns), work });
@@ -39,7 +46,20 @@ export function multiply(device: WasmDevice, a: Matrix, b: Matrix, c: number, { 
     const { taskRows, taskColumns } = divide(device, height, columns);
     device.run(
       'multiplyPacked',
-      [tiles, b.at, b.stride, flag(b.transposed), c + start * columns * 4, columns, height, columns, depth, taskRows, taskColumns],
+      [
+        tiles,
+        b.at,
+        b.stride,
+        flag(b.transposed),
+        c + start * columns * 4,
+        columns,
+        height,
+        columns,
+        depth,
+        taskRows,
+        taskColumns,
+        flag(accumulate),
+      ],
       {
         tasks: Math.ceil(height / taskRows) * Math.ceil(columns / taskColumns),
         work: height * columns * depth,

@@ -47,7 +47,7 @@ interface StockUniform {
   readonly data: number[];
 }
 
-/** A new tensor, or one that an earlier program of the same kernel made and this one goes on writing. */
+/** A new tensor, or one to be written over: `overwritten`, or what an earlier program of the same kernel made. */
 export type Output = { readonly shape: readonly number[]; readonly dtype?: DataType } | TensorInfo;
 
 export interface Run<I extends string, O extends string, U extends string> {
@@ -107,6 +107,17 @@ export function dispatch<I extends string, O extends string, U extends string>(
   }
   record(gpu, { ...kept.pipeline(program), buffers }, run.groups as [number, number?, number?]);
   return made;
+}
+
+/**
+ * A tensor's memory under another name, for a program to write its result over it; undefined where another tensor may share
+ * the buffer by its content, or the host remembers what is in it.
+ */
+export function overwritten(backend: WebGPUBackend, { dataId, shape, dtype }: TensorInfo): TensorInfo | undefined {
+  const { values, resource, external } = (backend as unknown as Internals).tensorMap.get(dataId);
+  if (values != null || resource == null || external === true) return undefined;
+  backend.incRef(dataId);
+  return { dataId, shape, dtype };
 }
 
 function record(

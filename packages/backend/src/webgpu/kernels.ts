@@ -1,6 +1,7 @@
 import type { KernelConfig } from '@tensorflow/tfjs-core';
 import type { Kernel } from './kernel.ts';
 import { adamKernel } from './kernels/adam.ts';
+import { addProductKernel } from './kernels/add-product.ts';
 import { allFiniteKernel } from './kernels/all-finite.ts';
 import { attentionGradKernel, attentionKernel } from './kernels/attention.ts';
 import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-code.ts';
@@ -23,6 +24,7 @@ import { updateGroupsKernel } from './kernels/update-groups.ts';
 
 const kernels: readonly Kernel[] = [
   adamKernel,
+  addProductKernel,
   addRmsNormKernel,
   allFiniteKernel,
   attentionKernel,

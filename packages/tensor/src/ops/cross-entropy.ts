@@ -16,7 +16,7 @@ import {
   type Tensor1D,
   type Tensor2D,
 } from '../tfjs.ts';
-import { runOp, withGradient, type Op } from '../op.ts';
+import { heldOnce, runOp, withGradient, type Op } from '../op.ts';
 
 /** Inputs logits [rows, vocabulary] f32, targets [rows] int32 (negative: ignored). Outputs [loss [rows], logSumExp [rows]]. */
 export const crossEntropyOp: Op<{ logits: Tensor; targets: Tensor }, object> = {
@@ -30,8 +30,11 @@ export const crossEntropyOp: Op<{ logits: Tensor; targets: Tensor }, object> = {
   },
 };
 
-/** Inputs dloss [rows], logits, targets, logSumExp. Output [dlogits] = dloss · (softmax - one-hot), 0 for ignored rows. */
-export const crossEntropyGradOp: Op<{ dloss: Tensor; logits: Tensor; targets: Tensor; logSumExp: Tensor }, object> = {
+/**
+ * Inputs dloss [rows], logits, targets, logSumExp. Output [dlogits] = dloss · (softmax - one-hot), 0 for ignored rows.
+ * `overwrite`: nobody reads the logits again, so that a kernel may put dlogits into their memory.
+ */
+export const crossEntropyGradOp: Op<{ dloss: Tensor; logits: Tensor; targets: Tensor; logSumExp: Tensor }, { overwrite: boolean }> = {
   kernelName: 'NiwakiCrossEntropyGrad',
   reference: ({ dloss, logits, targets, logSumExp }) => {
     const probabilities = exp(sub(logits, expandDims(logSumExp, 1)));
@@ -43,7 +46,8 @@ export const crossEntropyGradOp: Op<{ dloss: Tensor; logits: Tensor; targets: Te
 const oneHotOf = (targets: Tensor, depth: number): Tensor => oneHot(cast(maximum(targets, 0), 'int32') as Tensor1D, depth, 1, 0, 'float32');
 
 /**
- * Cross-entropy of each row against its target id, in nats; a negative target gives 0 and no gradient.
+ * Cross-entropy of each row against its target id, in nats; a negative target gives 0 and no gradient. The logits are kept
+ * for the gradient, which takes their place where nothing else holds them by then: one matrix, not two.
  * @param logits [rows, vocabulary] f32 @param targets [rows] int32
  */
 export function crossEntropy(logits: Tensor2D, targets: Tensor1D): Tensor1D {
@@ -54,6 +58,7 @@ export function crossEntropy(logits: Tensor2D, targets: Tensor1D): Tensor1D {
       save([logits, logSumExp!, targets]);
       return loss!;
     },
-    (dloss, [l, logSumExp, t]) => runOp(crossEntropyGradOp, { dloss, logits: l!, targets: t!, logSumExp: logSumExp! }, {}),
+    (dloss, [l, logSumExp, t]) =>
+      runOp(crossEntropyGradOp, { dloss, logits: l!, targets: t!, logSumExp: logSumExp! }, { overwrite: heldOnce(l!) }),
   ) as Tensor1D;
 }

@@ -1,6 +1,7 @@
 import { crossEntropyGradOp, crossEntropyOp } from '@niwaki/tensor';
 import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
+import { share } from './copies.ts';
 import { runRows } from './entrywise.ts';
 import { wasmKernel } from './kernel.ts';
 
@@ -13,12 +14,12 @@ export const crossEntropyKernels = (device: WasmDevice): KernelConfig[] => [
     runRows(device, 'crossEntropy', [...[logits, targets, ...outputs].map(device.address), rows, width], { rows, width });
     return outputs;
   }),
-  wasmKernel<Inputs & Readonly<Record<'dloss' | 'logSumExp', TensorInfo>>, object>(
+  wasmKernel<Inputs & Readonly<Record<'dloss' | 'logSumExp', TensorInfo>>, { overwrite: boolean }>(
     device,
     crossEntropyGradOp.kernelName,
-    ({ dloss, logits, targets, logSumExp }) => {
+    ({ dloss, logits, targets, logSumExp }, { overwrite }) => {
       const [rows, width] = logits.shape as [number, number];
-      const dlogits = device.output(logits.shape);
+      const dlogits = overwrite ? share(device, logits) : device.output(logits.shape);
       runRows(device, 'crossEntropyGrad', [...[dloss, logits, targets, logSumExp, dlogits].map(device.address), rows, width], {
         rows,
         width,

@@ -1,6 +1,7 @@
 import type { KernelConfig } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { adamKernels } from './adam.ts';
+import { addProductKernels } from './add-product.ts';
 import { attentionKernels } from './attention.ts';
 import { blockCodeKernels } from './block-code.ts';
 import { chooseKernels } from './choose.ts';
@@ -25,6 +26,7 @@ import { updateGroupsKernels } from './update-groups.ts';
 
 const families = [
   matMulKernels,
+  addProductKernels,
   gatherKernels,
   copyKernels,
   chooseKernels,

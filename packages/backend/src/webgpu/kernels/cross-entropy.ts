@@ -1,8 +1,8 @@
 import { crossEntropyGradOp, crossEntropyOp } from '@niwaki/tensor';
-import { dispatch } from '../dispatch.ts';
+import { dispatch, overwritten } from '../dispatch.ts';
 import { kernelOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
-import { crossEntropyBackward, crossEntropyForward } from './cross-entropy.wgsl.ts';
+import { crossEntropyBackward, crossEntropyBackwardOver, crossEntropyForward } from './cross-entropy.wgsl.ts';
 
 export const crossEntropyKernel: Kernel = kernelOf(crossEntropyOp, ({ logits, targets }, _, backend) => {
   const [rows, vocabulary] = logits.shape as [number, number];
@@ -15,13 +15,12 @@ export const crossEntropyKernel: Kernel = kernelOf(crossEntropyOp, ({ logits, ta
   return [loss, logSumExp];
 });
 
-export const crossEntropyGradKernel: Kernel = kernelOf(crossEntropyGradOp, ({ dloss, logits, targets, logSumExp }, _, backend) => {
+export const crossEntropyGradKernel: Kernel = kernelOf(crossEntropyGradOp, ({ logits, ...rest }, { overwrite }, backend) => {
   const [rows, vocabulary] = logits.shape as [number, number];
-  const { dlogits } = dispatch(backend, crossEntropyBackward, {
-    inputs: { dloss, logits, targets, logSumExp },
-    outputs: { dlogits: { shape: logits.shape } },
-    uniforms: { count: rows * vocabulary, vocabulary },
-    groups: fold(rows * vocabulary, lanes),
-  });
-  return [dlogits];
+  const sides = { uniforms: { count: rows * vocabulary, vocabulary }, groups: fold(rows * vocabulary, lanes) };
+  const over = overwrite ? overwritten(backend, logits) : undefined;
+  if (over !== undefined)
+    return [dispatch(backend, crossEntropyBackwardOver, { inputs: rest, outputs: { dlogits: over }, ...sides }).dlogits];
+  const outputs = { dlogits: { shape: logits.shape } };
+  return [dispatch(backend, crossEntropyBackward, { inputs: { logits, ...rest }, outputs, ...sides }).dlogits];
 });

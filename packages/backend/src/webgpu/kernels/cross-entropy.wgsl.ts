@@ -25,21 +25,36 @@ export const crossEntropyForward: Program<'logits' | 'targets', 'loss' | 'logSum
   }`,
 });
 
-/** One thread a logit: dloss · (softmax - one-hot). */
-export const crossEntropyBackward: Program<'dloss' | 'logits' | 'targets' | 'logSumExp', 'dlogits', 'count' | 'vocabulary'> = program({
-  key: 'cross-entropy-grad',
-  inputs: { dloss: 'f32', logits: 'f32', targets: 'i32', logSumExp: 'f32' },
-  outputs: { dlogits: 'f32' },
-  uniforms: { count: 'u32', vocabulary: 'u32' },
-  workgroup: lanes,
-  main: `
+/** One thread a logit: dloss · (softmax - one-hot), from another tensor's logits or over them. */
+const gradient = (from: 'logits' | 'dlogits'): string => `
   if (index >= u.count) { return; }
   let row = index / u.vocabulary;
   let wanted = targets[row];
   var slope = 0.0;
   if (wanted >= 0) {
-    slope = exp(logits[index] - logSumExp[row]);
+    slope = exp(${from}[index] - logSumExp[row]);
     if (u32(wanted) == index - row * u.vocabulary) { slope -= 1.0; }
   }
-  dlogits[index] = dloss[row] * slope;`,
+  dlogits[index] = dloss[row] * slope;`;
+
+const rowInputs = { dloss: 'f32', targets: 'i32', logSumExp: 'f32' } as const;
+const gradientSides = {
+  outputs: { dlogits: 'f32' },
+  uniforms: { count: 'u32', vocabulary: 'u32' },
+  workgroup: lanes,
+} as const;
+
+export const crossEntropyBackward: Program<'dloss' | 'logits' | 'targets' | 'logSumExp', 'dlogits', 'count' | 'vocabulary'> = program({
+  key: 'cross-entropy-grad',
+  inputs: { ...rowInputs, logits: 'f32' },
+  ...gradientSides,
+  main: gradient('logits'),
+});
+
+/** The same where `dlogits` holds the logits before. */
+export const crossEntropyBackwardOver: Program<'dloss' | 'targets' | 'logSumExp', 'dlogits', 'count' | 'vocabulary'> = program({
+  key: 'cross-entropy-grad-over',
+  inputs: rowInputs,
+  ...gradientSides,
+  main: gradient('dlogits'),
 });

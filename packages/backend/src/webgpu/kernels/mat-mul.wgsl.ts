@@ -5,6 +5,8 @@ export interface MatMulVariant {
   readonly transposeA: boolean;
   readonly transposeB: boolean;
   readonly tiles: Tiles;
+  /** The product is added to what y holds, or to another matrix, `sum`. */
+  readonly onto?: 'y' | 'sum';
 }
 
 export type MatMulUniform = 'rows' | 'columns' | 'terms' | 'inner' | 'aOuter' | 'aInner' | 'bOuter' | 'bInner';
@@ -13,7 +15,7 @@ export type MatMulUniform = 'rows' | 'columns' | 'terms' | 'inner' | 'aOuter' | 
  * y = a·b over batches (z), with two broadcast batch sides: batch z is (z / inner, z % inner), and steps of 0 repeat an
  * operand. The staging walks each operand along its memory, so that a transposition costs nothing.
  */
-export function matMulProgram({ transposeA, transposeB, tiles }: MatMulVariant): Program<'a' | 'b', 'y', MatMulUniform> {
+export function matMulProgram({ transposeA, transposeB, tiles, onto }: MatMulVariant): Program<string, 'y', MatMulUniform> {
   const ofA = (transposeA ? acrossTerms : alongTerms)('ROWS');
   const ofB = (transposeB ? alongTerms : acrossTerms)('COLUMNS');
   const stage = `
@@ -31,9 +33,9 @@ export function matMulProgram({ transposeA, transposeB, tiles }: MatMulVariant):
       if (column < u.columns && k < u.terms) { value = b[bStart + ${transposeB ? 'column * u.terms + k' : 'k * u.columns + column'}]; }
       putB(k - k0, column - column0, value);
     }`;
-  return program({
-    key: `mat-mul-${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}-${tilesKey(tiles)}`,
-    inputs: { a: 'f32', b: 'f32' },
+  return program<string, 'y', MatMulUniform>({
+    key: `mat-mul-${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}-${tilesKey(tiles)}${onto === undefined ? '' : `-onto-${onto}`}`,
+    inputs: onto === 'sum' ? { a: 'f32', b: 'f32', sum: 'f32' } : { a: 'f32', b: 'f32' },
     outputs: { y: 'f32' },
     uniforms: { rows: 'u32', columns: 'u32', terms: 'u32', inner: 'u32', aOuter: 'u32', aInner: 'u32', bOuter: 'u32', bInner: 'u32' },
     workgroup: [side, side],
@@ -44,6 +46,6 @@ export function matMulProgram({ transposeA, transposeB, tiles }: MatMulVariant):
   let aStart = outer * u.aOuter + within * u.aInner;
   let bStart = outer * u.bOuter + within * u.bInner;
   let yStart = group.z * u.rows * u.columns;
-${tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column' })}`,
+${tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column', ...(onto && { onto }) })}`,
   });
 }

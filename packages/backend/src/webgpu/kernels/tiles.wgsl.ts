@@ -67,10 +67,12 @@ export interface Product {
   readonly terms: string;
   /** The index of (row, column) in the result. */
   readonly target: string;
+  /** An array that the product is added to: its entry at `target`. */
+  readonly onto?: string;
 }
 
 /** The body of `main` for workgroups (x: columns, y: rows). */
-export function tiledProduct({ tiles, stage, rows, columns, terms, target }: Product): string {
+export function tiledProduct({ tiles, stage, rows, columns, terms, target, onto }: Product): string {
   const [rowBlocks, columnBlocks] = [blocks(tiles.rowsEach, 'local.y'), blocks(tiles.columnsEach, 'local.x')];
   const type = tiles.columnsEach === 1 ? 'f32' : 'vec4<f32>';
   const sums = rowBlocks.flatMap(({ entries }, r) => entries.flatMap((_, i) => columnBlocks.map((__, c) => `sum${r}${i}${c}`)));
@@ -108,7 +110,7 @@ ${columnBlocks
     block.entries.map(
       (__, j) => `    {
       let column = column0 + ${block.first} + ${j}u;
-      if (column < ${columns}) { y[${target}] = sum${r}${i}${c}${block.whole ? `[${j}]` : ''}; }
+      if (column < ${columns}) { y[${target}] = ${onto === undefined ? '' : `${onto}[${target}] + `}sum${r}${i}${c}${block.whole ? `[${j}]` : ''}; }
     }`,
     ),
   )
