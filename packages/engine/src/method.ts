@@ -1,5 +1,5 @@
 import { AbortError, ConfigError, NiwakiError, refuse, StateError, throwIfAborted, type Json, type Traits } from '@niwaki/tensor';
-import { disposeWeight, type Weight } from '@niwaki/weights';
+import { disposeWeight, type ActivationQuantizer, type Weight } from '@niwaki/weights';
 import { siteParty, type Adapter, type Model, type Point, type Selector, type Site } from '@niwaki/nn';
 import { recordChange } from './base-changes.ts';
 import { check } from './check.ts';
@@ -20,6 +20,8 @@ export interface Made {
   /** Beside an adapter: what the site has to hold for the adapter to mean what it should. The caller's to put there. */
   readonly weight?: Weight;
   readonly adapter?: Adapter;
+  /** What rounds the site's input from now on; a method that makes weights may make one beside each. */
+  readonly input?: ActivationQuantizer;
   /** Takes back what else was changed for a weight, where the weight is taken back. Synchronous; holds no tensor. */
   readonly undo?: () => void;
 }
@@ -36,8 +38,8 @@ export interface Method<P extends Plan = Plan> {
   readonly options: { readonly [name: string]: Json };
   /** Of the method, and of what it makes. */
   readonly traits: Traits;
-  /** 'weight': replaces what the site stores. 'adapter': adds middleware at the site. */
-  readonly makes: 'weight' | 'adapter';
+  /** 'weight': replaces what the site stores. 'input': rounds what it is given. 'adapter': adds middleware at the site. */
+  readonly makes: 'weight' | 'input' | 'adapter';
   /** The sites it is for; default those that store a weight. Modules around linear maps must be named here to be found. */
   readonly points?: readonly Point[];
   /** Throws when the method cannot serve this site. Called for every site before the first is made; must not allocate. */
@@ -145,7 +147,7 @@ export function selectSites(
   if (sites.length === 0) {
     throw new ConfigError(`${method.kind}: 'exclude' leaves nothing of 'at'`, { help: 'Narrow `exclude` or widen `at`.' });
   }
-  if (method.makes === 'adapter') return sites;
+  if (method.makes !== 'weight') return sites;
   const seen = new Set<Weight>();
   return sites.filter((site) => {
     if (site.weight === undefined) {
@@ -195,7 +197,7 @@ async function replaceWeights<P extends Plan>(
   options: ApplyOptions,
 ): Promise<ReadonlyMap<string, Made>> {
   const { signal } = options;
-  const replacements = createReplacements(model, method.kind, sites, options);
+  const replacements = createReplacements(model, method, sites, options);
   const letGo = holdModel(model, method.kind);
   const put = (site: Site, made: Made): void => atSite(method, site, () => replacements.put(site, made));
   try {

@@ -1,5 +1,5 @@
 import { ConfigError, dispose, keep, StateError, throwIfAborted, type Tensor } from '@niwaki/tensor';
-import type { Weight } from '@niwaki/weights';
+import type { ActivationQuantizer, Weight } from '@niwaki/weights';
 import type { Carry, Model, Site, Stage } from '@niwaki/nn';
 import { createBreath } from '../breath.ts';
 import type { Made } from '../method.ts';
@@ -43,6 +43,9 @@ export interface Window {
   lend(site: Site, weight: Weight): void;
   /** What stands in at a site now. */
   lent(site: Site): Weight | undefined;
+  /** The same for what rounds a site's input. It may be put there for good. */
+  lendInput(site: Site, input: ActivationQuantizer): void;
+  lentInput(site: Site): ActivationQuantizer | undefined;
   /** Optimizes parameters of the window's stages, so that what leaves it comes near to what left the float model (`advance: 'both'`). */
   fit(fit: Fit): Promise<void>;
   /** Runs the window over every batch, in order. */
@@ -116,6 +119,8 @@ export function openWindow(context: WindowContext): { readonly window: Window; c
       },
       lend: lends.lend,
       lent: lends.of,
+      lendInput: lends.lendInput,
+      lentInput: lends.inputOf,
       fit: async (fit) => {
         if (targets === undefined) throw new ConfigError(`${kind}: fitting needs walk: { advance: 'both' }`, { method: kind });
         await fitWindow(
