@@ -2,7 +2,6 @@ export * from './check.ts';
 export * from './method.ts';
 export { baseChanges, type BaseChange } from './base-changes.ts';
 export * from './hold.ts';
-export * from './adapter-method.ts';
 export type { BlockProgress, Calibrate, Walk } from './calibration/calibrate.ts';
 export * from './calibration/collector.ts';
 export * from './calibration/collect-inputs.ts';

@@ -1,11 +1,21 @@
+import * as v from 'valibot';
 import { add, checkCount, matMul, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Adapter, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding, StoredShapes } from './adapter-method.ts';
+import {
+  adapterParameter,
+  parameterPath,
+  unbound,
+  wholeCount,
+  type AdapterFile,
+  type AdapterMethod,
+  type Binding,
+  type StoredShapes,
+  type TargetOptions,
+} from '@niwaki/peft';
 import { gelu } from './gelu.ts';
-import { adapterParameter, parameterPath } from './lora-adapter.ts';
-import type { TargetOptions } from './lora-options.ts';
-import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, unbound, uniformStart } from './sublayer.ts';
+import { sublayerFile } from './sublayer-file.ts';
+import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, uniformStart } from './sublayer.ts';
 
 export interface BottleneckOptions extends Pick<TargetOptions, 'excludeModules' | 'layersToTransform' | 'layersPattern' | 'modulesToSave'> {
   /** Width of the model over that of the bottleneck, default 16. */
@@ -59,7 +69,7 @@ export function bottleneck(options: BottleneckOptions = {}): AdapterMethod {
     });
   return {
     ...(bind(unbound) as Method),
-    peftType: 'BOTTLENECK',
+    file: bottleneckFile,
     targeting: settings,
     slots: Object.values(slots),
     stored: (_, model): StoredShapes => {
@@ -82,6 +92,13 @@ export function bottleneck(options: BottleneckOptions = {}): AdapterMethod {
     }),
   };
 }
+
+/** `peft_type: BOTTLENECK`. */
+export const bottleneckFile: AdapterFile = sublayerFile({
+  peftType: 'BOTTLENECK',
+  options: { reduction: ['reduction', wholeCount], modulesToSave: ['modules_to_save', v.array(v.string())] },
+  make: bottleneck,
+});
 
 function bottleneckAt({ path }: Site, values: Values, name: string): Adapter {
   const down = adapterParameter(path, name, slots.down, values.down, 'adapterA');

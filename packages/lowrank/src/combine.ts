@@ -13,13 +13,11 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import type { Adapter, Model, Site } from '@niwaki/nn';
-import type { PeftSet } from './adapter-method.ts';
-import { checkName, fieldsFor, targetsFor } from './adapt.ts';
+import { adapterNamed, checkName, fieldsFor, targetsFor, type PeftSet } from '@niwaki/peft';
 import type { LoraAdapter, LoraSpec } from './lora-adapter.ts';
 import { loraEmbedding } from './lora-embedding.ts';
 import { loraLinear } from './lora-linear.ts';
 import { lora } from './lora.ts';
-import { adapterNamed } from './manage.ts';
 
 export interface CombineOptions {
   /** Of the new adapter. */

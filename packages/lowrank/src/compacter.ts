@@ -1,3 +1,4 @@
+import * as v from 'valibot';
 import {
   add,
   checkCount,
@@ -17,12 +18,21 @@ import {
 } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Adapter, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding, StoredShapes } from './adapter-method.ts';
+import {
+  adapterParameter,
+  parameterPath,
+  unbound,
+  wholeCount,
+  type AdapterFile,
+  type AdapterMethod,
+  type Binding,
+  type StoredShapes,
+  type TargetOptions,
+} from '@niwaki/peft';
 import { gelu } from './gelu.ts';
 import { hypercomplex } from './hypercomplex.ts';
-import { adapterParameter, parameterPath } from './lora-adapter.ts';
-import type { TargetOptions } from './lora-options.ts';
-import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, unbound, uniformStart } from './sublayer.ts';
+import { sublayerFile } from './sublayer-file.ts';
+import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, uniformStart } from './sublayer.ts';
 
 export interface CompacterOptions extends Pick<TargetOptions, 'excludeModules' | 'layersToTransform' | 'layersPattern'> {
   /** Summands and blocks of each projection, default 4; it divides the width and the bottleneck. */
@@ -72,7 +82,7 @@ export function compacter(options: CompacterOptions = {}): AdapterMethod {
     });
   return {
     ...(bind(unbound) as Method),
-    peftType: 'COMPACTER',
+    file: compacterFile,
     targeting: settings,
     slots,
     stored: (_, model): StoredShapes => shapesOf(model.info.hiddenSize, settings),
@@ -91,6 +101,19 @@ export function compacter(options: CompacterOptions = {}): AdapterMethod {
     },
   };
 }
+
+/** `peft_type: COMPACTER`. */
+export const compacterFile: AdapterFile = sublayerFile({
+  peftType: 'COMPACTER',
+  options: {
+    division: ['hypercomplex_division', wholeCount],
+    reduction: ['reduction', wholeCount],
+    rank: ['phm_rank', wholeCount],
+    ruleRange: ['phm_init_range', v.number()],
+    trainNorms: ['unfreeze_layer_norms', v.boolean()],
+  },
+  make: compacter,
+});
 
 function compacterSettings(options: CompacterOptions): Settings {
   const { division = 4, reduction = 32, rank = 1, ruleRange = 1e-4, trainNorms = true, ...targeting } = options;

@@ -1,7 +1,9 @@
+import * as v from 'valibot';
 import {
   ConfigError,
   mul,
   noise,
+  NotFoundError,
   ones,
   pythonFullMatch,
   reshape,
@@ -12,12 +14,20 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { defineMethod, unbound, type Method } from '@niwaki/engine';
+import { defineMethod, type Method } from '@niwaki/engine';
+import {
+  adapterFile,
+  adapterParameter,
+  endsWithName,
+  moduleNames,
+  parameterPath,
+  unbound,
+  type AdapterFile,
+  type AdapterMethod,
+  type Binding,
+  type TargetOptions,
+} from '@niwaki/peft';
 import type { Adapter, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding } from './adapter-method.ts';
-import { adapterParameter, parameterPath } from './lora-adapter.ts';
-import type { TargetOptions } from './lora-options.ts';
-import { endsWithName } from './targets.ts';
 
 export interface Ia3Options extends Pick<TargetOptions, 'excludeModules' | 'modulesToSave'> {
   /**
@@ -63,7 +73,7 @@ export function ia3(options: Ia3Options = {}): AdapterMethod {
     });
   return {
     ...bind(unbound),
-    peftType: 'IA3',
+    file: ia3File,
     targeting: settings,
     slots: [slot],
     stored: (site) => ({ [slot]: shapeOf(site) }),
@@ -72,6 +82,45 @@ export function ia3(options: Ia3Options = {}): AdapterMethod {
     restore: async (site, tensors, binding) => ({ adapter: at(site, tensors.get(slot)!, binding) }),
   };
 }
+
+/** What PEFT takes where a config names no modules. */
+const defaultTargets: readonly string[] = ['k_proj', 'v_proj', 'down_proj'];
+const defaultFeedforward: readonly string[] = ['down_proj'];
+
+/** `peft_type: IA3`. */
+export const ia3File: AdapterFile = adapterFile({
+  peftType: 'IA3',
+  fields: {
+    feedforward_modules: v.nullish(moduleNames),
+    exclude_modules: v.nullish(moduleNames),
+    modules_to_save: v.nullish(v.array(v.string())),
+    init_ia3_weights: v.nullish(v.boolean(), true),
+  },
+  kept: { fan_in_fan_out: v.nullish(v.boolean()) },
+  targets: ({ info }) => {
+    const modelType = String(info.config['model_type']);
+    if (['llama', 'mistral', 'qwen2', 'qwen3'].includes(modelType)) return defaultTargets;
+    throw new NotFoundError(`models of type '${modelType}' have no default target modules`, { modelType });
+  },
+  make: (config, { named }) =>
+    ia3({
+      // Without target modules PEFT takes both lists from the architecture; with them, no feed-forward modules means none.
+      feedforwardModules: config.feedforward_modules ?? (named ? [] : defaultFeedforward),
+      init: config.init_ia3_weights,
+      ...(config.exclude_modules != null && { excludeModules: config.exclude_modules }),
+      ...(config.modules_to_save != null && { modulesToSave: config.modules_to_save }),
+    }),
+  write: ({ method }) => {
+    const settings = method.targeting as Ia3Options;
+    return {
+      fan_in_fan_out: false,
+      feedforward_modules: settings.feedforwardModules as Json,
+      exclude_modules: (settings.excludeModules ?? null) as Json,
+      modules_to_save: (settings.modulesToSave ?? null) as Json,
+      init_ia3_weights: settings.init ?? true,
+    };
+  },
+});
 
 function ia3Settings({ feedforwardModules = ['down_proj'], init = true, ...rest }: Ia3Options): Ia3Settings {
   if (typeof init !== 'boolean')

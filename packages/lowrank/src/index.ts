@@ -1,8 +1,7 @@
-export { adapt, type AdaptOptions } from './adapt.ts';
-export type { AdapterMethod, Binding, FileFields, PeftSet } from './adapter-method.ts';
+export { adapterFiles } from './adapter-files.ts';
 export type { InitContext, Initializer, InitialPair, InitSite } from './initialization.ts';
-export type { LoraAdapter, ScalableAdapter } from './lora-adapter.ts';
-export { loraScale, type LoraOptions, type LoraSettings, type TargetOptions } from './lora-options.ts';
+export type { LoraAdapter } from './lora-adapter.ts';
+export { loraScale, type LoraOptions, type LoraSettings } from './lora-options.ts';
 export { dora, lora } from './lora.ts';
 export { pissa, type PissaOptions } from './pissa.ts';
 export { olora, type OloraOptions } from './olora.ts';
@@ -18,16 +17,6 @@ export { hypercomplex, type HypercomplexFactors } from './hypercomplex.ts';
 export { promptTuning, type PromptTuningOptions } from './prompt-tuning.ts';
 export { prefixTuning, type PrefixTuningOptions } from './prefix-tuning.ts';
 export { qst, type QstOptions } from './qst.ts';
-export { defaultTargetsOf, endsWithName, layerOf, targetSites, type TargetModules } from './targets.ts';
-export type { Warning } from './warning.ts';
-export { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';
-export { saveAdapter, type SaveAdapterOptions } from './peft/save.ts';
-export type { AdapterSource } from './peft/folders.ts';
-export * from './peft/errors.ts';
-export { forgetOriginals, mergeAdapter, mergeAndUnload, mergedAdapters, unmergeAdapter, type MergeReport } from './merge.ts';
-export type { MergedSiteReport, MergeOptions } from './merge-rewrite.ts';
-export { activateAdapters, deleteAdapter, setAdapterScale, type ActivateOptions } from './manage.ts';
-export { swapAdapter, type SwapOptions } from './swap.ts';
 export { combineAdapters, type Combined, type CombineOptions } from './combine.ts';
 export {
   galore,

@@ -1,7 +1,16 @@
+import * as v from 'valibot';
 import { ConfigError, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
-import { adapterParameter, defineMethod, type AdapterMethod, type Binding, type Method, type Plan } from '@niwaki/engine';
+import { defineMethod, type Method, type Plan } from '@niwaki/engine';
+import {
+  adapterFile,
+  adapterParameter,
+  moduleNames,
+  type AdapterFile,
+  type AdapterMethod,
+  type Binding,
+  type TargetOptions,
+} from '@niwaki/peft';
 import type { Adapter, Model, Site } from '@niwaki/nn';
-import type { TargetOptions } from './lora-options.ts';
 
 export type LnTuningOptions = Pick<TargetOptions, 'excludeModules' | 'modulesToSave'>;
 
@@ -29,7 +38,7 @@ export function lnTuning(options: LnTuningOptions = {}): AdapterMethod {
     });
   return {
     ...(bind({ name: 'default' }) as Method),
-    peftType: 'LN_TUNING',
+    file: lnTuningFile,
     targeting: options,
     slots: Object.keys(slots),
     stored: (site, model) => Object.fromEntries([...ownOf(site, model)].map(([slot, { shape }]) => [slot, shape])),
@@ -38,6 +47,25 @@ export function lnTuning(options: LnTuningOptions = {}): AdapterMethod {
     restore: async (site, tensors, { name }) => ({ adapter: normAt(site, name, tensors) }),
   };
 }
+
+/** What PEFT takes of Llama's kind where a config names no modules. */
+const defaultTargets: readonly string[] = ['input_layernorm', 'post_attention_layernorm', 'norm'];
+
+/** `peft_type: LN_TUNING`. */
+export const lnTuningFile: AdapterFile = adapterFile({
+  peftType: 'LN_TUNING',
+  fields: { exclude_modules: v.nullish(moduleNames), modules_to_save: v.nullish(v.array(v.string())) },
+  targets: () => defaultTargets,
+  make: (config) =>
+    lnTuning({
+      ...(config.exclude_modules != null && { excludeModules: config.exclude_modules }),
+      ...(config.modules_to_save != null && { modulesToSave: config.modules_to_save }),
+    }),
+  write: ({ method }) => {
+    const { excludeModules, modulesToSave } = method.targeting as LnTuningOptions;
+    return { exclude_modules: (excludeModules ?? null) as Json, modules_to_save: (modulesToSave ?? null) as Json };
+  },
+});
 
 /** A norm's own parameters by slot. */
 function ownOf({ path, point }: Site, model: Model): ReadonlyMap<string, Parameter> {

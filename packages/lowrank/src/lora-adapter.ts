@@ -1,14 +1,8 @@
-import type { Parameter, Tensor2D } from '@niwaki/tensor';
-import type { Weight } from '@niwaki/weights';
+import type { Parameter } from '@niwaki/tensor';
+import type { RewritingAdapter, ScalableAdapter } from '@niwaki/peft';
 import type { Adapter, Point } from '@niwaki/nn';
 
-/** An adapter whose effect can be turned up and down. */
-export interface ScalableAdapter extends Adapter {
-  /** Factor on the adapter's own scale, default 1; not stored in files. */
-  strength: number;
-}
-
-export interface LoraAdapter extends ScalableAdapter {
+export interface LoraAdapter extends ScalableAdapter, RewritingAdapter {
   readonly rank: number;
   /** Changes when the values are swapped for those of another adapter. */
   alpha: number;
@@ -20,8 +14,6 @@ export interface LoraAdapter extends ScalableAdapter {
    * Frozen, of the role 'statistic': no file holds them.
    */
   readonly start?: StartPair;
-  /** The original matrix from the rewritten one, f32, new; absent where it is lost. */
-  original?(base: Weight): Tensor2D;
 }
 
 export interface StartPair {
@@ -44,7 +36,4 @@ export interface LoraSpec {
   readonly ownBias?: Parameter | undefined;
 }
 
-export { adapterParameter, parameterPath } from '@niwaki/engine';
-
-/** Whether a value is an adapter with a strength. */
-export const isScalable = (adapter: Adapter): adapter is ScalableAdapter => 'strength' in adapter;
+export const isLora = (adapter: Adapter): adapter is LoraAdapter => 'rank' in adapter && 'alpha' in adapter;

@@ -14,7 +14,8 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import { cachedNorm, columnNorms, ratio, rescale } from './direction.ts';
-import { adapterParameter, type LoraAdapter, type LoraSpec } from './lora-adapter.ts';
+import { adapterParameter } from '@niwaki/peft';
+import type { LoraAdapter, LoraSpec } from './lora-adapter.ts';
 import { loraScale } from './lora-options.ts';
 import { embeddingDelta } from './embedding-delta.ts';
 

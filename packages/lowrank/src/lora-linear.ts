@@ -18,7 +18,8 @@ import { lowRank, type Call, type Weight } from '@niwaki/weights';
 import type { Next, Site } from '@niwaki/nn';
 import type { Initializer } from './initialization.ts';
 import { cachedNorm, ratio, rescale, rowNorms } from './direction.ts';
-import { adapterParameter, type LoraAdapter, type LoraSpec, type StartPair } from './lora-adapter.ts';
+import { adapterParameter } from '@niwaki/peft';
+import type { LoraAdapter, LoraSpec, StartPair } from './lora-adapter.ts';
 import { loraScale } from './lora-options.ts';
 
 /** Starting or loaded values; the adapter takes the tensors over. */

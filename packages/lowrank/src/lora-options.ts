@@ -1,8 +1,6 @@
-import type { TargetOptions } from '@niwaki/engine';
+import type { TargetOptions } from '@niwaki/peft';
 import { checkFlag, ConfigError } from '@niwaki/tensor';
 import { findInitializer, type Initializer } from './initialization.ts';
-
-export type { TargetOptions } from '@niwaki/engine';
 
 export interface LoraOptions extends TargetOptions {
   /** Default 8. */

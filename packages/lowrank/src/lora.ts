@@ -1,16 +1,30 @@
 import { ConfigError, ShapeError, tidy, zeros, type Json, type Tensor, type Tensor1D, type Tensor2D, type Traits } from '@niwaki/tensor';
-import { defineMethod, unbound, type Method } from '@niwaki/engine';
+import { defineMethod, type Method } from '@niwaki/engine';
 import { disposeWeight } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding, Restored, StoredShapes } from './adapter-method.ts';
+import {
+  checkRewritable,
+  fingerprintField,
+  parameterPath,
+  unbound,
+  type AdapterFile,
+  type AdapterMethod,
+  type Binding,
+  type PortableSet,
+  type PeftSet,
+  type Restored,
+  type StoredShapes,
+} from '@niwaki/peft';
 import { columnNorms, rowNorms } from './direction.ts';
 import { initialEmbedding, initializerOf, type InitContext, type InitialPair, type Initializer } from './initialization.ts';
-import { parameterPath, type LoraSpec } from './lora-adapter.ts';
-import { checkRewritable } from './rewritten.ts';
+import type { LoraSpec } from './lora-adapter.ts';
 import { loraEmbedding, tableFactors } from './lora-embedding.ts';
+import { loraFileOf } from './lora-file.ts';
 import { loraLinear } from './lora-linear.ts';
 import { loraScale, loraSettings, type LoraOptions, type LoraSettings } from './lora-options.ts';
 import { valueFor, warnUnused } from './patterns.ts';
+import { isPortable, portableSettings, portableTensors } from './portable.ts';
+import { takeScales } from './take-scales.ts';
 
 /**
  * Low-rank adaptation of linear maps and embeddings (Hu et al. 2021), with rsLoRA's scale and DoRA's direction as options.
@@ -32,7 +46,7 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
   };
   return {
     ...bind(unbound),
-    peftType: 'LORA',
+    file: loraFile,
     targeting: settings,
     slots: ['lora_A.weight', 'lora_B.weight', 'lora_B.bias', 'lora_embedding_A', 'lora_embedding_B', 'lora_magnitude_vector'],
     stored: (site) => storedShapes(site, settings),
@@ -40,6 +54,8 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
     bind,
     ...(start.rewrites && { rewrites: start.rewrites, repeatable: start.repeatable ?? false }),
     restore: (site, tensors, binding) => restoreLora(site, tensors, binding, settings),
+    portable: portableSet,
+    takeOver: (set, from) => lora(takeScales(set, from)),
   };
 }
 
@@ -50,6 +66,16 @@ function loraTraits({ dora, loraBias }: LoraSettings, { rewrites }: Initializer)
   // What is left of the matrix: f32, or codes.
   const left = rewrites === 'residual' ? (['floats', 'trains', 'encode', 'lookup'] as const) : (['encode', 'lookup'] as const);
   return { gives: [...gives, ...left], needs: ['floats'], forbids: ['zeros'], claims: ['base-values'], help };
+}
+
+/** Files of LoRA, rsLoRA and DoRA, and of all starts. */
+export const loraFile: AdapterFile = loraFileOf(lora);
+
+function portableSet(set: PeftSet): PortableSet | undefined {
+  if (![...set.sites.values()].some(isPortable)) return undefined;
+  const { [fingerprintField]: _, ...fields } = set.fields;
+  const method = lora(portableSettings(set.method.targeting as LoraSettings));
+  return { set: { ...set, method, fields }, tensors: portableTensors };
 }
 
 /** LoRA with a trained magnitude for each output row (Liu et al. 2024): `lora({ dora: true })`. */

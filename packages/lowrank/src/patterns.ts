@@ -1,5 +1,5 @@
 import { matchesSuffixPattern } from '@niwaki/tensor';
-import type { Warn } from './warning.ts';
+import type { Warn } from '@niwaki/peft';
 
 /**
  * The value of the first key that matches the path, or the fallback. Keys are Python regular expressions matched at the

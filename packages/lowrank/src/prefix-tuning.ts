@@ -1,3 +1,4 @@
+import * as v from 'valibot';
 import {
   ConfigError,
   createDraw,
@@ -14,7 +15,7 @@ import {
 } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Adapter, Model, Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding } from './adapter-method.ts';
+import { adapterFile, wholeCount, type AdapterFile, type AdapterMethod, type Binding } from '@niwaki/peft';
 
 export interface PrefixTuningOptions {
   /** Rows of keys and values before those of the tokens, in every layer. Default 20. */
@@ -60,7 +61,7 @@ export function prefixTuning(options: PrefixTuningOptions = {}): AdapterMethod {
   };
   return {
     ...bind({ name: 'default', draw: createDraw(0, 0) }),
-    peftType: 'PREFIX_TUNING',
+    file: prefixTuningFile,
     targeting: {},
     slots: [],
     stored: () => ({}),
@@ -88,6 +89,40 @@ export function prefixTuning(options: PrefixTuningOptions = {}): AdapterMethod {
     },
   };
 }
+
+/** `peft_type: PREFIX_TUNING`: files hold the keys and values themselves, also where Python trained a projection. */
+export const prefixTuningFile: AdapterFile = adapterFile({
+  peftType: 'PREFIX_TUNING',
+  fields: {
+    num_virtual_tokens: wholeCount,
+    num_layers: v.nullish(wholeCount),
+    num_transformer_submodules: v.nullish(v.literal(1)),
+    init_weights: v.nullish(v.literal('zero')),
+    modules_to_save: v.nullish(v.null()),
+  },
+  kept: {
+    token_dim: v.nullish(wholeCount),
+    num_attention_heads: v.nullish(wholeCount),
+    encoder_hidden_size: v.nullish(wholeCount),
+    prefix_projection: v.nullish(v.boolean()),
+  },
+  refused: ['modules_to_save'],
+  targets: 'all',
+  make: ({ num_virtual_tokens: virtualTokens, init_weights: init }) => prefixTuning({ virtualTokens, init: init ?? 'normal' }),
+  write: ({ method, sites }) => {
+    const { virtualTokens, init } = method.options as unknown as Required<PrefixTuningOptions>;
+    return {
+      modules_to_save: null,
+      num_virtual_tokens: virtualTokens,
+      num_layers: sites.size,
+      num_transformer_submodules: 1,
+      init_weights: init === 'zero' ? 'zero' : null,
+      prefix_projection: false,
+      // Python decides by it which class reads the file.
+      task_type: 'CAUSAL_LM',
+    };
+  },
+});
 
 function prefixSettings({ virtualTokens = 20, init = 'normal' }: PrefixTuningOptions): Required<PrefixTuningOptions> {
   if (!(Number.isInteger(virtualTokens) && virtualTokens >= 1)) {

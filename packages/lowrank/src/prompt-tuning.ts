@@ -1,3 +1,4 @@
+import * as v from 'valibot';
 import {
   ConfigError,
   createDraw,
@@ -12,8 +13,7 @@ import {
 } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import { checkIds, type Adapter, type Model, type Site } from '@niwaki/nn';
-import type { AdapterMethod, Binding } from './adapter-method.ts';
-import { currentRows } from './trainable-tokens.ts';
+import { adapterFile, currentRows, wholeCount, type AdapterFile, type AdapterMethod, type Binding, type PeftSet } from '@niwaki/peft';
 
 export interface PromptTuningOptions {
   /** Rows before every sequence; default 20, or as many as `init` lists. */
@@ -50,7 +50,7 @@ export function promptTuning(options: PromptTuningOptions = {}): AdapterMethod {
     });
   return {
     ...bind({ name: 'default', draw: createDraw(0, 0) }),
-    peftType: 'PROMPT_TUNING',
+    file: promptTuningFile,
     targeting: {},
     slots: [],
     stored: () => ({}),
@@ -71,6 +71,65 @@ export function promptTuning(options: PromptTuningOptions = {}): AdapterMethod {
     },
   };
 }
+
+/** Of all types with virtual tokens. */
+const promptFields = {
+  num_virtual_tokens: wholeCount,
+  num_transformer_submodules: v.nullish(v.literal(1)),
+  modules_to_save: v.nullish(v.null()),
+};
+const promptKept = { token_dim: v.nullish(wholeCount), num_attention_heads: v.nullish(wholeCount), num_layers: v.nullish(wholeCount) };
+
+const written = ({ method }: PeftSet): { readonly [field: string]: Json } => ({
+  modules_to_save: null,
+  num_virtual_tokens: (method.options as unknown as PromptSettings).virtualTokens,
+  num_transformer_submodules: 1,
+  // Python decides by it which class reads the file.
+  task_type: 'CAUSAL_LM',
+});
+
+/** `peft_type: PROMPT_TUNING`. */
+export const promptTuningFile: AdapterFile = adapterFile({
+  peftType: 'PROMPT_TUNING',
+  fields: promptFields,
+  kept: {
+    ...promptKept,
+    // How Python started the rows, which a file holds as they became.
+    prompt_tuning_init: v.nullish(v.picklist(['RANDOM', 'TEXT', 'SAMPLE_VOCAB'])),
+    prompt_tuning_init_text: v.nullish(v.string()),
+    tokenizer_name_or_path: v.nullish(v.string()),
+    tokenizer_kwargs: v.nullish(v.record(v.string(), v.unknown())),
+  },
+  refused: ['modules_to_save'],
+  targets: 'all',
+  make: ({ num_virtual_tokens: virtualTokens }) => promptTuning({ virtualTokens }),
+  write: (set) => ({
+    ...written(set),
+    // Rows of chosen tokens are RANDOM to Python: TEXT asks for the text and its tokenizer.
+    prompt_tuning_init: (set.method.options as unknown as PromptSettings).init === 'vocabulary' ? 'SAMPLE_VOCAB' : 'RANDOM',
+    prompt_tuning_init_text: null,
+    tokenizer_name_or_path: null,
+    tokenizer_kwargs: null,
+  }),
+});
+
+/** `peft_type: P_TUNING` (Liu et al. 2021): read, applied, trained on and written as the rows its encoder gave. */
+export const pTuningFile: AdapterFile = adapterFile({
+  peftType: 'P_TUNING',
+  fields: promptFields,
+  kept: {
+    ...promptKept,
+    // Of the network that Python trained the rows through; a file holds what came out.
+    encoder_dropout: v.nullish(v.number()),
+    encoder_hidden_size: v.nullish(wholeCount),
+    encoder_num_layers: v.nullish(wholeCount),
+    encoder_reparameterization_type: v.nullish(v.picklist(['MLP', 'LSTM'])),
+  },
+  refused: ['modules_to_save'],
+  targets: 'all',
+  make: ({ num_virtual_tokens: virtualTokens }) => ({ ...promptTuning({ virtualTokens }), file: pTuningFile }),
+  write: written,
+});
 
 type PromptSettings = Required<PromptTuningOptions>;
 

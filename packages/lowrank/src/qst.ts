@@ -1,3 +1,4 @@
+import * as v from 'valibot';
 import {
   add,
   checkCount,
@@ -24,7 +25,8 @@ import {
   type Tensor1D,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { adapterParameter, defineMethod, parameterPath, type AdapterMethod, type Binding, type Method, type Plan } from '@niwaki/engine';
+import { defineMethod, type Method, type Plan } from '@niwaki/engine';
+import { adapterFile, adapterParameter, parameterPath, wholeCount, type AdapterFile, type AdapterMethod, type Binding } from '@niwaki/peft';
 import {
   blockStage,
   readDecoderConfig,
@@ -97,7 +99,7 @@ export function qst(options: QstOptions = {}): AdapterMethod {
     });
   return {
     ...(bind({ name: 'default', draw: createDraw(0, 0) }) as unknown as Method),
-    peftType: 'QST',
+    file: qstFile,
     targeting: {},
     slots: everySlot,
     stored: (site, { info }) =>
@@ -118,6 +120,31 @@ export function qst(options: QstOptions = {}): AdapterMethod {
     },
   };
 }
+
+/** `peft_type: QST`, a type of ours in the form of PEFT's files; options by the names of the authors' code where it has them. */
+export const qstFile: AdapterFile = adapterFile({
+  peftType: 'QST',
+  fields: {
+    r: wholeCount,
+    peft_hidden_size: v.nullish(wholeCount),
+    downsample: v.picklist(['adapter', 'lora', 'linear', 'average', 'max']),
+    num_attention_heads: v.nullish(wholeCount),
+    code_compat: v.boolean(),
+  },
+  targets: 'all',
+  make: (config) =>
+    qst({
+      reduction: config.r,
+      downsample: config.downsample,
+      codeCompat: config.code_compat,
+      ...(config.peft_hidden_size != null && { rank: config.peft_hidden_size }),
+      ...(config.num_attention_heads != null && { heads: config.num_attention_heads }),
+    }),
+  write: ({ method }) => {
+    const { reduction, rank, downsample, heads, codeCompat } = method.options as unknown as QstSettings;
+    return { r: reduction, peft_hidden_size: rank, downsample, num_attention_heads: heads ?? null, code_compat: codeCompat };
+  },
+});
 
 const points = ['embedding', 'block', 'head'] as const;
 const poolings: readonly string[] = ['average', 'max'];

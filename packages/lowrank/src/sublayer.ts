@@ -4,8 +4,6 @@ import type { Adapter, Point, Site } from '@niwaki/nn';
 /** Where an adapter of a sub-layer's output goes: after attention or feed-forward, before the residual sum. */
 export const sublayerPoints: readonly Point[] = ['attention', 'ffn'];
 
-export { unbound } from '@niwaki/engine';
-
 /** @throws ConfigError for a place that gives nothing to the residual stream */
 export function checkSublayer(kind: string, { path, point }: Site): void {
   if (sublayerPoints.includes(point)) return;

@@ -4,7 +4,8 @@ import { createStep, causalLM, languageBatch } from '@niwaki/engine';
 import { createDraw } from '@niwaki/tensor';
 import { adamw } from '@niwaki/optim';
 import type { Model } from '@niwaki/nn';
-import { activateAdapters, adapt, deleteAdapter, lora, setAdapterScale, type LoraOptions, type Warning } from '../src/index.ts';
+import { lora, type LoraOptions } from '../src/index.ts';
+import { activateAdapters, adapt, deleteAdapter, setAdapterScale, type Warning } from '@niwaki/peft';
 import { distance, logitsOf } from './golden.ts';
 import { baseBytes, onTiny, perturb, rejection, rows } from './support.ts';
 

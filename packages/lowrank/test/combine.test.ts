@@ -1,16 +1,9 @@
 import { expect, it } from 'vitest';
 import { ConfigError, memory, NotFoundError, withAdapters } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
-import {
-  activateAdapters,
-  adapt,
-  combineAdapters,
-  deleteAdapter,
-  loadAdapter,
-  lora,
-  setAdapterScale,
-  type LoraOptions,
-} from '../src/index.ts';
+import { combineAdapters, lora, type LoraOptions } from '../src/index.ts';
+import { activateAdapters, adapt, deleteAdapter, setAdapterScale } from '@niwaki/peft';
+import { loadAdapter } from './verbs.ts';
 import { distance, logitsOf } from './golden.ts';
 import { configOf, filesOf, onTiny, perturb, rejection, rows } from './support.ts';
 

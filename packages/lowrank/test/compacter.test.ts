@@ -18,7 +18,8 @@ import {
 import { modelGradientError } from '../../testing/src/model-gradient.ts';
 import { perturb } from '../../testing/src/perturb.ts';
 import type { Model } from '@niwaki/nn';
-import { adapt, bottleneck, compacter, hypercomplex, mergeAdapter, type CompacterOptions } from '../src/index.ts';
+import { bottleneck, compacter, hypercomplex, type CompacterOptions } from '../src/index.ts';
+import { adapt, mergeAdapter } from '@niwaki/peft';
 
 const outputs = ['**.self_attn', '**.mlp'];
 

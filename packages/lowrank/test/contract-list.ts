@@ -1,5 +1,5 @@
 import type { Parameter } from '@niwaki/tensor';
-import type { AdapterMethod } from '@niwaki/engine';
+import type { AdapterMethod } from '@niwaki/peft';
 import { scaleByLion } from '@niwaki/optim';
 import type { AdapterCase } from '../../testing/src/adapter-contract.ts';
 import { sizeOf } from '../../testing/src/contract-model.ts';

@@ -2,7 +2,8 @@ import { describe, expect, it } from 'vitest';
 import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/src/shared.ts';
 import { memoryFolderSink } from '@niwaki/hub';
 import { memory, withAdapters } from '@niwaki/tensor';
-import { loadAdapter, mergeAdapter, saveAdapter } from '../src/index.ts';
+import { mergeAdapter, saveAdapter } from '@niwaki/peft';
+import { loadAdapter } from './verbs.ts';
 import { distance, goldenModel, logitsOf, type GoldenIo } from './golden.ts';
 
 /** Their files were made on another machine in f32. */

@@ -5,7 +5,8 @@ import { createDraw, dispose, plainView } from '@niwaki/tensor';
 import { tinyLlama } from '@niwaki/testing';
 import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { describe, expect, it } from 'vitest';
-import { adapt, lora } from '../src/index.ts';
+import { lora } from '../src/index.ts';
+import { adapt } from '@niwaki/peft';
 import { launchesOf } from './count-launches.ts';
 
 const ids = [3, 17, 5, 29, 8, 1, 22, 14];

@@ -4,7 +4,8 @@ import { ConfigError } from '@niwaki/tensor';
 import { causalLM, createStep, disposeBatch, languageBatch } from '@niwaki/engine';
 import { createDraw, type Parameter } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
-import { adapt, dora, lora, loraPlus } from '../src/index.ts';
+import { dora, lora, loraPlus } from '../src/index.ts';
+import { adapt } from '@niwaki/peft';
 import { onTiny, rows } from './support.ts';
 
 const named = (model: Model, part: string): Parameter => {

@@ -5,7 +5,8 @@ import { gpuMissing } from '../../testing/src/gpu.ts';
 import { siteGradientError } from '../../testing/src/site-gradient.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { perturb } from '../../testing/src/perturb.ts';
-import { adapt, lora, mergeAdapter, unmergeAdapter, type LoraOptions } from '../src/index.ts';
+import { lora, type LoraOptions } from '../src/index.ts';
+import { adapt, mergeAdapter, unmergeAdapter } from '@niwaki/peft';
 
 const missing = await gpuMissing();
 

@@ -2,7 +2,8 @@ import { describe, expect, it } from 'vitest';
 import { ConfigError, denseParameter, tensor2d } from '@niwaki/tensor';
 import { denseWeight, masked, nOfM, packMask, packNOfM, type Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
-import { adapt, lora, mergeAdapter, unmergeAdapter } from '../src/index.ts';
+import { lora } from '../src/index.ts';
+import { adapt, mergeAdapter, unmergeAdapter } from '@niwaki/peft';
 import { distance, logitsOf } from './golden.ts';
 import { onTiny, perturb, rejection, rows } from './support.ts';
 

@@ -16,21 +16,20 @@ import {
 import { denseWeight, encodeGgufBlocks, ggufBlock, rowsOf, type GgufEncoded } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
+import { lora, type LoraOptions } from '../src/index.ts';
 import {
   activateAdapters,
   adapt,
   deleteAdapter,
-  loadAdapter,
-  lora,
   mergeAdapter,
   mergeAndUnload,
   mergedAdapters,
-  unmergeAdapter,
-  type LoraOptions,
   type PeftSet,
-} from '../src/index.ts';
+  unmergeAdapter,
+} from '@niwaki/peft';
+import { loadAdapter } from './verbs.ts';
 import { loraLinear } from '../src/lora-linear.ts';
-import { mergedSite, roundedTo } from '../src/merge-site.ts';
+import { mergedSite, roundedTo } from '../../peft/src/merge-site.ts';
 import { distance, logitsOf } from './golden.ts';
 import { baseBytes, filesOf, onTiny, perturb, rejection, rows } from './support.ts';
 

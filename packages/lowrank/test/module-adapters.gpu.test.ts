@@ -3,7 +3,8 @@ import { memory } from '@niwaki/tensor';
 import { distance, logits, train } from '../../testing/src/contract-model.ts';
 import { gpuMissing, init } from '../../testing/src/gpu.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
-import { adapt, compacter, ia3, prefixTuning, promptTuning, qst, type AdapterMethod } from '../src/index.ts';
+import { compacter, ia3, prefixTuning, promptTuning, qst } from '../src/index.ts';
+import { adapt, type AdapterMethod } from '@niwaki/peft';
 
 const missing = await gpuMissing();
 

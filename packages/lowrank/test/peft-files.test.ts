@@ -6,20 +6,19 @@ import { filesFolder, memoryFolderSink, type Folder } from '@niwaki/hub';
 import { ConfigError, FormatError, memory, NotFoundError, ShapeError, StateError, type RawTensor } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
+import { lora, type LoraOptions } from '../src/index.ts';
 import {
   adapt,
   BaseModelError,
   deleteAdapter,
-  loadAdapter,
-  lora,
   MissingTensorsError,
   RankError,
   saveAdapter,
   TensorTypeError,
   UnexpectedTensorsError,
   UnsupportedFieldError,
-  type LoraOptions,
-} from '../src/index.ts';
+} from '@niwaki/peft';
+import { loadAdapter } from './verbs.ts';
 import { distance, logitsOf } from './golden.ts';
 import { configOf, filesOf, perturb, rejection, renamed, rows, withConfig, withTensors, type Config, type Files } from './support.ts';
 

@@ -10,7 +10,9 @@ import { causalLM, createStep, disposeBatch, languageBatch } from '@niwaki/engin
 import { adamw } from '@niwaki/optim';
 import type { Model } from '@niwaki/nn';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
-import { adapt, loadAdapter, lora, saveAdapter, type LoraOptions } from '../src/index.ts';
+import { lora, type LoraOptions } from '../src/index.ts';
+import { adapt, saveAdapter } from '@niwaki/peft';
+import { loadAdapter } from './verbs.ts';
 import { distance, logitsOf } from './golden.ts';
 import { perturb, rows } from './support.ts';
 

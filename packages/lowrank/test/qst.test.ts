@@ -21,7 +21,9 @@ import { createKeyValueCache, forward, generate, tokenBatch, type AdapterSet, ty
 import { distance, logits, onTiny, rows, sizeOf, trainable } from '../../testing/src/contract-model.ts';
 import { modelGradientError, tapeDifference } from '../../testing/src/model-gradient.ts';
 import { perturb } from '../../testing/src/perturb.ts';
-import { adapt, loadAdapter, lora, mergeAdapter, prefixTuning, promptTuning, qst, type QstOptions } from '../src/index.ts';
+import { lora, prefixTuning, promptTuning, qst, type QstOptions } from '../src/index.ts';
+import { adapt, mergeAdapter } from '@niwaki/peft';
+import { loadAdapter } from './verbs.ts';
 import { launchesOf, totalOf } from './count-launches.ts';
 import { configOf, filesOf, rejection } from './support.ts';
 

@@ -1,5 +1,5 @@
 import { adapterContract } from '../../testing/src/adapter-contract.ts';
-import { mergeAdapter, mergeAndUnload, saveAdapter } from '../src/index.ts';
+import { mergeAdapter, mergeAndUnload, saveAdapter } from '@niwaki/peft';
 import { quantizedAdapters, residualAdapters } from './contract-list.ts';
 import { verbs } from './verbs.ts';
 

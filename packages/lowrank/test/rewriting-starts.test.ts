@@ -16,21 +16,9 @@ import { denseWeight, encodeGgufBlocks, ggufBlock, rowsOf } from '@niwaki/weight
 import type { Model, Site } from '@niwaki/nn';
 import { distance, logits } from '../../testing/src/contract-model.ts';
 import { perturb } from '../../testing/src/perturb.ts';
-import {
-  adapt,
-  combineAdapters,
-  deleteAdapter,
-  forgetOriginals,
-  loadAdapter,
-  lora,
-  mergeAdapter,
-  mergeAndUnload,
-  olora,
-  pissa,
-  saveAdapter,
-  type AdapterMethod,
-  type Initializer,
-} from '../src/index.ts';
+import { combineAdapters, lora, olora, pissa, type Initializer } from '../src/index.ts';
+import { adapt, type AdapterMethod, deleteAdapter, forgetOriginals, mergeAdapter, mergeAndUnload, saveAdapter } from '@niwaki/peft';
+import { loadAdapter } from './verbs.ts';
 import { memoryFolderSink } from '@niwaki/hub';
 import { integers } from './integers.ts';
 import { baseBytes, configOf, filesOf, onTiny as runOnTiny, rejection, type Files } from './support.ts';

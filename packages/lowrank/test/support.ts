@@ -2,7 +2,7 @@ import { memoryFolderSink, openSafetensors, encodeSafetensors, memorySource } fr
 import { memory, mul, noise, createDraw, tidy, type RawTensor, type Tensor } from '@niwaki/tensor';
 import type { AdapterSet, Model } from '@niwaki/nn';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
-import { saveAdapter } from '../src/index.ts';
+import { saveAdapter } from '@niwaki/peft';
 
 export const rows = [
   [1, 2, 3, 4],

@@ -6,7 +6,9 @@ import { distance, logits } from '../../testing/src/contract-model.ts';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { perturb } from '../../testing/src/perturb.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
-import { adapt, lora, swapAdapter, type LoraOptions, type PeftSet } from '../src/index.ts';
+import { lora, type LoraOptions } from '../src/index.ts';
+import { adapt, type PeftSet } from '@niwaki/peft';
+import { swapAdapter } from './verbs.ts';
 
 const missing = await gpuMissing();
 

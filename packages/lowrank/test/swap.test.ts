@@ -4,22 +4,18 @@ import type { Model } from '@niwaki/nn';
 import { bytesOf, distance, logits, siteParameters, trainable } from '../../testing/src/contract-model.ts';
 import { perturb } from '../../testing/src/perturb.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
+import { bottleneck, dora, ia3, lora } from '../src/index.ts';
 import {
   adapt,
-  bottleneck,
+  type AdapterMethod,
   deleteAdapter,
-  dora,
-  ia3,
-  loadAdapter,
-  lora,
   mergeAdapter,
+  type PeftSet,
   RankError,
   setAdapterScale,
-  swapAdapter,
   unmergeAdapter,
-  type AdapterMethod,
-  type PeftSet,
-} from '../src/index.ts';
+} from '@niwaki/peft';
+import { loadAdapter, swapAdapter } from './verbs.ts';
 import { configOf, filesOf, rejection, type Files } from './support.ts';
 
 const start = memory().numTensors;

@@ -1,26 +1,6 @@
-import type { AdapterVerbs } from '../../testing/src/adapter-contract.ts';
-import {
-  activateAdapters,
-  adapt,
-  deleteAdapter,
-  loadAdapter,
-  mergeAdapter,
-  mergeAndUnload,
-  saveAdapter,
-  swapAdapter,
-  unmergeAdapter,
-  type AdapterMethod,
-} from '../src/index.ts';
+import { adapterVerbs, type Verbs } from '../../testing/src/adapter-verbs.ts';
+import { adapterFiles } from '../src/index.ts';
 
-/** What the contract of adapters calls, of this package. */
-export const verbs: AdapterVerbs<AdapterMethod> = {
-  adapt,
-  save: saveAdapter,
-  load: loadAdapter,
-  activate: activateAdapters,
-  remove: deleteAdapter,
-  merge: mergeAdapter,
-  unmerge: unmergeAdapter,
-  mergeForGood: (model) => mergeAndUnload(model),
-  swap: swapAdapter,
-};
+/** What puts adapters on a model, and knows this package's files. */
+export const verbs: Verbs = adapterVerbs(adapterFiles);
+export const { load: loadAdapter, swap: swapAdapter } = verbs;

@@ -6,11 +6,13 @@ export * from '@niwaki/optim';
 export * from '@niwaki/engine';
 export * from '@niwaki/hub';
 export * from '@niwaki/quant';
+export * from '@niwaki/peft';
 export * from '@niwaki/lowrank';
 export * from '@niwaki/sparse';
 export * from '@niwaki/train';
 // Wired with everything: these take the place of the bare ones.
-export { load, loadAdapter } from './load.ts';
+export { load, loadAdapter, swapAdapter } from './load.ts';
+export { adapterFiles } from './adapter-files.ts';
 export { recipeKit, runRecipe } from './kit.ts';
 export { knownModelResolver, knownModels } from './known-models.ts';
 export { measureSpeed, type SpeedOptions, type SpeedRow } from './measure-speed.ts';

@@ -2,7 +2,6 @@ import { init } from '@niwaki/backend';
 import { causalLM, type Method } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
 import {
-  adapt,
   bottleneck,
   compacter,
   frugal,
@@ -15,9 +14,9 @@ import {
   promptTuning,
   qGalore,
   qst,
-  saveAdapter,
 } from '@niwaki/lowrank';
 import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
+import { adapt, saveAdapter } from '@niwaki/peft';
 import { awq, cbq, fp4, gptq, nf4, quantize, rtn } from '@niwaki/quant';
 import { dsnot, magnitude, prune, s2ft, sparsegpt, spiel, wanda, type Pruner } from '@niwaki/sparse';
 import { ConfigError, nearest, NotFoundError } from '@niwaki/tensor';

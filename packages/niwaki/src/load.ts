@@ -1,8 +1,15 @@
 import { load as loadWith, type Loaded, type LoadOptions, type Source } from '@niwaki/hub';
-import { loadAdapter as loadAdapterWith, type AdapterSource, type LoadAdapterOptions, type PeftSet } from '@niwaki/lowrank';
-import type { Model } from '@niwaki/nn';
+import type { AdapterSet, Model } from '@niwaki/nn';
+import {
+  loadAdapter as loadAdapterWith,
+  swapAdapter as swapAdapterWith,
+  type AdapterSource,
+  type LoadAdapterOptions,
+  type PeftSet,
+  type SwapOptions,
+} from '@niwaki/peft';
 import { formats } from '@niwaki/quant';
-import { adapterFiles } from '@niwaki/sparse';
+import { adapterFiles } from './adapter-files.ts';
 import { knownModelResolver } from './known-models.ts';
 
 /**
@@ -23,3 +30,11 @@ export const load = (source: Source, options: LoadOptions = {}): Promise<Loaded>
  */
 export const loadAdapter = (model: Model, source: AdapterSource, options: LoadAdapterOptions = {}): Promise<PeftSet> =>
   loadAdapterWith(model, source, { ...options, types: [...adapterFiles, ...(options.types ?? [])] });
+
+/**
+ * Gives an attached adapter the values of another set or file: nothing is built or compiled again. See `swapAdapter` of
+ * `@niwaki/peft`.
+ * @example await swapAdapter(model, 'default', './another-adapter');
+ */
+export const swapAdapter = (model: Model, name: string, source: AdapterSet | AdapterSource, options: SwapOptions = {}): Promise<void> =>
+  swapAdapterWith(model, name, source, { ...options, types: [...adapterFiles, ...(options.types ?? [])] });

@@ -20,7 +20,8 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import { causalLM, createStep, disposeBatch, languageBatch } from '@niwaki/engine';
-import { adapt, lora } from '@niwaki/lowrank';
+import { lora } from '@niwaki/lowrank';
+import { adapt } from '@niwaki/peft';
 import { initializeModel } from '@niwaki/nn';
 import { adamw } from '@niwaki/optim';
 import { nf4, quantize } from '@niwaki/quant';

@@ -1,4 +1,4 @@
-import type { AdapterFile } from '@niwaki/engine';
+import type { AdapterFile } from '@niwaki/peft';
 import { s2ftFile } from './s2ft.ts';
 import { sftFile } from './spiel.ts';
 

@@ -1,14 +1,7 @@
-import { add, ConfigError, FormatError, StateError, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
-import {
-  adapterParameter,
-  defineMethod,
-  parameterPath,
-  unbound,
-  type AdapterFile,
-  type AdapterMethod,
-  type Binding,
-  type Method,
-} from '@niwaki/engine';
+import * as v from 'valibot';
+import { add, ConfigError, StateError, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { defineMethod, type Method } from '@niwaki/engine';
+import { adapterFile, adapterParameter, parameterPath, unbound, type AdapterFile, type AdapterMethod, type Binding } from '@niwaki/peft';
 import { choosePlaces, sliceWeight, type Batch, type Weight } from '@niwaki/weights';
 import type { Adapter, Model, Site } from '@niwaki/nn';
 import { chooseSlices, type SliceBudget, type SliceStrategy } from './choose-slices.ts';
@@ -94,7 +87,7 @@ export function s2ft(options: S2ftOptions = {}): AdapterMethod {
   };
   return {
     ...bind(unbound),
-    peftType: s2ftFile.peftType,
+    file: s2ftFile,
     targeting: {},
     slots: [slot],
     stored: (site, model) => {
@@ -102,7 +95,6 @@ export function s2ft(options: S2ftOptions = {}): AdapterMethod {
       return { [slot]: shapeOf(site, sideOf(model, site.path), unitsAt(site)) };
     },
     rankAt: () => undefined,
-    file: s2ftFile,
     unitOrder: settings.permute ? 'changed' : 'known',
     bind,
     restore: async (site, tensors, { name }, model) => ({
@@ -112,16 +104,13 @@ export function s2ft(options: S2ftOptions = {}): AdapterMethod {
 }
 
 /** `peft_type: S2FT`. For `loadAdapter(model, files, { types: [s2ftFile] })`. */
-export const s2ftFile: AdapterFile = {
+export const s2ftFile: AdapterFile = adapterFile({
   peftType: 'S2FT',
-  fields: ['slices'],
+  // Heads or channels by module path.
+  fields: { slices: v.record(v.string(), v.array(v.pipe(v.number(), v.integer(), v.minValue(0)))) },
+  make: ({ slices }) => s2ft({ slices }),
   write: ({ sites }) => ({ slices: slicesOf({ sites }) as Json }),
-  read: ({ slices }) => {
-    const valid = typeof slices === 'object' && slices !== null && Object.values(slices).every((units) => Array.isArray(units));
-    if (valid) return s2ft({ slices: slices as Slices });
-    throw new FormatError('adapter_config.json: slices must list heads or channels by module path', { field: 'slices', given: slices });
-  },
-};
+});
 
 /** The units that a set trains: what another one excludes to be disjoint. */
 export const slicesOf = ({ sites }: { readonly sites: ReadonlyMap<string, Adapter> }): Slices =>

@@ -1,14 +1,18 @@
+import * as v from 'valibot';
 import { add, ConfigError, distinctNumbers, FormatError, tensor1d, zeros, type Json, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
+import { defineMethod, type Method } from '@niwaki/engine';
 import {
-  defineMethod,
+  adapterFile,
+  layerNumbers,
+  moduleNames,
   parameterPath,
   unbound,
+  wholeCount,
   type AdapterFile,
   type AdapterMethod,
   type Binding,
-  type Method,
   type TargetOptions,
-} from '@niwaki/engine';
+} from '@niwaki/peft';
 import { checkPlaces, flatPlaces, packPlaces, placedParameters, sparseDelta, type SparseDeltaParts, type Weight } from '@niwaki/weights';
 import type { Adapter, AdapterSet, Model, Site } from '@niwaki/nn';
 import { reselection, type ReselectionOptions } from './reselection.ts';
@@ -67,7 +71,6 @@ export function spiel(options: SpielOptions = {}): AdapterMethod {
     });
   return {
     ...bind(unbound),
-    peftType: sftFile.peftType,
     targeting: {
       ...(layersToTransform !== undefined && { layersToTransform }),
       ...(layersPattern !== undefined && { layersPattern }),
@@ -103,24 +106,39 @@ export const spielParticipant = (set: AdapterSet): ReturnType<typeof reselection
 const algorithms = { AG: 'rigl', MA: 'sm3' } as const;
 
 /** `peft_type: SFT`, as the authors' fork of PEFT writes it. For `loadAdapter(model, files, { types: [sftFile] })`. */
-export const sftFile: AdapterFile = {
+export const sftFile: AdapterFile = adapterFile({
   peftType: 'SFT',
-  fields: [
-    'density',
-    'num_tunable_weights',
-    'num_deltas',
-    'selection_algorithm',
-    'reselection_steps',
-    'selection_accumulation_steps',
-    'initial_reselection_rate',
-    'reselection_rate_policy',
-    'dtype',
-    'modules_to_save',
-    'layers_to_transform',
-    'layers_pattern',
-  ],
+  fields: {
+    density: v.nullish(v.number()),
+    num_tunable_weights: v.nullish(wholeCount),
+    selection_algorithm: v.nullish(v.picklist(['rigl', 'sm3']), 'rigl'),
+    reselection_steps: v.nullish(wholeCount),
+    selection_accumulation_steps: v.nullish(wholeCount),
+    initial_reselection_rate: v.nullish(v.number()),
+    reselection_rate_policy: v.nullish(v.picklist(['linear', 'cosine'])),
+    modules_to_save: v.nullish(v.array(v.string())),
+    layers_to_transform: v.nullish(layerNumbers),
+    layers_pattern: v.nullish(moduleNames),
+  },
+  // The tensors tell; type and counts are for the authors' loader.
+  ignored: ['num_deltas', 'dtype'],
+  make: (config) => {
+    const given = {
+      density: config.num_tunable_weights == null ? config.density : null,
+      numTunable: config.num_tunable_weights,
+      reselectionSteps: config.reselection_steps,
+      accumulationSteps: config.selection_accumulation_steps,
+      initialRate: config.initial_reselection_rate,
+      policy: config.reselection_rate_policy,
+      modulesToSave: config.modules_to_save,
+      layersToTransform: config.layers_to_transform,
+      layersPattern: config.layers_pattern,
+    };
+    const algorithm = config.selection_algorithm === 'sm3' ? 'MA' : 'AG';
+    return spiel({ algorithm, ...Object.fromEntries(Object.entries(given).filter(([, value]) => value != null)) } as SpielOptions);
+  },
   write: ({ method, sites }) => {
-    const settings = method.options as Settings;
+    const settings = method.options as unknown as Settings;
     return {
       density: settings.density ?? null,
       num_tunable_weights: settings.numTunable ?? null,
@@ -136,28 +154,7 @@ export const sftFile: AdapterFile = {
       layers_pattern: (settings.layersPattern as Json | undefined) ?? null,
     };
   },
-  read: (fields) => {
-    const algorithm = Object.entries(algorithms).find(([, name]) => name === (fields['selection_algorithm'] ?? 'rigl'))?.[0];
-    if (algorithm === undefined) {
-      throw new FormatError("adapter_config.json: selection_algorithm must be 'rigl' or 'sm3'", {
-        field: 'selection_algorithm',
-        given: fields['selection_algorithm'],
-      });
-    }
-    const given = {
-      density: fields['num_tunable_weights'] == null ? fields['density'] : null,
-      numTunable: fields['num_tunable_weights'],
-      reselectionSteps: fields['reselection_steps'],
-      accumulationSteps: fields['selection_accumulation_steps'],
-      initialRate: fields['initial_reselection_rate'],
-      policy: fields['reselection_rate_policy'],
-      modulesToSave: fields['modules_to_save'],
-      layersToTransform: fields['layers_to_transform'],
-      layersPattern: fields['layers_pattern'],
-    };
-    return spiel({ algorithm, ...Object.fromEntries(Object.entries(given).filter(([, value]) => value != null)) } as SpielOptions);
-  },
-};
+});
 
 const countOf = (path: string, shape: readonly number[] | undefined): readonly (readonly [string, number])[] =>
   shape === undefined ? [] : [[path, shape[0]!]];

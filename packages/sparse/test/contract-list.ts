@@ -1,4 +1,5 @@
-import type { AdapterMethod, Participant } from '@niwaki/engine';
+import type { Participant } from '@niwaki/engine';
+import type { AdapterMethod } from '@niwaki/peft';
 import type { AdapterCase } from '../../testing/src/adapter-contract.ts';
 import type { WeightMethodCase } from '../../testing/src/weight-method-contract.ts';
 import { dsnot, lisa, magnitude, s2ft, sparsegpt, spiel, wanda, type Slices } from '../src/index.ts';

@@ -4,7 +4,7 @@ import { distance, logits, onTiny, train } from '../../testing/src/contract-mode
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { perturb } from '../../testing/src/perturb.ts';
 import { siteGradientError } from '../../testing/src/site-gradient.ts';
-import { adapt, mergeAdapter, unmergeAdapter } from '../../lowrank/src/index.ts';
+import { adapt, mergeAdapter, unmergeAdapter } from '@niwaki/peft';
 import { s2ft } from '../src/index.ts';
 
 const missing = await gpuMissing();

@@ -23,7 +23,8 @@ import { bytesOf, cloned, distance, logits, rows, siteParameters, sizeOf, traina
 import { perturb } from '../../testing/src/perturb.ts';
 import { baseOf } from '../../testing/src/site-gradient.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
-import { activateAdapters, adapt, deleteAdapter, lora, mergeAdapter, setAdapterScale, unmergeAdapter } from '../../lowrank/src/index.ts';
+import { adapterFiles as lowrankFiles, lora } from '../../lowrank/src/index.ts';
+import { activateAdapters, adapt, deleteAdapter, mergeAdapter, setAdapterScale, unmergeAdapter } from '@niwaki/peft';
 import { s2ft, slicesOf, type S2ftAdapter, type S2ftOptions } from '../src/index.ts';
 import { verbs } from './verbs.ts';
 import { memoryFolderSink } from '../../hub/src/index.ts';
@@ -397,7 +398,9 @@ describe('permuting before training', () => {
     await unmergeAdapter(model);
     deleteAdapter(model, 'low');
     await adapt(model, s2ft(permuting), { at: path });
-    await expect(verbs.load(model, sink.files, { name: 'low' })).rejects.toThrow(/down_proj' were permuted on this model/);
+    await expect(verbs.load(model, sink.files, { name: 'low', types: lowrankFiles })).rejects.toThrow(
+      /down_proj' were permuted on this model/,
+    );
   });
 
   it('is refused by codes and by adapters that stand on the order, and the model stays', async () => {
@@ -608,7 +611,7 @@ describe('what S²FT refuses', () => {
     const changed = (slices: unknown): Map<string, Uint8Array> =>
       new Map(sink.files).set('adapter_config.json', new TextEncoder().encode(JSON.stringify({ ...config, slices })));
     expect(config['peft_type']).toBe('S2FT');
-    await expect(verbs.load(model, changed(7), {})).rejects.toThrow(/slices must list/);
+    await expect(verbs.load(model, changed(7), {})).rejects.toThrow(/slices: Invalid type/);
     await expect(verbs.load(model, changed({ 'model.layers.0.mlp.down_proj': [1, 2, 3] }), {})).rejects.toThrow(/\[16,3\]|16, ?3/);
     await expect(verbs.load(model, changed({ 'model.layers.0.mlp.down_proj': [1, 32] }), {})).rejects.toThrow(/channels from 0 to 31/);
     expect(model.adapters.size).toBe(0);

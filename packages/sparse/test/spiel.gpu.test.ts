@@ -3,7 +3,7 @@ import { createDraw, memory, noise, tensor1d, tensor2d, tidy, type Range, type T
 import { entriesOf, flatPlaces, largestOf, packPlaces, placedParameters, sparseDelta } from '@niwaki/weights';
 import { agedAdamw, sm3 } from '@niwaki/optim';
 import { causalLM, createStep, disposeBatch, languageBatch } from '@niwaki/engine';
-import { adapt } from '../../lowrank/src/index.ts';
+import { adapt } from '@niwaki/peft';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { spiel, spielParticipant, type SpielAdapter } from '../src/index.ts';

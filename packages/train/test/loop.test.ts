@@ -1,6 +1,7 @@
 import { AbortError, add, cast, ConfigError, DataError, memory, mul, NumericError, sum, type Tensor, type Tensor1D } from '@niwaki/tensor';
 import { BusyModelError, causalLM, disposeBatch, fullTapeBackprop, languageBatch, type Objective } from '@niwaki/engine';
-import { adapt, lora } from '@niwaki/lowrank';
+import { lora } from '@niwaki/lowrank';
+import { adapt } from '@niwaki/peft';
 import type { Model } from '@niwaki/nn';
 import { adamw, constant, cosine, sgd } from '@niwaki/optim';
 import { quantize, rtn } from '@niwaki/quant';

@@ -1,7 +1,8 @@
 import { AbortError, ConfigError, memory } from '@niwaki/tensor';
 import { causalLM } from '@niwaki/engine';
 import type { Loaded } from '@niwaki/hub';
-import { adapt, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
+import { adapterFiles, lora } from '@niwaki/lowrank';
+import { adapt, loadAdapter, saveAdapter } from '@niwaki/peft';
 import { adamw, schedules, sgd } from '@niwaki/optim';
 import { nf4, quantize } from '@niwaki/quant';
 import { byteTokenizer, byteVocabularySize, tinyLlama } from '@niwaki/testing';
@@ -38,7 +39,7 @@ const kit: RecipeKit = {
   pruneModel: () => Promise.reject(new Error('no pruner')),
   quantizeModel: (model, method, { at }) => quantize(model, method, { at }),
   adaptModel: (model, method, { at, seed }) => adapt(model, method, { at, seed }),
-  loadAdapter,
+  loadAdapter: (model, source, options) => loadAdapter(model, source, { types: adapterFiles, ...options }),
   saveAdapter,
   saveModel: async () => {},
   optimizers: { adamw: (options) => adamw(options as never), sgd: (options) => sgd(options as never) },

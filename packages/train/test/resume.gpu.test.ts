@@ -1,6 +1,7 @@
 import { init } from '../../backend/src/index.ts';
 import { AbortError, memory, type Tensor } from '@niwaki/tensor';
-import { adapt, lora } from '@niwaki/lowrank';
+import { lora } from '@niwaki/lowrank';
+import { adapt } from '@niwaki/peft';
 import type { Model } from '@niwaki/nn';
 import { adamw, cosine } from '@niwaki/optim';
 import { describe, expect, it } from 'vitest';

@@ -1,6 +1,7 @@
 /** A real model that talks, and one adapted by Python's PEFT, out of a GGUF file with 4-bit blocks. */
 import { load, type Loaded } from '@niwaki/hub';
-import { deleteAdapter, loadAdapter, type ScalableAdapter } from '@niwaki/lowrank';
+import { adapterFiles } from '@niwaki/lowrank';
+import { deleteAdapter, loadAdapter, type ScalableAdapter } from '@niwaki/peft';
 import { generate } from '@niwaki/nn';
 import { memory } from '@niwaki/tensor';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -49,7 +50,7 @@ describe.skipIf(missing)('SmolLM2-135M-Instruct', () => {
     const base = await logSumExps(model, batches[0]!);
     // What the adapter changes is far more than the tolerance.
     expect(distance(base, expected)).toBeGreaterThan(1);
-    const set = await loadAdapter(model, adapterAt('final'), { name: 'python' });
+    const set = await loadAdapter(model, adapterAt('final'), { name: 'python', types: adapterFiles });
     const adapted = await logSumExps(model, batches[0]!);
     expect(distance(adapted, expected)).toBeLessThan(tolerance);
     tell(

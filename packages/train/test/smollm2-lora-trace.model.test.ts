@@ -1,6 +1,7 @@
 /** Eight steps of LoRA on a real model, number by number against Python's PEFT and torch's AdamW. */
 import { fileSource, load, memoryFolderSink, memorySource, openSafetensors, decodeFloats, type ByteSource } from '@niwaki/hub';
-import { loadAdapter, saveAdapter } from '@niwaki/lowrank';
+import { adapterFiles } from '@niwaki/lowrank';
+import { loadAdapter, saveAdapter } from '@niwaki/peft';
 import type { AdapterSet, Model } from '@niwaki/nn';
 import { adamw } from '@niwaki/optim';
 import { memory } from '@niwaki/tensor';
@@ -17,7 +18,7 @@ describe.skipIf(missing)('LoRA on SmolLM2-135M-Instruct', () => {
     const reference = trace();
     const { model } = await load(file!);
     hold(model);
-    const set = await loadAdapter(model, adapterAt('init'), { trainable: true });
+    const set = await loadAdapter(model, adapterAt('init'), { trainable: true, types: adapterFiles });
     const cpu = process.cpuUsage();
     const steps = await run(model, reference);
     const cpuSeconds = process.cpuUsage(cpu).user / 1e6 / steps.length;

@@ -1,7 +1,8 @@
 /** LoRA over 4-bit blocks of a GGUF file (Dettmers et al. 2023), trained on running text. */
 import { createHash } from 'node:crypto';
 import { load, memoryFolderSink } from '@niwaki/hub';
-import { adapt, deleteAdapter, loadAdapter, lora, saveAdapter } from '@niwaki/lowrank';
+import { adapterFiles, lora } from '@niwaki/lowrank';
+import { adapt, deleteAdapter, loadAdapter, saveAdapter } from '@niwaki/peft';
 import type { Model } from '@niwaki/nn';
 import { adamw } from '@niwaki/optim';
 import { memory, openMemoryLedger } from '@niwaki/tensor';
@@ -55,7 +56,7 @@ describe.skipIf(missing)('QLoRA on SmolLM2-135M-Instruct', () => {
     await saveAdapter(set, sink);
     deleteAdapter(model, set.name);
     expect(await logSumExps(model, probe)).not.toEqual(trained);
-    await loadAdapter(model, sink.files);
+    await loadAdapter(model, sink.files, { types: adapterFiles });
     expect(await logSumExps(model, probe)).toEqual(trained);
     model.dispose();
     ledger.dispose();

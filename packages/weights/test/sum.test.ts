@@ -31,7 +31,8 @@ import {
   type Weight,
 } from '../src/index.ts';
 import { filesFolder, load, memoryFolderSink, saveModel } from '../../hub/src/index.ts';
-import { adapt, lora, mergeAdapter, unmergeAdapter } from '../../lowrank/src/index.ts';
+import { lora } from '../../lowrank/src/index.ts';
+import { adapt, mergeAdapter, unmergeAdapter } from '../../peft/src/index.ts';
 import { bytesOf, distance, logits, onTiny, siteParameters, train } from '../../testing/src/contract-model.ts';
 
 const shape: [number, number] = [12, 64];

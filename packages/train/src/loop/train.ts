@@ -9,13 +9,13 @@ import {
   createStep,
   disposeBatch,
   holdModel,
-  type AdapterMethod,
   type Estimator,
   type Objective,
   type Participant,
   type StepOptions,
   type StepResult,
 } from '@niwaki/engine';
+import type { AdapterMethod } from '@niwaki/peft';
 import type { RunState } from '../checkpoint/checkpoint.ts';
 import type { RunIdentity } from '../checkpoint/run-identity.ts';
 import type { TrainData } from '../data/train-data.ts';

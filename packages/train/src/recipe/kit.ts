@@ -1,5 +1,6 @@
 import type { Json } from '@niwaki/tensor';
-import type { AdapterMethod, Calibrate, Method, MethodProgress, Objective } from '@niwaki/engine';
+import type { Calibrate, Method, MethodProgress, Objective } from '@niwaki/engine';
+import type { AdapterMethod } from '@niwaki/peft';
 import type { Loaded, SaveTarget, Tokenizer } from '@niwaki/hub';
 import type { AdapterSet, Model, Selector } from '@niwaki/nn';
 import type { Schedule, Transform } from '@niwaki/optim';

@@ -1,5 +1,6 @@
 import { ConfigError, refuse } from '@niwaki/tensor';
-import { check, disposeBatch, isCalibrated, validateSites, type AdapterMethod, type Method, type MethodProgress } from '@niwaki/engine';
+import { check, disposeBatch, isCalibrated, validateSites, type Method, type MethodProgress } from '@niwaki/engine';
+import type { AdapterMethod } from '@niwaki/peft';
 import type { Loaded } from '@niwaki/hub';
 import { siteParty, type AdapterSet, type Model, type Selector, type Site } from '@niwaki/nn';
 import { calibrationWindows } from '../data/calibration-windows.ts';

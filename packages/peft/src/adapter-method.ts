@@ -1,8 +1,9 @@
-import { createDraw, denseParameter, type Draw, type Json, type Parameter, type Role, type Tensor } from '@niwaki/tensor';
+import { createDraw, denseParameter, type Draw, type Parameter, type Role, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import type { Adapter, AdapterSet, Model, Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
-import type { Method } from './method.ts';
-import type { Participant } from './participant.ts';
+import type { Method, Participant } from '@niwaki/engine';
+import type { AdapterFile } from './adapter-file.ts';
+import type { TargetModules } from './targets.ts';
 
 /** What every adapter method may say about its targets and about what trains beside them, as in PEFT. */
 export interface TargetOptions {
@@ -60,8 +61,8 @@ export interface Restored {
 
 /** A method whose adapters live in PEFT files. */
 export interface AdapterMethod extends Method {
-  /** `peft_type` of the files. */
-  readonly peftType: string;
+  /** The form of its files. */
+  readonly file: AdapterFile;
   readonly targeting: TargetOptions;
   /** PEFT's names of the tensors an adapter may store, such as `lora_A.weight`. */
   readonly slots: readonly string[];
@@ -77,8 +78,6 @@ export interface AdapterMethod extends Method {
   participant?(set: AdapterSet): Participant;
   /** Fields of its files that the model decides. */
   fileFields?(model: Model): FileFields;
-  /** The form of its files, where it is no type of Python's PEFT. */
-  readonly file?: AdapterFile;
   /** The same method, making the adapters of one set. */
   bind(binding: Binding): Method;
   /**
@@ -95,6 +94,13 @@ export interface AdapterMethod extends Method {
   readonly unitOrder?: 'known' | 'changed';
   /** Whether the name in a file is enough to rewrite the base again. */
   readonly repeatable?: boolean;
+  /** The set as a file for the original base holds it, where its adapters fit the base that they rewrote. */
+  portable?(set: PeftSet): PortableSet | undefined;
+  /**
+   * Takes over what is no parameter from the adapters, by path, whose values the set was just given: their scales.
+   * @returns the method whose options say so
+   */
+  takeOver?(set: PeftSet, from: ReadonlyMap<string, Adapter>): AdapterMethod;
 }
 
 export interface SharedTensors {
@@ -117,14 +123,32 @@ export interface SharedTensors {
 /** Fields of adapter_config.json that say nothing about the method and are kept for whoever reads the file next. */
 export type FileFields = Readonly<Record<string, unknown>>;
 
-/** How a method stands in adapter_config.json, beside the fields that all types have. */
-export interface AdapterFile {
-  readonly peftType: string;
-  /** Names of the fields that `write` gives. */
-  readonly fields: readonly string[];
-  write(set: AdapterSet): { readonly [field: string]: Json };
-  /** @throws ConfigError, FormatError naming the field */
-  read(fields: { readonly [field: string]: Json }): AdapterMethod;
+/** A set in another form than the one that trains. */
+export interface PortableSet {
+  readonly set: PeftSet;
+  /** The tensors of an adapter that differ, by slot. */
+  tensors(adapter: Adapter): ReadonlyMap<string, StoredValues>;
+}
+
+/** Numbers of a file, read when they are written. */
+export interface StoredValues {
+  readonly shape: readonly number[];
+  values(): Promise<Float32Array>;
+}
+
+/** An adapter whose effect can be turned up and down. */
+export interface ScalableAdapter extends Adapter {
+  /** Factor on the adapter's own scale, default 1; not stored in files. */
+  strength: number;
+}
+
+/** Whether a value is an adapter with a strength. */
+export const isScalable = (adapter: Adapter): adapter is ScalableAdapter => 'strength' in adapter;
+
+/** An adapter that took a part out of the base's matrix. */
+export interface RewritingAdapter extends Adapter {
+  /** The original matrix from the rewritten one, f32, new; absent where it is lost. */
+  original?(base: Weight): Tensor2D;
 }
 
 /** A parameter of an adapter. `slot` is its PEFT name, such as `lora_A.weight`; the set's name goes in before the ending. */
@@ -137,3 +161,38 @@ export function parameterPath(path: string, name: string, slot: string): string 
   const ending = /\.(?:weight|bias)$/.exec(slot)?.[0] ?? '';
   return `${path}.${slot.slice(0, slot.length - ending.length)}.${name}${ending}`;
 }
+
+/** A set in PEFT form: what `adapt` and `loadAdapter` return and `saveAdapter` writes. */
+export interface PeftSet extends AdapterSet {
+  /** Another one after `swapAdapter`: the options that the values of now go with. */
+  method: AdapterMethod;
+  /** What a file says is targeted. */
+  readonly targets: TargetModules;
+  readonly fields: FileFields;
+  readonly warnings: readonly Warning[];
+  /** Base weights that go into the file too, by parameter name: PEFT stores those of adapted embeddings. */
+  readonly alsoStored: ReadonlyMap<string, StoredValues>;
+}
+
+/** A parameter of the base. @param name of a site's weight: `lm_head.weight` */
+export function baseOf(model: Model, name: string): StoredValues {
+  const [site] = model.sites((candidate) => `${candidate.path}.weight` === name) as [Site];
+  return {
+    shape: site.weight!.shape,
+    values: async () => {
+      const dense = site.weight!.dense();
+      try {
+        return (await dense.data()) as Float32Array;
+      } finally {
+        dense.dispose();
+      }
+    },
+  };
+}
+
+/** Every parameter a set brought along. */
+export const ownedBy = (set: Pick<AdapterSet, 'sites' | 'replaced'>): Parameter[] => [
+  ...new Set([...[...set.sites.values()].flatMap((adapter) => Object.values(adapter.parameters)), ...set.replaced.values()]),
+];
+
+export const isPeftSet = (set: AdapterSet): set is PeftSet => 'targets' in set && 'fields' in set;

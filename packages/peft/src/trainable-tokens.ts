@@ -23,8 +23,7 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import type { Adapter, Model, Site } from '@niwaki/nn';
-import { adapterParameter } from './lora-adapter.ts';
-import type { TargetOptions } from './lora-options.ts';
+import { adapterParameter, type TargetOptions } from './adapter-method.ts';
 import { endsWithName } from './targets.ts';
 
 export const tokensSlot = 'token_adapter.trainable_tokens_delta';

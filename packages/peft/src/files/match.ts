@@ -1,13 +1,12 @@
 import type { SafetensorsFile } from '@niwaki/hub';
 import { ShapeError } from '@niwaki/tensor';
 import type { Model, Site } from '@niwaki/nn';
-import type { StoredShapes } from '../adapter-method.ts';
+import type { ReadConfig } from '../adapter-file.ts';
+import type { StoredShapes, Warn } from '../adapter-method.ts';
 import { targetSites } from '../targets.ts';
 import { tokensSlot, tokenTargets, type TokenTarget } from '../trainable-tokens.ts';
-import type { Warn } from '../warning.ts';
 import { replaceables, replacedNames, type Replaceable } from '../whole-modules.ts';
 import { MissingTensorsError, RankError, TensorTypeError, UnexpectedTensorsError } from './errors.ts';
-import type { ReadConfig } from './family.ts';
 import { layoutOf, type FileLayout } from './keys.ts';
 
 export interface SiteContent {

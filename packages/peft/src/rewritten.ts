@@ -1,17 +1,16 @@
 import { ConfigError, denseParameter, refuse, StateError } from '@niwaki/tensor';
-import { check, type AdapterMethod } from '@niwaki/engine';
+import { check } from '@niwaki/engine';
 import { denseWeight, type Weight } from '@niwaki/weights';
 import { adapterParty, type AdapterSet, type Model, type Site } from '@niwaki/nn';
-import type { Initializer } from './initialization.ts';
-import type { LoraAdapter } from './lora-adapter.ts';
-import { BaseModelError } from './peft/errors.ts';
+import type { AdapterMethod, RewritingAdapter } from './adapter-method.ts';
+import { BaseModelError } from './files/errors.ts';
 
 // A start may rewrite the base: the set and what it left of each matrix belong together. While the set is on the model,
 // the base alone is not what was loaded, also under a view without adapters. Taking the set off with deleteAdapter puts
 // W back where it can be had (f32 rounding apart); where the rest is quantized, the codes stay.
 
 /** @throws ConfigError where the site is no linear map of its own */
-export function checkRewritable(site: Site, { name }: Initializer, model: Model): void {
+export function checkRewritable(site: Site, { name }: { readonly name: boolean | string }, model: Model): void {
   const { path, point } = site;
   const weight = site.weight!;
   if (point !== 'linear')
@@ -78,7 +77,7 @@ export function putWeights(model: Model, weights: ReadonlyMap<string, Weight>): 
 export function putBack(model: Model, { sites }: AdapterSet): void {
   const weights = new Map<string, Weight>();
   for (const [path, adapter] of sites) {
-    const { original } = adapter as LoraAdapter;
+    const { original } = adapter as RewritingAdapter;
     const [site] = original === undefined ? [] : model.sites((candidate) => candidate.path === path);
     if (site !== undefined) weights.set(path, denseWeight(denseParameter(`${path}.weight`, original!(site.weight!), { role: 'matrix' })));
   }

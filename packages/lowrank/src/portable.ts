@@ -1,39 +1,35 @@
 import type { Parameter } from '@niwaki/tensor';
 import type { Adapter } from '@niwaki/nn';
-import type { PeftSet } from '../adapter-method.ts';
-import { fingerprintField } from '../fingerprint.ts';
-import type { LoraAdapter } from '../lora-adapter.ts';
-import type { LoraSettings } from '../lora-options.ts';
-import { lora } from '../lora.ts';
-import type { StoredTensor } from './save.ts';
+import type { StoredValues } from '@niwaki/peft';
+import type { LoraAdapter } from './lora-adapter.ts';
+import type { LoraSettings } from './lora-options.ts';
 
 // A pair that took a part of the base over changes the original W by s·(B·A - B₀·A₀) = s·[B, -B₀]·[A; A₀]: a plain LoRA
 // of twice the rank, with the same scale.
 
 const startOf = (adapter: Adapter): LoraAdapter['start'] => (adapter as Partial<LoraAdapter>).start;
 
-/** What the config says of the portable form; the set itself where it is portable as it is, or never. */
-export function portableSet(set: PeftSet): PeftSet {
-  if (![...set.sites.values()].some((adapter) => startOf(adapter) !== undefined)) return set;
-  const settings = set.method.targeting as LoraSettings;
+/** Whether an adapter took a part of the base over that it can give back. */
+export const isPortable = (adapter: Adapter): boolean => startOf(adapter) !== undefined;
+
+/** The options that the portable form goes with. */
+export function portableSettings(settings: LoraSettings): LoraSettings {
   const { rank, alpha, rslora, rankPattern, alphaPattern } = settings;
   const factor = rslora ? Math.SQRT2 : 2;
   const times = (pattern: Readonly<Record<string, number>>, by: number): Readonly<Record<string, number>> =>
     Object.fromEntries(Object.entries(pattern).map(([key, value]) => [key, value * by]));
-  const method = lora({
+  return {
     ...settings,
     rank: 2 * rank,
     alpha: factor * alpha,
     rankPattern: times(rankPattern, 2),
     alphaPattern: times(alphaPattern, factor),
     init: true,
-  });
-  const { [fingerprintField]: _, ...fields } = set.fields;
-  return { ...set, method, fields };
+  };
 }
 
 /** The tensors of an adapter that differ in the portable form, by slot; B' is put together on the host. */
-export function portableTensors(adapter: Adapter): Map<string, Omit<StoredTensor, 'name'>> {
+export function portableTensors(adapter: Adapter): Map<string, StoredValues> {
   const start = startOf(adapter);
   if (start === undefined) return new Map();
   const [a, b] = ['lora_A.weight', 'lora_B.weight'].map((slot) => adapter.parameters[slot]!) as [Parameter, Parameter];

@@ -1,7 +1,6 @@
 import { ConfigError, nearest, NotFoundError, pythonFullMatch } from '@niwaki/tensor';
 import type { Site } from '@niwaki/nn';
-import type { TargetOptions } from './lora-options.ts';
-import type { Warn } from './warning.ts';
+import type { TargetOptions, Warn } from './adapter-method.ts';
 
 /** `target_modules` of a PEFT config: a Python regular expression, 'all-linear', or names matched as dotted suffixes. */
 export type TargetModules = string | readonly string[];

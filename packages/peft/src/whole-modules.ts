@@ -1,6 +1,6 @@
 import { ConfigError, denseParameter, nearest, NotFoundError, type Parameter, type Role, type Tensor } from '@niwaki/tensor';
 import type { Model, Site } from '@niwaki/nn';
-import type { TargetOptions } from './lora-options.ts';
+import type { TargetOptions } from './adapter-method.ts';
 
 /** A whole parameter of the model as a set may replace it, by Hugging Face name. */
 export interface Replaceable {

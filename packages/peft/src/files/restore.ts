@@ -2,11 +2,10 @@ import { decodeFloats, type SafetensorsFile } from '@niwaki/hub';
 import { createDraw, tensor, throwIfAborted, type Parameter, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Adapter, Model } from '@niwaki/nn';
-import { baseOf, type Binding, type PeftSet, type StoredBase } from '../adapter-method.ts';
+import type { ReadConfig } from '../adapter-file.ts';
+import { baseOf, type Binding, type PeftSet, type StoredValues, type Warn, type Warning } from '../adapter-method.ts';
 import { trainableTokens } from '../trainable-tokens.ts';
-import type { Warn, Warning } from '../warning.ts';
 import { replacement, type Replaceable } from '../whole-modules.ts';
-import type { ReadConfig } from './family.ts';
 import type { Content } from './match.ts';
 
 export interface RestoreOptions {
@@ -52,7 +51,7 @@ export async function restoreSet(
   };
   try {
     const replaced = new Map<string, Parameter>();
-    const alsoStored = new Map<string, StoredBase>();
+    const alsoStored = new Map<string, StoredValues>();
     for (const { name: parameterName, tensor: tensorName, like, stored } of content.parameters) {
       const value = await read(tensorName);
       if (stored && (await equals(value, like))) {

@@ -1,12 +1,9 @@
 import { encodeFloats, writeSafetensors, type ByteSink, type LazyTensor, type SaveTarget } from '@niwaki/hub';
 import { bytesOf, ConfigError, type Json, type Parameter } from '@niwaki/tensor';
-import type { AdapterSet } from '@niwaki/nn';
-import { isPeftSet, type PeftSet } from '../adapter-method.ts';
+import type { Adapter, AdapterSet } from '@niwaki/nn';
+import { isPeftSet, type PeftSet, type StoredValues } from '../adapter-method.ts';
 import { isTokens } from '../trainable-tokens.ts';
-import { peftFamilies } from './families.ts';
-import { ownFamily } from './own-family.ts';
 import { writeFiles } from './folders.ts';
-import { portableSet, portableTensors } from './portable.ts';
 import { parameterKey, slotKey } from './keys.ts';
 
 export interface SaveAdapterOptions {
@@ -32,13 +29,11 @@ export interface SaveAdapterOptions {
  */
 export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: SaveAdapterOptions = {}): Promise<void> {
   const { dtype = 'f32', tokenizer, form = 'portable', signal } = options;
-  const peft = form === 'portable' ? portableSet(peftForm(set)) : peftForm(set);
-  const { file } = peft.method;
-  const family = file === undefined ? peftFamilies.get(peft.method.peftType) : ownFamily(file);
-  if (family === undefined)
-    throw new ConfigError(`no writer for adapters of type ${peft.method.peftType}`, { peftType: peft.method.peftType });
+  const native = peftForm(set);
+  const portable = form === 'portable' ? native.method.portable?.(native) : undefined;
+  const { set: peft, tensors: changed } = portable ?? { set: native, tensors: () => new Map<string, StoredValues>() };
   const type = ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype];
-  const tensors = storedTensors(peft, { form }).map((tensor) => ({
+  const tensors = storedTensors(peft, changed).map((tensor) => ({
     ...tensor,
     dtype: tensor.integers ? 'I32' : type,
     read: async () => {
@@ -53,7 +48,7 @@ export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: 
     files.set('tokenizer_config.json', json(JSON.stringify(tokenizer.files.config, null, 2)));
   }
   files.set('adapter_model.safetensors', (sink) => writeSafetensors(tensors, sink, signal === undefined ? {} : { signal }));
-  files.set('adapter_config.json', json(pythonJson(family.write(peft))));
+  files.set('adapter_config.json', json(pythonJson(peft.method.file.write(peft))));
   await writeFiles(target, files);
 }
 
@@ -66,14 +61,17 @@ function peftForm(set: AdapterSet): PeftSet {
   });
 }
 
-export interface StoredTensor extends Pick<LazyTensor, 'name' | 'shape'> {
+interface StoredTensor extends Pick<LazyTensor, 'name' | 'shape'> {
   /** Whether the values are whole numbers. */
   readonly integers?: boolean;
   values(): Promise<Float32Array | Int32Array>;
 }
 
-/** What a file holds of a set. Statistics and tables are made again on loading. */
-export function storedTensors(set: PeftSet, { form }: { readonly form: 'portable' | 'native' }): StoredTensor[] {
+/**
+ * What a file holds of a set. Statistics and tables are made again on loading.
+ * @param changedOf tensors of an adapter that stand in for its own, by slot
+ */
+function storedTensors(set: PeftSet, changedOf: (adapter: Adapter) => ReadonlyMap<string, StoredValues>): StoredTensor[] {
   const adapted = new Set([...set.sites].filter(([, adapter]) => !isTokens(adapter)).map(([path]) => path));
   const shared = new Set(set.method.shared?.slots);
   const seen = new Set<Parameter>();
@@ -85,7 +83,7 @@ export function storedTensors(set: PeftSet, { form }: { readonly form: 'portable
     tensors.push({ name, shape: parameter.shape, values: async () => (await parameter.read().data()) as Float32Array });
   };
   for (const [path, adapter] of set.sites) {
-    const changed = form === 'portable' ? portableTensors(adapter) : new Map<string, Omit<StoredTensor, 'name'>>();
+    const changed = changedOf(adapter);
     for (const [slot, parameter] of Object.entries(adapter.parameters)) {
       const integers = set.method.integers?.[slot];
       if (integers !== undefined) {

@@ -1,18 +1,16 @@
 import { openSafetensors, parseJsonObject, type Folder, type SafetensorsFile } from '@niwaki/hub';
-import { validateSites, type AdapterFile } from '@niwaki/engine';
+import { validateSites } from '@niwaki/engine';
 import { FormatError, NotFoundError, type Json } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import { attachActive, checkName } from '../adapt.ts';
-import { ownedBy, type PeftSet } from '../adapter-method.ts';
+import type { AdapterFile, ReadConfig } from '../adapter-file.ts';
+import { ownedBy, type PeftSet, type Warn, type Warning } from '../adapter-method.ts';
 import { fingerprintField, fingerprintOf } from '../fingerprint.ts';
 import { mergedAdapters } from '../merge.ts';
 import { putWeights, refuseReordered, refuseShared } from '../rewritten.ts';
-import { collectWarnings, type Warn, type Warning } from '../warning.ts';
+import { collectWarnings } from '../warning.ts';
 import { BaseModelError } from './errors.ts';
-import { peftFamilies } from './families.ts';
-import type { PeftFamily, ReadConfig } from './family.ts';
-import { ownFamily } from './own-family.ts';
 import { folderOf, type AdapterSource } from './folders.ts';
 import { matchContent, type Content } from './match.ts';
 import { restoreSet } from './restore.ts';
@@ -26,7 +24,7 @@ export interface LoadAdapterOptions {
   readonly trainable?: boolean;
   /** Default 'warn': another `base_model_name_or_path` than the model's is a warning, since names of files differ. */
   readonly base?: 'warn' | 'require';
-  /** Types of adapters that other packages bring. */
+  /** Types of adapters that may be in it; each package of methods has its `adapterFiles`. */
   readonly types?: readonly AdapterFile[];
   readonly signal?: AbortSignal;
   readonly onWarning?: (warning: Warning) => void;
@@ -87,22 +85,21 @@ async function readConfig(folder: Folder, model: Model, types: readonly AdapterF
     if (source.size > maxConfigBytes)
       throw new FormatError(`adapter_config.json has ${source.size} bytes`, { size: source.size, limit: maxConfigBytes });
     const json = parseJsonObject(await source.read(0, source.size), 'adapter_config.json');
-    return familyOf(json, types).read(json, model, warn);
+    return fileOf(json, types).read(json, model, warn);
   } finally {
     await source.close?.();
   }
 }
 
-function familyOf(json: { readonly [field: string]: Json }, types: readonly AdapterFile[]): PeftFamily {
+function fileOf(json: { readonly [field: string]: Json }, types: readonly AdapterFile[]): AdapterFile {
   const type = json['peft_type'];
-  const families = new Map([...peftFamilies, ...types.map((file) => [file.peftType, ownFamily(file)] as const)]);
-  const family = typeof type === 'string' ? families.get(type) : undefined;
-  if (family !== undefined) return family;
+  const file = types.find(({ peftType }) => peftType === type);
+  if (file !== undefined) return file;
   throw new FormatError(
     type === undefined ? 'adapter_config.json has no peft_type' : `adapters of peft_type ${JSON.stringify(type)} are not read here`,
     {
       peftType: type,
-      known: [...families.keys()],
+      known: types.map(({ peftType }) => peftType),
     },
   );
 }

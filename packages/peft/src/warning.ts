@@ -1,6 +1,4 @@
-import type { Warn, Warning } from '@niwaki/engine';
-
-export type { Warn, Warning } from '@niwaki/engine';
+import type { Warn, Warning } from './adapter-method.ts';
 
 /** Collects warnings, and tells whoever listens at once. */
 export function collectWarnings(onWarning?: (warning: Warning) => void): { readonly list: readonly Warning[]; readonly warn: Warn } {

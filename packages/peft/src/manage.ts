@@ -1,7 +1,6 @@
 import { ConfigError, NotFoundError, StateError } from '@niwaki/tensor';
 import type { AdapterSet, Model } from '@niwaki/nn';
-import { ownedBy } from './adapter-method.ts';
-import { isScalable } from './lora-adapter.ts';
+import { isScalable, ownedBy } from './adapter-method.ts';
 import { mergedAdapters } from './merge.ts';
 import { putBack } from './rewritten.ts';
 

@@ -2,13 +2,21 @@ import { ConfigError, createDraw, StateError, type Parameter } from '@niwaki/ten
 import { applyMethod, type ApplyOptions } from '@niwaki/engine';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Adapter, AdapterSet, Model, Selector, Site } from '@niwaki/nn';
-import { baseOf, type AdapterMethod, type Binding, type FileFields, type PeftSet, type StoredBase } from './adapter-method.ts';
+import {
+  baseOf,
+  type AdapterMethod,
+  type Binding,
+  type FileFields,
+  type PeftSet,
+  type StoredValues,
+  type Warning,
+} from './adapter-method.ts';
 import { fingerprintField, fingerprintOf } from './fingerprint.ts';
 import { mergedAdapters } from './merge.ts';
 import { putWeights, refuseShared } from './rewritten.ts';
 import { restrictSites, targetSites, type TargetModules } from './targets.ts';
 import { currentRows, tokenTargets, trainableTokens } from './trainable-tokens.ts';
-import { collectWarnings, type Warning } from './warning.ts';
+import { collectWarnings } from './warning.ts';
 import { copyParameters, refuseWholeAndRows, replacedNames } from './whole-modules.ts';
 
 export interface AdaptOptions extends Pick<ApplyOptions, 'signal' | 'onProgress'> {
@@ -155,7 +163,7 @@ export function fieldsFor(model: Model): FileFields {
 const embeddingNames: ReadonlySet<string> = new Set(['embed_tokens', 'lm_head']);
 
 /** PEFT stores the base weights of adapted embeddings, unless only rows of them train; its loader then expects them. */
-function storedEmbeddings(model: Model, sites: readonly Site[], rows: boolean): Map<string, StoredBase> {
+function storedEmbeddings(model: Model, sites: readonly Site[], rows: boolean): Map<string, StoredValues> {
   const named = rows ? [] : sites.filter(({ path }) => embeddingNames.has(path.slice(path.lastIndexOf('.') + 1)));
   return new Map(named.map(({ path }) => [`${path}.weight`, baseOf(model, `${path}.weight`)]));
 }

@@ -1,9 +1,9 @@
 import { NotFoundError } from '@niwaki/tensor';
 import type { AdapterSet, Model } from '@niwaki/nn';
-import { ownedBy } from './adapter-method.ts';
+import { ownedBy, type Warning } from './adapter-method.ts';
 import { rewrite, type MergedSiteReport, type MergeOptions, type Originals } from './merge-rewrite.ts';
 import { putBack } from './rewritten.ts';
-import { collectWarnings, type Warning } from './warning.ts';
+import { collectWarnings } from './warning.ts';
 
 export interface MergeReport {
   /** Everything merged now, in order. */

@@ -1,13 +1,10 @@
 import { ConfigError, pad, ShapeError, tidy, zerosLike, type Parameter, type Tensor } from '@niwaki/tensor';
 import type { Adapter, AdapterSet, Model } from '@niwaki/nn';
 import { isPeftSet, type PeftSet } from './adapter-method.ts';
-import type { LoraAdapter } from './lora-adapter.ts';
-import { loraScale, type LoraSettings } from './lora-options.ts';
-import { lora } from './lora.ts';
+import { RankError } from './files/errors.ts';
+import type { AdapterSource } from './files/folders.ts';
+import { loadAdapter, type LoadAdapterOptions } from './files/load.ts';
 import { adapterNamed, disposeSet } from './manage.ts';
-import { RankError } from './peft/errors.ts';
-import type { AdapterSource } from './peft/folders.ts';
-import { loadAdapter, type LoadAdapterOptions } from './peft/load.ts';
 
 export type SwapOptions = Pick<LoadAdapterOptions, 'strict' | 'base' | 'types' | 'signal' | 'onWarning'>;
 
@@ -53,11 +50,8 @@ async function loadAside(model: Model, source: AdapterSource, options: SwapOptio
 async function swapValues(target: AdapterSet, source: AdapterSet): Promise<void> {
   checkSame(target, source);
   const from = new Map<Parameter, Parameter | undefined>();
-  const alphas = new Map<LoraAdapter, number>();
   for (const [path, own] of target.sites) {
-    const other = source.sites.get(path);
-    for (const [parameter, value] of await pairsOf(path, own, other)) from.set(parameter, value);
-    if (isLora(own) && other !== undefined) alphas.set(own, alphaOf(own, other as LoraAdapter));
+    for (const [parameter, value] of await pairsOf(path, own, source.sites.get(path))) from.set(parameter, value);
   }
   for (const [path, own] of target.replaced) {
     checkShape(own, source.replaced.get(path)!);
@@ -70,16 +64,7 @@ async function swapValues(target: AdapterSet, source: AdapterSet): Promise<void>
       tidy(() => fitted(parameter, value?.read())),
     );
   for (const [parameter, value] of values) parameter.write(value);
-  for (const [adapter, alpha] of alphas) adapter.alpha = alpha;
-  if (isPeftSet(target) && alphas.size > 0) target.method = withAlphas(target);
-}
-
-const isLora = (adapter: Adapter): adapter is LoraAdapter => 'rank' in adapter && 'alpha' in adapter;
-
-/** What it takes, over the rank there is, to scale as the other one does. */
-function alphaOf({ rank, rslora }: LoraAdapter, other: LoraAdapter): number {
-  if (rank === other.rank && rslora === other.rslora) return other.alpha;
-  return loraScale(other.alpha, other.rank, other.rslora) / loraScale(1, rank, rslora);
+  if (isPeftSet(target)) target.method = target.method.takeOver?.(target, source.sites) ?? target.method;
 }
 
 function checkSame(target: AdapterSet, source: AdapterSet): void {
@@ -179,12 +164,4 @@ function fitted({ shape, read }: Parameter, value: Tensor | undefined): Tensor {
         value,
         shape.map((side, i): [number, number] => [0, side - value.shape[i]!]),
       );
-}
-
-/** The options that files state: the scale of now at every site. */
-function withAlphas({ method, sites }: PeftSet): PeftSet['method'] {
-  const alphas = [...sites].flatMap(([path, adapter]) => (isLora(adapter) ? [[path, adapter.alpha] as const] : []));
-  const [, alpha] = alphas[0]!;
-  const odd = alphas.filter(([, own]) => own !== alpha).map(([path, own]) => [`^${path.replaceAll('.', '\\.')}`, own]);
-  return lora({ ...(method.targeting as LoraSettings), alpha, alphaPattern: Object.fromEntries(odd) as Record<string, number> });
 }
