@@ -4,14 +4,12 @@ import { disposeWeight } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
 import {
   checkRewritable,
-  fingerprintField,
   parameterPath,
   unbound,
   type AdapterFile,
   type AdapterMethod,
   type Binding,
-  type PortableSet,
-  type PeftSet,
+  type PortableForm,
   type Restored,
   type StoredShapes,
 } from '@niwaki/peft';
@@ -23,7 +21,7 @@ import { loraFileOf } from './lora-file.ts';
 import { loraLinear } from './lora-linear.ts';
 import { loraScale, loraSettings, type LoraOptions, type LoraSettings } from './lora-options.ts';
 import { valueFor, warnUnused } from './patterns.ts';
-import { isPortable, portableSettings, portableTensors } from './portable.ts';
+import { portableSettings, portableTensors } from './portable.ts';
 import { takeScales } from './take-scales.ts';
 
 /**
@@ -52,9 +50,9 @@ export function lora(options: LoraOptions = {}): AdapterMethod {
     stored: (site) => storedShapes(site, settings),
     rankAt: (site) => rankOf(site, settings),
     bind,
+    ...(start.portable && { portable: doubledPairs }),
     ...(start.rewrites && { rewrites: start.rewrites, repeatable: start.repeatable ?? false }),
     restore: (site, tensors, binding) => restoreLora(site, tensors, binding, settings),
-    portable: portableSet,
     takeOver: (set, from) => lora(takeScales(set, from)),
   };
 }
@@ -71,12 +69,10 @@ function loraTraits({ dora, loraBias }: LoraSettings, { rewrites }: Initializer)
 /** Files of LoRA, rsLoRA and DoRA, and of all starts. */
 export const loraFile: AdapterFile = loraFileOf(lora);
 
-function portableSet(set: PeftSet): PortableSet | undefined {
-  if (![...set.sites.values()].some(isPortable)) return undefined;
-  const { [fingerprintField]: _, ...fields } = set.fields;
-  const method = lora(portableSettings(set.method.targeting as LoraSettings));
-  return { set: { ...set, method, fields }, tensors: portableTensors };
-}
+const doubledPairs: PortableForm = {
+  method: ({ method }) => lora(portableSettings((method as AdapterMethod).targeting as LoraSettings)),
+  tensors: portableTensors,
+};
 
 /** LoRA with a trained magnitude for each output row (Liu et al. 2024): `lora({ dora: true })`. */
 export const dora = (options: Omit<LoraOptions, 'dora'> = {}): AdapterMethod => lora({ ...options, dora: true });

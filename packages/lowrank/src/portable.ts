@@ -9,9 +9,6 @@ import type { LoraSettings } from './lora-options.ts';
 
 const startOf = (adapter: Adapter): LoraAdapter['start'] => (adapter as Partial<LoraAdapter>).start;
 
-/** Whether an adapter took a part of the base over that it can give back. */
-export const isPortable = (adapter: Adapter): boolean => startOf(adapter) !== undefined;
-
 /** The options that the portable form goes with. */
 export function portableSettings(settings: LoraSettings): LoraSettings {
   const { rank, alpha, rslora, rankPattern, alphaPattern } = settings;

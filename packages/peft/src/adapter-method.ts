@@ -85,8 +85,11 @@ export interface AdapterMethod extends Method {
    * where the file was made for a rewritten base.
    */
   restore(site: Site, tensors: ReadonlyMap<string, Tensor>, binding: Binding, model: Model): Promise<Restored>;
-  /** What adapters of this method make of the base, if anything; then no other set may share their sites. */
-  readonly rewrites?: 'residual' | 'quantized';
+  /**
+   * What adapters of this method make of the base, if anything; then no other set may share their sites. 'slices': they
+   * train inside the stored matrix, which read as the base is what it was.
+   */
+  readonly rewrites?: 'residual' | 'quantized' | 'slices';
   /**
    * 'known': its files count heads and channels as the model was loaded, and fit one whose order was changed since.
    * 'changed': it changes that order itself.
@@ -94,8 +97,8 @@ export interface AdapterMethod extends Method {
   readonly unitOrder?: 'known' | 'changed';
   /** Whether the name in a file is enough to rewrite the base again. */
   readonly repeatable?: boolean;
-  /** The set as a file for the original base holds it, where its adapters fit the base that they rewrote. */
-  portable?(set: PeftSet): PortableSet | undefined;
+  /** How its sets are written for the base as it was, where their own values are for another one. */
+  readonly portable?: PortableForm;
   /**
    * Takes over what is no parameter from the adapters, by path, whose values the set was just given: their scales.
    * @returns the method whose options say so
@@ -123,10 +126,10 @@ export interface SharedTensors {
 /** Fields of adapter_config.json that say nothing about the method and are kept for whoever reads the file next. */
 export type FileFields = Readonly<Record<string, unknown>>;
 
-/** A set in another form than the one that trains. */
-export interface PortableSet {
-  readonly set: PeftSet;
-  /** The tensors of an adapter that differ, by slot. */
+/** The same change in the form of another method. */
+export interface PortableForm {
+  method(set: AdapterSet): AdapterMethod;
+  /** What the file holds of an adapter in place of its own values, by slot. */
   tensors(adapter: Adapter): ReadonlyMap<string, StoredValues>;
 }
 

@@ -1,7 +1,8 @@
 import { encodeFloats, writeSafetensors, type ByteSink, type LazyTensor, type SaveTarget } from '@niwaki/hub';
 import { bytesOf, ConfigError, type Json, type Parameter } from '@niwaki/tensor';
-import type { Adapter, AdapterSet } from '@niwaki/nn';
-import { isPeftSet, type PeftSet, type StoredValues } from '../adapter-method.ts';
+import type { AdapterSet } from '@niwaki/nn';
+import { isPeftSet, type PeftSet, type PortableForm } from '../adapter-method.ts';
+import { fingerprintField } from '../fingerprint.ts';
 import { isTokens } from '../trainable-tokens.ts';
 import { writeFiles } from './folders.ts';
 import { parameterKey, slotKey } from './keys.ts';
@@ -15,7 +16,8 @@ export interface SaveAdapterOptions {
    * Of adapters whose start rewrote the base. 'portable' (default): as a plain LoRA of twice the rank for the original base,
    * A' = [A; A₀] and B' = [B, -B₀]; where that cannot be (the base is quantized codes of its own), as 'native'. 'native':
    * the pair as it is, for going on with training; whoever loads it rewrites the base in the same way, or has it from
-   * `saveQuantized`, and a fingerprint tells.
+   * `saveQuantized`, and a fingerprint tells. Slices trained in place (S²FT): as what was added to them, or 'native' as
+   * they are.
    */
   readonly form?: 'portable' | 'native';
   readonly signal?: AbortSignal;
@@ -29,11 +31,11 @@ export interface SaveAdapterOptions {
  */
 export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: SaveAdapterOptions = {}): Promise<void> {
   const { dtype = 'f32', tokenizer, form = 'portable', signal } = options;
-  const native = peftForm(set);
-  const portable = form === 'portable' ? native.method.portable?.(native) : undefined;
-  const { set: peft, tensors: changed } = portable ?? { set: native, tensors: () => new Map<string, StoredValues>() };
+  const own = peftForm(set);
+  const other = form === 'portable' ? own.method.portable : undefined;
+  const peft = other === undefined ? own : inForm(own, other);
   const type = ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype];
-  const tensors = storedTensors(peft, changed).map((tensor) => ({
+  const tensors = storedTensors(peft, other).map((tensor) => ({
     ...tensor,
     dtype: tensor.integers ? 'I32' : type,
     read: async () => {
@@ -61,17 +63,20 @@ function peftForm(set: AdapterSet): PeftSet {
   });
 }
 
+/** The same change by another method, for the base as it was: no fingerprint of another one. */
+function inForm(set: PeftSet, { method }: PortableForm): PeftSet {
+  const { [fingerprintField]: _, ...fields } = set.fields;
+  return { ...set, method: method(set), fields };
+}
+
 interface StoredTensor extends Pick<LazyTensor, 'name' | 'shape'> {
   /** Whether the values are whole numbers. */
   readonly integers?: boolean;
   values(): Promise<Float32Array | Int32Array>;
 }
 
-/**
- * What a file holds of a set. Statistics and tables are made again on loading.
- * @param changedOf tensors of an adapter that stand in for its own, by slot
- */
-function storedTensors(set: PeftSet, changedOf: (adapter: Adapter) => ReadonlyMap<string, StoredValues>): StoredTensor[] {
+/** What a file holds of a set, in the form where one is given. Statistics and tables are made again on loading. */
+function storedTensors(set: PeftSet, form: PortableForm | undefined): StoredTensor[] {
   const adapted = new Set([...set.sites].filter(([, adapter]) => !isTokens(adapter)).map(([path]) => path));
   const shared = new Set(set.method.shared?.slots);
   const seen = new Set<Parameter>();
@@ -83,14 +88,14 @@ function storedTensors(set: PeftSet, changedOf: (adapter: Adapter) => ReadonlyMa
     tensors.push({ name, shape: parameter.shape, values: async () => (await parameter.read().data()) as Float32Array });
   };
   for (const [path, adapter] of set.sites) {
-    const changed = changedOf(adapter);
+    const changed = form?.tensors(adapter);
     for (const [slot, parameter] of Object.entries(adapter.parameters)) {
       const integers = set.method.integers?.[slot];
       if (integers !== undefined) {
         tensors.push({ name: slotKey(path, slot), shape: parameter.shape, integers: true, values: () => integers(adapter) });
         continue;
       }
-      const other = changed.get(slot);
+      const other = changed?.get(slot);
       if (other === undefined) add(shared.has(slot) ? slot : slotKey(path, slot), parameter);
       else tensors.push({ name: slotKey(path, slot), ...other });
     }
