@@ -9,40 +9,72 @@
  *   node bench/run.mjs decode [--length 16] [--steps 64] [--threads 2] [--device wasm|webgpu] [--base q4_1] [--json]
  * `pnpm --silent bench …` builds first; without --silent pnpm itself writes to stdout. bench/table.mjs makes a page of results.
  */
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 
-const json = process.argv.includes('--json');
-const wanted = process.argv.slice(2).find((argument) => !argument.startsWith('--'));
-
+const wanted = process.argv.slice(2).find((argument) => !argument.startsWith('-'));
 const job = new URL(`jobs/${wanted}.mjs`, import.meta.url);
-if (wanted !== undefined && existsSync(job)) {
-  const { options, run } = await import(job.href);
-  const { values } = parseArgs({ allowPositionals: true, options: { ...options, json: { type: 'boolean', default: false } } });
+const { options = {}, run } = wanted !== undefined && existsSync(job) ? await import(job.href) : {};
+const { json, help, ...values } = flags({ ...options, json: { type: 'boolean', default: false }, help: { type: 'boolean', short: 'h' } });
+if (help) {
+  console.log(
+    readFileSync(import.meta.filename, 'utf8')
+      .match(/^ \* ?.*$/gm)
+      .map((line) => line.slice(3))
+      .slice(0, -1)
+      .join('\n'),
+  );
+  process.exit(0);
+}
+if (run !== undefined) {
   const result = await run(values);
   console.log(json ? JSON.stringify(result, undefined, 2) : result);
   process.exit(0);
 }
 
-const results = [];
-for (const file of readdirSync(new URL('rows', import.meta.url)).sort()) {
-  const { rows } = await import(new URL(`rows/${file}`, import.meta.url).href);
-  for (const row of rows) {
-    if (wanted !== undefined && !row.name.includes(wanted)) continue;
-    const { measure, ...claim } = row;
-    const { ratio, ...measured } = await measure();
-    if (ratio === undefined) {
-      results.push({ ...claim, ...measured });
-      console.error(`– ${claim.name}: not measured, ${measured.skipped}`);
-      continue;
-    }
-    const result = { ...claim, ...measured, ratio: Number(ratio.toFixed(2)) };
-    results.push(result);
-    if (!json)
-      console.log(
-        `${result.ratio < result.floor ? '✗' : '✓'} ${result.name.padEnd(44)} ${String(result.ratio).padStart(7)} × ${result.unit} (floor ${result.floor})`,
-      );
+/** @returns the values of the flags; says which are known and leaves where one is not */
+function flags(known) {
+  try {
+    return parseArgs({ allowPositionals: true, options: known }).values;
+  } catch (error) {
+    console.error(
+      `${error.message}\nFlags: ${Object.keys(known)
+        .map((name) => `--${name}`)
+        .join(' ')}`,
+    );
+    process.exit(2);
   }
+}
+
+const files = readdirSync(new URL('rows', import.meta.url)).sort();
+const sets = [];
+for (const file of files) sets.push((await import(new URL(`rows/${file}`, import.meta.url).href)).rows);
+const chosen = sets.flat().filter(({ name }) => wanted === undefined || name.includes(wanted));
+if (chosen.length === 0) {
+  console.error(
+    `no job and no row is called '${wanted}'. Rows:\n${sets
+      .flat()
+      .map(({ name }) => `  ${name}`)
+      .join('\n')}`,
+  );
+  process.exit(2);
+}
+
+const results = [];
+for (const row of chosen) {
+  const { measure, ...claim } = row;
+  const { ratio, ...measured } = await measure();
+  if (ratio === undefined) {
+    results.push({ ...claim, ...measured });
+    console.error(`– ${claim.name}: not measured, ${measured.skipped}`);
+    continue;
+  }
+  const result = { ...claim, ...measured, ratio: Number(ratio.toFixed(2)) };
+  results.push(result);
+  if (!json)
+    console.log(
+      `${result.ratio < result.floor ? '✗' : '✓'} ${result.name.padEnd(44)} ${String(result.ratio).padStart(7)} × ${result.unit} (floor ${result.floor})`,
+    );
 }
 if (json) console.log(JSON.stringify(results, undefined, 2));
 process.exit(results.some(({ ratio, floor }) => ratio < floor) ? 1 : 0);
