@@ -109,7 +109,9 @@ export function awq(options: AwqOptions = {}): Method {
     walk: { advance: 'float' },
     validate: (site, model) => {
       checkIntegerSite(site, groupSize);
-      if (fold) refuseAdapters(model);
+      if (!fold) return;
+      refuseAdapters(model);
+      refuseSteps(site);
     },
     plan: async (sites, model) => ({ model, all: new Set(sites) }),
     visit,
@@ -142,6 +144,15 @@ function refuseAdapters({ adapters }: Model): void {
     field: 'fold',
     names,
     help: 'Merge them for good, or leave fold away.',
+  });
+}
+
+function refuseSteps({ path, input }: Site): void {
+  if (input?.per !== 'tensor') return;
+  throw new ConfigError(`awq: fold changes what '${path}' is given, which is rounded in a step that was measured before`, {
+    field: 'fold',
+    path,
+    help: 'Round activations after awq, or per token.',
   });
 }
 

@@ -19,19 +19,21 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { defineMethod, inputAbsMax, type CountedRows, type Method, type Penalty, type Window } from '@niwaki/engine';
+import { defineMethod, inputAbsMax, type CountedRows, type Method, type Penalty, type Plan, type Window } from '@niwaki/engine';
 import {
   affineGroupSize,
   affineStep,
   expectFinite,
   fakeQuant,
   isSymmetric,
+  tokenQuantizer,
   type AffineGrid,
   type FakeQuant,
   type FakeQuantParts,
 } from '@niwaki/weights';
 import { adamw } from '@niwaki/optim';
 import type { Model, Site } from '@niwaki/nn';
+import { cbqActivations, lendInputs, operandsOf, trainedInputs, type CbqActivations, type RoundedActivations } from './cbq-activations.ts';
 import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
 import { splitOutliers } from './outliers.ts';
 
@@ -64,6 +66,8 @@ export interface CbqOptions extends IntegerOptions {
    * the matrices half way, 'both', or 'none' (default). Cutting loses what no rounding makes up for.
    */
   readonly outliers?: OutlierTreatment;
+  /** What the matrices multiply with is rounded too, while they are fitted and from then on. Default: it stays in floats. */
+  readonly activations?: CbqActivations;
   /** Of the factors' noise; default 0. */
   readonly seed?: number;
 }
@@ -76,7 +80,8 @@ const [blunt, sharp] = [20, 2];
 /**
  * CBQ (Ding et al. 2025, 2312.07950): fits a few blocks at a time to the outputs of the float ones. Which way each entry
  * is rounded and the steps train together, from the float matrix on, while a term pushes every entry to a whole code; a
- * block that the next window shares stays undecided until that one is fitted. What is stored is what `rtn` stores.
+ * block that the next window shares stays undecided until that one is fitted. What is stored is what `rtn` stores. With
+ * `activations` the steps of the inputs train in their windows too, and stay at their sites.
  *
  * Memory: three times the activations that enter a window, over all batches; one block's tape; for each entry of the
  * window's matrices 16 bytes beside the float ones ('full': rounding, gradient, Adam's state), or 16 · rank · (out + in)
@@ -91,15 +96,25 @@ export function cbq(options: CbqOptions = {}): Method {
   const { bits, groupSize, mse } = named;
   const settings = fitOptions(bits, options);
   const { window: width, overlap, rank, epochs, learningRate, scaleRate, decide, divergence, outliers, seed } = settings;
+  const rounded = options.activations && cbqActivations(options.activations);
+  const operandRows = rounded && tokenQuantizer(rounded);
 
-  const visit = async (window: Window): Promise<void> => {
-    await lendSoft(window, { bits, groupSize, grid, mse, rank, outliers, seed });
+  const visit = async (window: Window, plan: Plan): Promise<void> => {
+    for (const operand of (plan as CbqPlan).operands) {
+      if (operand.input !== operandRows && isIn(window, operand)) window.replace(operand, { input: operandRows! });
+    }
+    await lendSoft(window, { bits, groupSize, grid, mse, rank, outliers, seed, ...(rounded && { activations: rounded }) });
+    const inputs = rounded && (await trainedInputs(window, rounded, learningRate));
     const softAt = (site: Site): FakeQuant => window.lent(site) as FakeQuant;
     const soft = window.groups.flat().map(softAt);
     const leaving = [...window.leaving].map(softAt);
     await window.fit({
-      train: soft.flatMap(({ steps, rounding }) => [steps, ...rounding]),
-      optimizer: adamw({ learningRate, weightDecay: 0, groups: [{ roles: ['scale'], rateScale: scaleRate / learningRate }] }),
+      train: [...soft.flatMap(({ steps, rounding }) => [steps, ...rounding]), ...(inputs?.quantizers ?? []).map(({ step }) => step)],
+      optimizer: adamw({
+        learningRate,
+        weightDecay: 0,
+        groups: [...(inputs?.groups ?? []), { roles: ['scale'], rateScale: scaleRate / learningRate }],
+      }),
       epochs,
       loss: (output, target, rows) => {
         const y = target['h'] as Tensor2D;
@@ -108,12 +123,15 @@ export function cbq(options: CbqOptions = {}): Method {
       },
       penalties: (progress) => (progress < warm ? [] : leaving.map((weight) => deciding(weight, { decide, progress }))),
     });
-    for (const site of window.leaving) window.replace(site, { weight: await softAt(site).settle() });
+    for (const site of window.leaving) {
+      const input = window.lentInput(site);
+      window.replace(site, { weight: await softAt(site).settle(), ...(input && { input }) });
+    }
   };
 
   return defineMethod({
     kind: 'cbq',
-    options: { ...named, ...settings },
+    options: { ...named, ...settings, ...(rounded && { activations: { ...rounded } }) },
     traits: {
       gives: ['encode', 'lookup'],
       // An entry that was 0 is rounded up where that makes up for others.
@@ -123,7 +141,10 @@ export function cbq(options: CbqOptions = {}): Method {
     makes: 'weight',
     walk: { width, stride: width - overlap, advance: 'both' },
     validate: (site) => checkIntegerSite(site, groupSize),
-    plan: async (sites, model) => checkDepth(sites, model, width),
+    plan: async (sites, model) => {
+      checkDepth(sites, model, width);
+      return { operands: operandsOf(sites, model, rounded?.attention ?? []) };
+    },
     visit,
     make: async ({ path }) => {
       throw new ConfigError(`cbq fits whole blocks and cannot make '${path}' alone`, { path });
@@ -131,7 +152,14 @@ export function cbq(options: CbqOptions = {}): Method {
   });
 }
 
-type FitOptions = Required<Omit<CbqOptions, keyof IntegerOptions>>;
+type CbqPlan = {
+  /** Of attention, to be rounded. */
+  readonly operands: readonly Site[];
+};
+
+const isIn = ({ stages }: Window, { path }: Site): boolean => stages.some((stage) => path.startsWith(`${stage.path}.`));
+
+type FitOptions = Required<Omit<CbqOptions, keyof IntegerOptions | 'activations'>>;
 
 function fitOptions(bits: number, options: CbqOptions): FitOptions {
   const { window = 2, overlap = Math.min(1, window - 1), rank = 'full', epochs = 5, learningRate = 0.2, scaleRate = 1e-4 } = options;
@@ -153,11 +181,11 @@ function fitOptions(bits: number, options: CbqOptions): FitOptions {
   return { window, overlap, rank, epochs, learningRate, scaleRate, decide, divergence, outliers, seed };
 }
 
-function checkDepth(sites: readonly Site[], model: Model, window: number): Record<never, never> {
+function checkDepth(sites: readonly Site[], model: Model, window: number): void {
   const selected = new Set(sites);
   const holds = model.stages().map((stage) => stage.sites.some((site) => selected.has(site)));
   const blocks = holds.lastIndexOf(true) - holds.indexOf(true) + 1;
-  if (window <= blocks) return {};
+  if (window <= blocks) return;
   throw new ConfigError(`cbq: a window of ${window} blocks is longer than the ${blocks} from the first selected site to the last`, {
     window,
     blocks,
@@ -167,18 +195,29 @@ function checkDepth(sites: readonly Site[], model: Model, window: number): Recor
 
 interface SoftOptions extends Pick<FitOptions, 'rank' | 'outliers' | 'seed'>, Required<Pick<IntegerOptions, 'bits' | 'groupSize' | 'mse'>> {
   readonly grid: AffineGrid;
+  readonly activations?: RoundedActivations;
 }
 
-/** Soft matrices at all sites that have none from the window before; those of one input share its channels' factors. */
+/**
+ * Soft matrices, and what rounds their inputs, at all sites that have none from the window before; those of one input share
+ * its channels' factors.
+ */
 async function lendSoft(window: Window, options: SoftOptions): Promise<void> {
   const fresh = window.groups.map((group) => group.filter((site) => window.lent(site) === undefined)).filter(({ length }) => length > 0);
   if (fresh.length === 0) return;
-  const inputs = ['inputs', 'both'].includes(options.outliers) ? await window.collect(fresh.flat(), { absMax: inputAbsMax() }) : undefined;
-  for (const group of fresh) {
-    const absMax = inputs?.get(group[0]!)!.absMax;
-    const inputScales = absMax && channelScales((await absMax.data()) as Float32Array);
-    for (const site of group) window.lend(site, await softened(site, { ...options, ...(inputScales && { inputScales }) }));
+  const factors = new Map<Site, Float32Array>();
+  if (['inputs', 'both'].includes(options.outliers)) {
+    const inputs = await window.collect(fresh.flat(), { absMax: inputAbsMax() });
+    for (const group of fresh) {
+      const scales = channelScales((await inputs.get(group[0]!)!.absMax.data()) as Float32Array);
+      if (scales !== undefined) for (const site of group) factors.set(site, scales);
+    }
   }
+  for (const site of fresh.flat()) {
+    const inputScales = factors.get(site);
+    window.lend(site, await softened(site, { ...options, ...(inputScales && { inputScales }) }));
+  }
+  if (options.activations) await lendInputs(window, fresh.flat(), options.activations, factors);
 }
 
 /**

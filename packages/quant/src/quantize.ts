@@ -1,6 +1,6 @@
 import { applyMethod, type ApplyOptions, type Method } from '@niwaki/engine';
 import { ConfigError } from '@niwaki/tensor';
-import { weightBytes } from '@niwaki/weights';
+import type { Weight } from '@niwaki/weights';
 import type { Model, Selector } from '@niwaki/nn';
 
 export interface QuantizeOptions extends Omit<ApplyOptions, 'at'> {
@@ -9,26 +9,29 @@ export interface QuantizeOptions extends Omit<ApplyOptions, 'at'> {
 }
 
 export interface Quantized {
-  /** Paths of the sites that were replaced, in the model's order. */
+  /** Paths of the sites that were changed, in the order they were made. */
   readonly sites: readonly string[];
-  /** What their weights hold now. */
+  /** What was made for them holds: weights, and the steps that their inputs are rounded to. */
   readonly bytes: number;
 }
 
 /**
  * Replaces the stored weights of a model by smaller ones, site by site: float and packed copies of the whole model never
- * coexist. Everything else (adapters, norms, biases) stays as it is.
+ * coexist; or rounds what is multiplied with them (`activations`). Everything else (adapters, norms, biases) stays as it is.
  * @throws NotFoundError when `at` matches nothing; NumericError that names a matrix which is not finite; AbortError
  * @example await quantize(model, nf4({ doubleQuant: true }), { at: 'all-linear' })
  */
 export async function quantize(model: Model, method: Method, { at = 'all-linear', ...options }: QuantizeOptions = {}): Promise<Quantized> {
-  if (method.makes !== 'weight') {
+  if (method.makes === 'adapter') {
     throw new ConfigError(`quantize takes a method that makes weights; '${method.kind}' makes an ${method.makes}`, {
       method: method.kind,
       help: 'Adapters are put on with adapt().',
     });
   }
   const { made } = await applyMethod(model, method, { at, ...options });
-  const bytes = [...made.values()].reduce((sum, { weight }) => sum + weightBytes(weight!), 0);
+  const bytes = [...made.values()].flatMap(({ weight, input }) => [weight, input]).reduce((sum, one) => sum + bytesOf(one), 0);
   return { sites: [...made.keys()], bytes };
 }
+
+const bytesOf = (made: Pick<Weight, 'parts'> | undefined): number =>
+  Object.values(made?.parts ?? {}).reduce((sum, part) => sum + part.bytes(), 0);

@@ -326,5 +326,12 @@ describe('cbq', () => {
       '{"kind":"cbq","options":{"bits":2,"groupSize":64,"symmetric":false,"mse":true,"window":1,"overlap":0,"rank":"full","epochs":5,' +
         '"learningRate":0.2,"scaleRate":0.0001,"decide":0.5,"divergence":1,"outliers":"none","seed":0}}',
     );
+    expect(cbq({ activations: { bits: 4 } }).options['activations']).toEqual({
+      bits: 4,
+      symmetric: false,
+      per: 'token',
+      learningRate: 1e-3,
+      attention: [],
+    });
   });
 });

@@ -1,12 +1,15 @@
 import { configContract, type FieldCase } from '../../testing/src/config-contract.ts';
 import {
+  activations,
   awq,
   cbq,
   fp4,
   gptq,
   nf4,
   rtn,
+  type ActivationOptions,
   type AwqOptions,
+  type CbqActivations,
   type CbqOptions,
   type Codebook4MethodOptions,
   type GptqOptions,
@@ -40,6 +43,14 @@ configContract<CbqOptions>('cbq', cbq, {
   decide: { takes: 1, not: [-1, Number.NaN] },
   divergence: { takes: 0, not: [-1, Number.NaN] },
   outliers: { takes: 'both', not: ['all'] },
+  activations: { takes: { bits: 4 }, not: [8, 'int8'] },
   seed: { takes: 1, not: [0.5] },
+});
+const rounded = { bits: { takes: 4, not: [1, 9, 4.5] }, symmetric: flag, per: { takes: 'tensor', not: ['channel', 'row'] } } as const;
+configContract<ActivationOptions>('activations', activations, rounded);
+configContract<CbqActivations>('cbq, activations', (options) => cbq({ activations: options }), {
+  ...rounded,
+  learningRate: { takes: 0, not: [-1, Infinity] },
+  attention: { takes: ['keys', 'values'], not: ['keys', ['scores']] },
 });
 configContract<AwqOptions>('awq', awq, { bits, groupSize, clip: flag, fold: flag });

@@ -1,5 +1,5 @@
 import type { WeightMethodCase } from '../../testing/src/weight-method-contract.ts';
-import { awq, cbq, fp4, gptq, nf4, rtn } from '../src/index.ts';
+import { activations, awq, cbq, fp4, gptq, nf4, rtn } from '../src/index.ts';
 
 // One line a method: the contract suite of this package and the composition matrix of all packages run what is listed.
 
@@ -13,4 +13,9 @@ export const quantizers: Readonly<Record<string, WeightMethodCase>> = {
   awq: { make: () => awq({ groupSize: 32 }) },
   'awq, folded': { make: () => awq({ groupSize: 32, fold: true }) },
   cbq: { make: () => cbq({ bits: 2, groupSize: 32, epochs: 4, learningRate: 1 }) },
+  'cbq, with activations': {
+    make: () => cbq({ bits: 2, groupSize: 32, epochs: 4, learningRate: 1, activations: { per: 'tensor', attention: ['keys', 'values'] } }),
+  },
+  activations: { make: () => activations({ bits: 6 }) },
+  'activations, per tensor': { make: () => activations({ per: 'tensor' }) },
 };
