@@ -50,9 +50,10 @@ import {
   unstack,
   where,
   type Tensor,
+  type Tensor1D,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { grads } from '@tensorflow/tfjs-core';
+import { avgPool, batchNorm, conv2d, conv2dTranspose, depthwiseConv2d, grads, maxPool, type Tensor4D } from '@tensorflow/tfjs-core';
 import { expect, test } from 'vitest';
 
 const numbers = (n: number, seed: number): number[] => Array.from({ length: n }, (_, i) => Math.sin(seed + i * 1.7) * 1.3 + 0.05);
@@ -67,6 +68,8 @@ const m =
   (values: number[], shape: number[] = [2, 3]): Input =>
   () =>
     tensor(values, shape);
+
+const image = m(numbers(24, 5), [1, 3, 4, 2]);
 
 const cases: readonly Case[] = [
   ['add with a row', (x, y) => add(x, y), m(a), m(b.slice(0, 3), [3])],
@@ -107,6 +110,25 @@ const cases: readonly Case[] = [
   ['matMul, first transposed', (x, y) => matMul(x, y, true, false), m(a, [3, 2]), m(b, [3, 2])],
   ['matMul, second transposed', (x, y) => matMul(x, y, false, true), m(a), m(b)],
   ['matMul, both transposed', (x, y) => matMul(x, y, true, true), m(a, [3, 2]), m(b)],
+  ['conv2d', (x, w) => conv2d(x as Tensor4D, w as Tensor4D, 2, 'same'), image, m(numbers(24, 6), [2, 3, 2, 2])],
+  ['conv2d, padded', (x, w) => conv2d(x as Tensor4D, w as Tensor4D, 1, 1, 'NHWC', 1, 'floor'), image, m(numbers(18, 6), [3, 3, 2, 1])],
+  ['depthwiseConv2d', (x, w) => depthwiseConv2d(x as Tensor4D, w as Tensor4D, 1, 'same'), image, m(numbers(24, 7), [2, 3, 2, 2])],
+  [
+    'conv2dTranspose',
+    (x, w) => conv2dTranspose(x as Tensor4D, w as Tensor4D, [1, 6, 8, 1], 2, 'same'),
+    image,
+    m(numbers(18, 6), [3, 3, 1, 2]),
+  ],
+  ['maxPool', (x) => maxPool(x as Tensor4D, 2, 1, 'same'), image],
+  ['maxPool of negative numbers', (x) => maxPool(sub(x, 3) as Tensor4D, [2, 3], 2, 'valid'), image],
+  ['avgPool', (x) => avgPool(x as Tensor4D, [2, 3], 2, 'valid'), image],
+  [
+    'batchNorm',
+    (x, mean, variance, offset, scale) =>
+      batchNorm(x as Tensor4D, mean as Tensor1D, variance as Tensor1D, offset as Tensor1D, scale as Tensor1D),
+    image,
+    ...[a, p, b, numbers(2, 8)].map((values) => m(values.slice(0, 2), [2])),
+  ],
   ['matMul of batches against one matrix', (x, y) => matMul(x, y), m(numbers(12, 5), [2, 2, 3]), m(b, [1, 3, 2])],
 ];
 

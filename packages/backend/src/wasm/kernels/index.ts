@@ -5,6 +5,7 @@ import { addProductKernels } from './add-product.ts';
 import { attentionKernels } from './attention.ts';
 import { blockCodeKernels } from './block-code.ts';
 import { chooseKernels } from './choose.ts';
+import { convolutionGradientKernels } from './convolution-gradients.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { fieldKernels } from './fields.ts';
@@ -28,6 +29,7 @@ const families = [
   matMulKernels,
   addProductKernels,
   gatherKernels,
+  convolutionGradientKernels,
   copyKernels,
   chooseKernels,
   noiseKernels,

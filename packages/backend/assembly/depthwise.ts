@@ -1,0 +1,207 @@
+/**
+ * Gradients of depthwise convolutions: 16 channels at a time, then 4, along rows of the image that stay in the first
+ * cache. Output channel c · multiplier + q sees input channel c.
+ */
+import { Convolution, firstInside, lastInside } from './convolution';
+import { madd } from './lanes';
+
+/** Channels of the next strip: 16, or 4, of which the last may lack some. */
+// @ts-ignore: decorator
+@inline
+function stripWidth(left: i32): i32 {
+  return left >= 16 ? 16 : 4;
+}
+
+/** Strips of all channels. */
+// @ts-ignore: decorator
+@inline
+function stripCount(channels: i32): i32 {
+  return channels / 16 + ((channels & 15) + 3) / 4;
+}
+
+// @ts-ignore: decorator
+@inline
+function stripStart(channels: i32, strip: i32): i32 {
+  const wide = channels / 16;
+  return strip < wide ? strip * 16 : wide * 16 + (strip - wide) * 4;
+}
+
+export function depthwiseStrips(channels: i32): i32 {
+  return stripCount(channels);
+}
+
+/** `count` of the channels first, first + step, ... of `places` neighboring places to out [places, width], zeros beyond. */
+function stage(from: usize, places: i32, channels: i32, first: i32, step: i32, count: i32, width: i32, out: usize): void {
+  let at = from + ((<usize>first) << 2);
+  for (let p = 0; p < places; p++) {
+    for (let i = 0; i < width; i++) store<f32>(out + ((<usize>i) << 2), i < count ? load<f32>(at + ((<usize>(i * step)) << 2)) : 0);
+    at += (<usize>channels) << 2;
+    out += (<usize>width) << 2;
+  }
+}
+
+/** sums [width] += over `count` places: a · b, each row's sum by itself first, so that errors do not grow with the image. */
+function addProducts(a: usize, stepA: usize, b: usize, stepB: usize, count: i32, width: i32, sums: usize): void {
+  let s0 = f32x4.splat(0);
+  let s1 = s0;
+  let s2 = s0;
+  let s3 = s0;
+  if (width === 16) {
+    for (; count > 0; count--) {
+      s0 = madd(v128.load(a), v128.load(b), s0);
+      s1 = madd(v128.load(a, 16), v128.load(b, 16), s1);
+      s2 = madd(v128.load(a, 32), v128.load(b, 32), s2);
+      s3 = madd(v128.load(a, 48), v128.load(b, 48), s3);
+      a += stepA;
+      b += stepB;
+    }
+    v128.store(sums, f32x4.add(v128.load(sums), s0));
+    v128.store(sums, f32x4.add(v128.load(sums, 16), s1), 16);
+    v128.store(sums, f32x4.add(v128.load(sums, 32), s2), 32);
+    v128.store(sums, f32x4.add(v128.load(sums, 48), s3), 48);
+    return;
+  }
+  for (; count > 1; count -= 2) {
+    s0 = madd(v128.load(a), v128.load(b), s0);
+    s1 = madd(v128.load(a + stepA), v128.load(b + stepB), s1);
+    a += 2 * stepA;
+    b += 2 * stepB;
+  }
+  if (count > 0) s0 = madd(v128.load(a), v128.load(b), s0);
+  v128.store(sums, f32x4.add(v128.load(sums), f32x4.add(s0, s1)));
+}
+
+/** to += from · factors [width] over `count` places. */
+function addScaled(to: usize, stepTo: usize, from: usize, stepFrom: usize, count: i32, width: i32, factors: usize): void {
+  const f0 = v128.load(factors);
+  if (width === 16) {
+    const f1 = v128.load(factors, 16);
+    const f2 = v128.load(factors, 32);
+    const f3 = v128.load(factors, 48);
+    for (; count > 0; count--) {
+      v128.store(to, madd(v128.load(from), f0, v128.load(to)));
+      v128.store(to, madd(v128.load(from, 16), f1, v128.load(to, 16)), 16);
+      v128.store(to, madd(v128.load(from, 32), f2, v128.load(to, 32)), 32);
+      v128.store(to, madd(v128.load(from, 48), f3, v128.load(to, 48)), 48);
+      to += stepTo;
+      from += stepFrom;
+    }
+    return;
+  }
+  for (; count > 0; count--) {
+    v128.store(to, madd(v128.load(from), f0, v128.load(to)));
+    to += stepTo;
+    from += stepFrom;
+  }
+}
+
+/** Bytes of scratch of both gradients: a strip's rows of x (or dx) and of dy, and its filter. */
+export function depthwiseBytes(inWidth: i32, outWidth: i32, taps: i32): i32 {
+  return (inWidth + outWidth + taps) * 64;
+}
+
+/** Task t: one strip of one slab's share, out[slab] [filter height, width, in, multiplier], over `slabRows` rows of the results. */
+export function depthwiseFilterGrad(sizes: usize, x: usize, dy: usize, out: usize, slabRows: i32, first: i32, last: i32, scratch: usize): void {
+  const c = changetype<Convolution>(sizes);
+  const channels = c.inChannels;
+  const multiplier = c.outChannels / channels;
+  const strips = stripCount(channels);
+  const taps = c.filterHeight * c.filterWidth;
+  const rows = c.batch * c.outHeight;
+  const stagedX = scratch;
+  const stagedDy = stagedX + c.inWidth * 64;
+  const sums = stagedDy + c.outWidth * 64;
+  for (let task = first; task < last; task++) {
+    const slab = task / strips;
+    const start = stripStart(channels, task % strips);
+    const width = stripWidth(channels - start);
+    const count = min(width, channels - start);
+    const bytes = (<usize>width) << 2;
+    const end = min(rows, (slab + 1) * slabRows);
+    for (let q = 0; q < multiplier; q++) {
+      memory.fill(sums, 0, taps * bytes);
+      const alone = multiplier === 1 && count === width;
+      for (let row = slab * slabRows; row < end; row++) {
+        const image = row / c.outHeight;
+        const oy = row - image * c.outHeight;
+        const dyRow = dy + ((<usize>(row * c.outWidth * c.outChannels)) << 2);
+        if (!alone) stage(dyRow, c.outWidth, c.outChannels, start * multiplier + q, multiplier, count, width, stagedDy);
+        const b = alone ? dyRow + ((<usize>start) << 2) : stagedDy;
+        const stepB = alone ? (<usize>c.outChannels) << 2 : bytes;
+        for (let fy = 0; fy < c.filterHeight; fy++) {
+          const iy = oy * c.strideHeight + fy * c.dilationHeight - c.top;
+          if (iy < 0 || iy >= c.inHeight) continue;
+          const xRow = x + ((<usize>((image * c.inHeight + iy) * c.inWidth * channels)) << 2);
+          if (count !== width) stage(xRow, c.inWidth, channels, start, 1, count, width, stagedX);
+          const a = count === width ? xRow + ((<usize>start) << 2) : stagedX;
+          const stepA = count === width ? (<usize>channels) << 2 : bytes;
+          for (let fx = 0; fx < c.filterWidth; fx++) {
+            const offset = fx * c.dilationWidth - c.left;
+            const from = firstInside(offset, c.strideWidth);
+            const to = lastInside(offset, c.strideWidth, c.inWidth, c.outWidth);
+            if (from >= to) continue;
+            addProducts(a + (from * c.strideWidth + offset) * stepA, c.strideWidth * stepA, b + from * stepB, stepB, to - from, width, sums + (fy * c.filterWidth + fx) * bytes);
+          }
+        }
+      }
+      for (let tap = 0; tap < taps; tap++) {
+        const to = out + ((<usize>((slab * taps + tap) * c.outChannels + start * multiplier + q)) << 2);
+        for (let i = 0; i < count; i++) store<f32>(to + ((<usize>(i * multiplier)) << 2), load<f32>(sums + tap * bytes + ((<usize>i) << 2)));
+      }
+    }
+  }
+}
+
+/** Task t: row t of dx, of all images' rows. */
+export function depthwiseInputGrad(sizes: usize, dy: usize, filter: usize, dx: usize, first: i32, last: i32, scratch: usize): void {
+  const c = changetype<Convolution>(sizes);
+  const channels = c.inChannels;
+  const multiplier = c.outChannels / channels;
+  const strips = stripCount(channels);
+  const staged = scratch;
+  const stagedDy = staged + c.inWidth * 64;
+  const factors = stagedDy + c.outWidth * 64;
+  const rowBytes = (<usize>(c.inWidth * channels)) << 2;
+  for (let row = first; row < last; row++) {
+    const image = row / c.inHeight;
+    const iy = row - image * c.inHeight;
+    const dxRow = dx + row * rowBytes;
+    memory.fill(dxRow, 0, rowBytes);
+    for (let strip = 0; strip < strips; strip++) {
+      const start = stripStart(channels, strip);
+      const width = stripWidth(channels - start);
+      const count = min(width, channels - start);
+      const bytes = (<usize>width) << 2;
+      const whole = count === width;
+      if (!whole) memory.fill(staged, 0, c.inWidth * bytes);
+      const a = whole ? dxRow + ((<usize>start) << 2) : staged;
+      const stepA = whole ? (<usize>channels) << 2 : bytes;
+      const alone = whole && multiplier === 1;
+      for (let fy = 0; fy < c.filterHeight; fy++) {
+        const down = iy + c.top - fy * c.dilationHeight;
+        const oy = down / c.strideHeight;
+        if (down < 0 || oy * c.strideHeight !== down || oy >= c.outHeight) continue;
+        const dyRow = dy + ((<usize>((image * c.outHeight + oy) * c.outWidth * c.outChannels)) << 2);
+        for (let q = 0; q < multiplier; q++) {
+          if (!alone) stage(dyRow, c.outWidth, c.outChannels, start * multiplier + q, multiplier, count, width, stagedDy);
+          const b = alone ? dyRow + ((<usize>start) << 2) : stagedDy;
+          const stepB = alone ? (<usize>c.outChannels) << 2 : bytes;
+          for (let fx = 0; fx < c.filterWidth; fx++) {
+            const offset = fx * c.dilationWidth - c.left;
+            const from = firstInside(offset, c.strideWidth);
+            const to = lastInside(offset, c.strideWidth, c.inWidth, c.outWidth);
+            if (from >= to) continue;
+            stage(filter + ((<usize>((fy * c.filterWidth + fx) * c.outChannels)) << 2), 1, 0, start * multiplier + q, multiplier, count, width, factors);
+            addScaled(a + (from * c.strideWidth + offset) * stepA, c.strideWidth * stepA, b + from * stepB, stepB, to - from, width, factors);
+          }
+        }
+      }
+      if (!whole) {
+        for (let p = 0; p < c.inWidth; p++) {
+          const to = dxRow + ((<usize>(p * channels + start)) << 2);
+          for (let i = 0; i < count; i++) store<f32>(to + ((<usize>i) << 2), load<f32>(staged + p * bytes + ((<usize>i) << 2)));
+        }
+      }
+    }
+  }
+}
