@@ -2,9 +2,11 @@ import { ConfigError, NotFoundError, ShapeError, type Parameter, type Role } fro
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import { decoderFamily } from './decoder/load.ts';
 import type { Model } from './graph.ts';
+import type { HfConfig } from './own-config.ts';
 import { restoreActivations } from './stored-activations.ts';
+import { restoreSparsity } from './stored-sparsity.ts';
 
-export type HfConfig = Readonly<Record<string, unknown>>;
+export type { HfConfig } from './own-config.ts';
 
 /**
  * Where a model's tensors come from. Paths are Hugging Face's with the base prefix (`model.`), whatever the file spells;
@@ -74,10 +76,13 @@ export async function createModel(options: ModelOptions): Promise<Model> {
   const held: (Weight | Parameter)[] = [];
   try {
     const model = await family({ config, source, warn, ask: askOf(options, held) });
-    await restoreActivations(model, config, options).catch((error: unknown) => {
+    try {
+      await restoreSparsity(model, config);
+      await restoreActivations(model, config, options);
+    } catch (error) {
       model.dispose();
       throw error;
-    });
+    }
     return model;
   } catch (error) {
     for (const one of held)

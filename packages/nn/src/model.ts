@@ -4,6 +4,7 @@ import { checkActive, checkSet, unknownAdapter } from './check-adapters.ts';
 import type { AdapterSet, Model, ModelInfo, Site, Stage } from './graph.ts';
 import { replaceInput, replaceWeight } from './replace-weight.ts';
 import { withActivations } from './stored-activations.ts';
+import { withSparsity } from './stored-sparsity.ts';
 import type { Attached } from './run-site.ts';
 import { exactly, selectSites } from './select-sites.ts';
 import { parametersOf, parametersOfSet, placesOf, unique, type StageSpec } from './stage-parameters.ts';
@@ -53,7 +54,7 @@ export function createGraph(spec: GraphSpec): Model {
   const model: Model = {
     get info() {
       const parted = [...ties].some(([site, to]) => !holds(site, to));
-      const config = withActivations(spec.info.config, places);
+      const config = withSparsity(withActivations(spec.info.config, places), allSites);
       return parted || config !== spec.info.config
         ? { ...spec.info, config: parted ? { ...config, tie_word_embeddings: false } : config }
         : spec.info;

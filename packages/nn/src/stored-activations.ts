@@ -1,7 +1,8 @@
 import { FormatError, type Parameter } from '@niwaki/tensor';
 import { checkActivationGrid, onScaledChannels, tensorQuantizer, tokenQuantizer, type ActivationQuantizer } from '@niwaki/weights';
-import type { HfConfig, ModelParts } from './families.ts';
+import type { ModelParts } from './families.ts';
 import type { Model, Site } from './graph.ts';
+import { ownList, sitesOf, withOwnList, type HfConfig } from './own-config.ts';
 
 // No published form of config.json holds what is rounded where, per operand and beside weights of any format. So it is an
 // own field, `niwaki.activations`: a list of { sites, bits, symmetric, per, factors? }. What a quantizer stores are tensors under
@@ -23,27 +24,19 @@ const entryOf = ({ bits, symmetric, per, parts }: ActivationQuantizer): Entry =>
 });
 
 /** A config that says what is rounded now, whatever it said when it was read. */
-export function withActivations(config: HfConfig, places: readonly Site[]): HfConfig {
-  const { niwaki, ...rest } = config;
-  const rounded = places.filter(({ input }) => input !== undefined);
-  if (rounded.length === 0 && niwaki === undefined) return config;
-  const lists = new Map<string, string[]>();
-  for (const { path, input } of rounded) {
-    const key = JSON.stringify(entryOf(input!));
-    lists.set(key, [...(lists.get(key) ?? []), path]);
-  }
-  const activations = [...lists].map(([key, sites]) => ({ sites, ...(JSON.parse(key) as Entry) }));
-  const { activations: _, ...others } = (niwaki ?? {}) as Record<string, unknown>;
-  const own = { ...others, ...(activations.length > 0 && { activations }) };
-  return Object.keys(own).length > 0 ? { ...rest, niwaki: own } : rest;
-}
+export const withActivations = (config: HfConfig, places: readonly Site[]): HfConfig =>
+  withOwnList(
+    config,
+    'activations',
+    places.flatMap(({ path, input }) => (input === undefined ? [] : [[path, entryOf(input)] as const])),
+  );
 
 /**
  * Puts on what a config says under `niwaki.activations`.
  * @throws FormatError for a field that is not as it must be; NotFoundError for a site or a tensor that is not there
  */
 export async function restoreActivations(model: Model, config: HfConfig, parts: Pick<ModelParts, 'vector'>): Promise<void> {
-  for (const [i, entry] of entriesOf(config).entries()) {
+  for (const [i, entry] of ownList(config, 'activations').entries()) {
     const { bits, symmetric, per, factors, sites } = checkedEntry(entry, `niwaki.activations[${i}]`);
     for (const path of sites) {
       const number = async (name: string): Promise<number> => (await vectorAt(`${path}.${name}`, [1], parts))[0]!;
@@ -73,21 +66,13 @@ async function vectorAt(path: string, shape: readonly number[], { vector }: Pick
   throw new FormatError(`'${path}' is [${found.shape}], expected [${shape}]`, { tensor: path, given: found.shape, expected: shape });
 }
 
-function entriesOf({ niwaki }: HfConfig): readonly unknown[] {
-  const listed = (niwaki as { readonly activations?: unknown } | undefined)?.activations;
-  if (listed === undefined) return [];
-  if (Array.isArray(listed)) return listed;
-  throw new FormatError('niwaki.activations of the config is no list', { field: 'niwaki.activations' });
-}
-
 function checkedEntry(entry: unknown, field: string): Entry & { readonly sites: readonly string[] } {
   const { sites, bits, symmetric, per, factors = false } = Object(entry) as Partial<Entry> & { readonly sites?: unknown };
   const fail = (problem: string): never => {
     throw new FormatError(`${field} of the config: ${problem}`, { field, value: entry });
   };
-  if (!Array.isArray(sites) || sites.some((path) => typeof path !== 'string')) return fail('sites must be a list of paths');
   if (per !== 'token' && per !== 'tensor') return fail(`per must be 'token' or 'tensor', got ${JSON.stringify(per)}`);
   if (typeof factors !== 'boolean') return fail(`factors must be true or false, got ${JSON.stringify(factors)}`);
   checkActivationGrid(field, { bits: bits!, symmetric: symmetric! });
-  return { sites: sites as string[], bits: bits!, symmetric: symmetric!, per, factors };
+  return { sites: sitesOf({ sites }, field), bits: bits!, symmetric: symmetric!, per, factors };
 }

@@ -1,6 +1,7 @@
 export * from './prune.ts';
 export type { AmountOptions, Amount } from './amount.ts';
-export type { PrunerChoice, HostMatrix, PruneMethodOptions, Pruner, Store } from './pruner.ts';
+export type { PrunerChoice, HostMatrix, PruneMethodOptions, Pruner } from './pruner.ts';
+export type { Store } from '@niwaki/weights';
 export * from './magnitude.ts';
 export { wanda, type WandaOptions } from './wanda.ts';
 export { sparsegpt, type SparseGptOptions } from './sparsegpt.ts';

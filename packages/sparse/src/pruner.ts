@@ -1,26 +1,9 @@
-import { ConfigError, denseParameter, NumericError, tensor2d, type Tensor2D, type Traits } from '@niwaki/tensor';
-import {
-  csr,
-  denseWeight,
-  encodeGgufBlocks,
-  ggufBlock,
-  isHalf,
-  masked,
-  nOfM,
-  packCsr,
-  packMask,
-  packNOfM,
-  rowsOfTensor,
-  storedValues,
-  type Weight,
-} from '@niwaki/weights';
+import { ConfigError, NumericError, type Traits } from '@niwaki/tensor';
+import { sparseWeight, type Store, type Weight } from '@niwaki/weights';
 import type { Collectors, Method } from '@niwaki/engine';
 import type { Site } from '@niwaki/nn';
 import { amountOf, checkAmount, isNOfM, type Amount, type AmountOptions } from './amount.ts';
 import type { Scores } from './keep-entries.ts';
-
-/** How a pruned matrix is stored. */
-export type Store = 'masked' | 'n-of-m' | 'csr';
 
 export interface PruneMethodOptions extends AmountOptions {
   /**
@@ -104,67 +87,9 @@ export async function hostMatrix({ path, weight }: Site): Promise<HostMatrix> {
 }
 
 /** A site's new weight: `values` where the flags are 1, in the precision that the site has. */
-export async function prunedWeight(
-  site: Site,
+export const prunedWeight = (
+  { path, weight }: Site,
   values: ArrayLike<number>,
   kept: Uint8Array,
   { amount, store }: { amount: Amount; store: Store },
-): Promise<Weight> {
-  const { path } = site;
-  const old = site.weight!;
-  const { shape } = old;
-  if (store === 'masked') {
-    const matrix = tensor2d(
-      Float32Array.from(kept, (keep, e) => (keep === 1 ? values[e]! : 0)),
-      [shape[0], shape[1]],
-    );
-    const inFloats = old.matrix !== undefined && old.matrix.stored === undefined;
-    const made = masked(path, inFloats ? likeMatrix(old, matrix) : await encoded(old, matrix, path), packMask(kept));
-    if (made.matrix !== undefined) made.matrix.trainable = old.matrix?.trainable ?? false;
-    return made;
-  }
-  const options = isNOfM(amount) ? amount : undefined;
-  if (store === 'n-of-m') {
-    const { n, m } = options!;
-    const packed = packNOfM(path, values, shape, { n, m, kept });
-    const stored = await valuesLike(old, packed.values, [shape[0], (shape[1] / m) * n], `${path}.values`);
-    return nOfM(path, shape, { values: stored, index: packed.index }, { n, m });
-  }
-  const packed = packCsr(values, shape, kept);
-  const stored = await valuesLike(old, packed.values, [1, packed.values.length], `${path}.values`);
-  return csr(path, shape, { values: stored, columns: packed.columns, rows: packed.rows });
-}
-
-async function encoded(old: Weight, matrix: Tensor2D, path: string): Promise<Weight> {
-  try {
-    return await old.encode!(matrix, path);
-  } finally {
-    matrix.dispose();
-  }
-}
-
-/** The matrix under the name and role of the old one. */
-function likeMatrix({ matrix: old }: Weight, matrix: Tensor2D): Weight {
-  const { path, role, trainable, constraint } = old!;
-  const { mask: _, ...rest } = constraint ?? {};
-  return denseWeight(denseParameter(path, matrix, { role, trainable, constraint: rest }));
-}
-
-async function valuesLike(old: Weight, values: Float32Array, shape: readonly [number, number], path: string): Promise<Weight> {
-  const matrix = tensor2d(values, [shape[0], shape[1]]);
-  const format = halfOf(old);
-  if (format === undefined) {
-    const trainable = old.matrix?.trainable ?? old.parts['values']?.trainable ?? false;
-    return denseWeight(denseParameter(`${path}.weight`, matrix, { role: 'values', trainable }));
-  }
-  try {
-    return ggufBlock(path, shape, format, await encodeGgufBlocks(path, shape, rowsOfTensor(matrix), format));
-  } finally {
-    matrix.dispose();
-  }
-}
-
-function halfOf(weight: Weight): 'F16' | 'BF16' | undefined {
-  const values = storedValues(weight);
-  return isHalf(values) ? (values.options as { readonly format: 'F16' | 'BF16' }).format : undefined;
-}
+): Promise<Weight> => sparseWeight(path, weight!, { values, kept }, isNOfM(amount) ? { store, ...amount } : { store });

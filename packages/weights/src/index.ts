@@ -18,6 +18,7 @@ export * from './low-rank.ts';
 export * from './slice.ts';
 export { isSparse, maskOf, packMask } from './entry-mask.ts';
 export { masked } from './masked.ts';
+export { sparseFormOf, sparseWeight, type SparseForm, type Store } from './sparse-weight.ts';
 export * from './stored-values.ts';
 export { checkGroups, checkNOfM, indexBits, nOfM, packNOfM, type NOfM } from './n-of-m.ts';
 export { csr, packCsr, type CsrParts } from './csr.ts';

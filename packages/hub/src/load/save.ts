@@ -22,8 +22,9 @@ const tileEntries = 4_194_304;
 
 /**
  * Writes the base model as a Hugging Face folder that Python loads: config.json, model.safetensors (or shards and their
- * index), the tokenizer's files. Quantized matrices are written as the numbers they stand for; attached adapters are not
- * part of it. Memory: one tile of a matrix (16 MB). Throws AbortError, DeviceError; then the folder is as it was before.
+ * index), the tokenizer's files. Quantized matrices are written as the numbers they stand for, pruned ones with their zeros,
+ * which `load` knows again by the config; attached adapters are not part of it. Memory: one tile of a matrix (16 MB). Throws
+ * AbortError, DeviceError; then the folder is as it was before.
  */
 export async function saveModel(model: Model, target: SaveTarget, options: SaveModelOptions = {}): Promise<void> {
   await writeTogether(target, async (folder) => {
