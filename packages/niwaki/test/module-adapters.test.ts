@@ -30,6 +30,8 @@ const rows = Array.from({ length: 24 }, () => [Array.from({ length: 6 }, (_, t) 
 interface Kind {
   readonly make: () => AdapterMethod;
   readonly at: string | readonly string[];
+  /** Whether it needs the matrices in floats. */
+  readonly floats?: boolean;
 }
 const outputs = ['**.self_attn', '**.mlp'];
 const kinds: Readonly<Record<string, Kind>> = {
@@ -38,6 +40,11 @@ const kinds: Readonly<Record<string, Kind>> = {
   'prompt tuning': { make: () => promptTuning({ init: [1, 2, 3] }), at: 'embed_tokens' },
   bottleneck: { make: () => bottleneck({ reduction: 4 }), at: outputs },
   's2ft, whose slices are drawn': { make: () => s2ft({ outputRatio: 0.25, downRatio: 0.25 }), at: ['o_proj', 'down_proj'] },
+  's2ft in place': {
+    make: () => s2ft({ outputRatio: 0.25, downRatio: 0.25, inPlace: true }),
+    at: ['o_proj', 'down_proj'],
+    floats: true,
+  },
   // Stopped while it looks for candidates.
   spiel: { make: () => spiel({ density: 0.05, reselectionSteps: 10, accumulationSteps: 4 }), at: 'all-linear' },
   'compacter with the norms': { make: () => compacter({ reduction: 4, division: 2 }), at: outputs },
@@ -46,12 +53,12 @@ const kinds: Readonly<Record<string, Kind>> = {
 };
 
 async function trained(
-  { make, at }: Kind,
+  { make, at, floats = false }: Kind,
   folder?: RunFolder,
   stopAfter = Infinity,
 ): Promise<{ bytes: Map<string, string>; losses: number[]; ids: number[] }> {
   const model: Model = await tinyLlama({ hidden_size: 64, intermediate_size: 64, head_dim: 16 });
-  await quantize(model, nf4(), { at: 'all-linear' });
+  if (!floats) await quantize(model, nf4(), { at: 'all-linear' });
   await adapt(model, make(), { at, seed: 2 });
   const data = exactBatches(rows, { vocabularySize: 32 });
   const losses: number[] = [];
@@ -67,7 +74,7 @@ async function trained(
   return { bytes, losses, ids };
 }
 
-describe('adapters other than low-rank ones, over 4-bit matrices and packed rows', () => {
+describe('adapters other than low-rank ones, over 4-bit matrices where they can be, and packed rows', () => {
   it.each(Object.entries(kinds))('learn, and go on from a checkpoint as if they had not stopped: %s', async (_, kind) => {
     const before = memory().numTensors;
     const whole = await trained(kind);

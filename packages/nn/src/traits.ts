@@ -9,10 +9,14 @@ export type Place = Pick<Site, 'path' | 'point'> & { readonly [K in 'weight' | '
 
 /** What a site gives with what it stores now, and what it needs of that. */
 export function siteTraits({ point, weight, bias }: Place): Traits {
-  const gives: Token[] = [...(weight === undefined ? [] : (weightTraits(weight).gives ?? [])), 'base-values'];
+  const { gives: stored = [], needs: own = [] } = weight === undefined ? {} : weightTraits(weight);
+  const gives: Token[] = [...stored];
+  // What needs them is in the way of whoever else does.
+  if (!own.includes('base-values')) gives.push('base-values');
   if (point !== 'embedding') gives.push('inputs');
   if (bias !== undefined) gives.push('bias');
-  return { gives, ...(point === 'embedding' && { needs: ['lookup'] as const }) };
+  const needs: Token[] = point === 'embedding' ? [...own, 'lookup'] : [...own];
+  return { gives, ...(needs.length > 0 && { needs }) };
 }
 
 export const siteParty = (site: Place): Party => ({

@@ -18,7 +18,7 @@ import {
 import { blockwiseBackprop, causalLM, collectInputs, inputAbsMean } from '@niwaki/engine';
 import type { Batch } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
-import { sideOf, type SlicedSide, type SliceRole, type Slices } from './slices.ts';
+import { positions, sideOf, type SlicedSide, type SliceRole, type Slices } from './slices.ts';
 
 /** How heads and channels are ranked. */
 export type SliceStrategy = 'random' | 'weight' | 'activation' | 'weight*activation' | 'gradient';
@@ -49,6 +49,7 @@ const optionOf: Readonly<Record<SliceRole, string>> = { output: 'outputRatio', v
 export async function chooseSlices(model: Model, sites: readonly Site[], budget: SliceBudget, draw: Draw): Promise<Slices> {
   const { ratios, strategy, pick, exclude } = budget;
   const sides = new Map(sites.map((site) => [site, sideOf(model, site.path)]));
+  const places = new Map([...sides].map(([site, side]) => [site, positions(side)]));
   const scores = strategy === 'random' ? undefined : await scoresOf(model, sides, budget);
   const chosen = new Map<string, number[]>();
   for (const role of Object.keys(optionOf) as SliceRole[]) {
@@ -62,7 +63,7 @@ export async function chooseSlices(model: Model, sites: readonly Site[], budget:
       ),
     );
     checkCount(role, ratios[role], { count, units, free: free.length });
-    const score = ({ site, unit }: Candidate): number => scores!.get(site)![unit]!;
+    const score = ({ site, unit }: Candidate): number => scores!.get(site)![places.get(site)!(unit)]!;
     const sign = pick === 'smallest' ? 1 : -1;
     const picked =
       scores === undefined
@@ -93,7 +94,7 @@ function checkCount(role: SliceRole, ratio: number, { count, units, free }: { co
   });
 }
 
-/** One number a unit of each map. */
+/** One number a unit of each map, in the order that the model has them in. */
 async function scoresOf(
   model: Model,
   sides: ReadonlyMap<Site, SlicedSide>,

@@ -1,8 +1,31 @@
 import * as v from 'valibot';
-import { add, ConfigError, StateError, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import {
+  add,
+  checkFlag,
+  ConfigError,
+  denseParameter,
+  StateError,
+  sub,
+  tidy,
+  zeros,
+  type Json,
+  type Tensor,
+  type Tensor2D,
+  type Traits,
+} from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
-import { adapterFile, adapterParameter, parameterPath, unbound, type AdapterFile, type AdapterMethod, type Binding } from '@niwaki/peft';
-import { choosePlaces, sliceWeight, type Batch, type Weight } from '@niwaki/weights';
+import {
+  adapterFile,
+  adapterParameter,
+  parameterPath,
+  unbound,
+  type AdapterFile,
+  type AdapterMethod,
+  type Binding,
+  type PortableForm,
+  type RewritingAdapter,
+} from '@niwaki/peft';
+import { choosePlaces, sliceWeight, trainedSlice, type Batch, type Weight } from '@niwaki/weights';
 import type { Adapter, Model, Site } from '@niwaki/nn';
 import { chooseSlices, type SliceBudget, type SliceStrategy } from './choose-slices.ts';
 import { arrangeSlices, checkUnits, inOrder, placesOf, sideOf, type SlicedSide, type Slices } from './slices.ts';
@@ -34,14 +57,26 @@ export interface S2ftOptions {
    * what it did: slices in place of gathers. Default false. Files name units as the model was loaded, either way.
    */
   readonly permute?: boolean;
+  /**
+   * Trains the slices inside the stored matrices, which must be floats: no product more than the base's. Halves become f32.
+   * Then decay shrinks the slice itself, such a set has its sites for itself, and its strength cannot be changed. Default
+   * false: V is trained beside the matrix.
+   */
+  readonly inPlace?: boolean;
 }
 
 /** Some columns or rows of a matrix, trained densely. */
 export interface S2ftAdapter extends Adapter {
   /** Heads or channels, as the model was loaded. */
   readonly units: readonly number[];
-  /** Factor on the change, default 1; not stored in files. */
-  strength: number;
+  /** Factor on the change, default 1; not stored in files. Absent where they train in place. */
+  strength?: number;
+}
+
+/** Slices that train inside the stored matrix. */
+interface InPlaceAdapter extends S2ftAdapter, RewritingAdapter {
+  /** What training has added to them: a new tensor. */
+  change(): Tensor2D;
 }
 
 type Settings = Required<Omit<S2ftOptions, 'batches' | 'exclude' | 'slices'>> & Pick<S2ftOptions, 'batches' | 'exclude' | 'slices'>;
@@ -54,7 +89,12 @@ const slot = 's2ft_V';
  * V, started at 0, [out, s] at columns and [s, in] at rows: 4 bytes an entry, and 4 · (s + in or out) of places. At columns
  * the backward pass keeps s numbers a token, not the whole input. `at` says which kinds of maps take part; ratios count
  * over all of them together. Merging and switching add V at its places, without a product.
- * @throws ConfigError for a ratio outside [0, 1], a selected kind of which nothing would train, a map without heads or channels
+ *
+ * `inPlace`: 8 bytes an entry beside the matrix, for the slice as the tape knows it and as it was, and each update makes
+ * the matrix anew, up to 8 bytes an entry of one matrix while it lasts. Read without the set, the matrix is what it was.
+ * Files are the same, and so is what they do. `form: 'native'` saves the slices themselves, for going on bit for bit.
+ * @throws ConfigError for a ratio outside [0, 1], a selected kind of which nothing would train, a map without heads or
+ * channels; in place, for codes and pruned matrices
  * @example await adapt(model, s2ft({ outputRatio: 0.05, downRatio: 0.02 }), { at: ['o_proj', 'down_proj'] });
  */
 export function s2ft(options: S2ftOptions = {}): AdapterMethod {
@@ -63,8 +103,9 @@ export function s2ft(options: S2ftOptions = {}): AdapterMethod {
   const bind = (binding: Pick<Binding, 'name' | 'draw'>): Method =>
     defineMethod({
       kind: 's2ft',
+      ...(settings.inPlace && { title: 's2ft in place' }),
       options: asJson(settings),
-      traits: { needs: ['base-values'], gives: ['merge', 'delta'] },
+      traits: settings.inPlace ? inPlaceTraits : { needs: ['base-values'], gives: ['merge', 'delta'] },
       makes: 'adapter',
       validate: (site, model) => checkSite(site, model, slices),
       plan: async (sites, model) => {
@@ -77,6 +118,7 @@ export function s2ft(options: S2ftOptions = {}): AdapterMethod {
         if (own === undefined) return {};
         // Those of a file are in the order of its columns.
         const units = slices === undefined ? inOrder(side, own) : own;
+        if (settings.inPlace) return inPlaceAdapter(site, side, units, { name: binding.name });
         return { adapter: sliceAdapter(site, side, units, zeros(shapeOf(site, side, units)), binding.name) };
       },
     });
@@ -96,20 +138,57 @@ export function s2ft(options: S2ftOptions = {}): AdapterMethod {
     },
     rankAt: () => undefined,
     unitOrder: settings.permute ? 'changed' : 'known',
+    ...(settings.inPlace && { rewrites: 'slices', repeatable: true, portable: added }),
     bind,
-    restore: async (site, tensors, { name }, model) => ({
-      adapter: sliceAdapter(site, sideOf(model, site.path), unitsAt(site), tensors.get(slot) as Tensor2D, name),
-    }),
+    restore: async (site, tensors, { name }, model) => {
+      const [side, units, value] = [sideOf(model, site.path), unitsAt(site), tensors.get(slot) as Tensor2D];
+      if (settings.inPlace) return inPlaceAdapter(site, side, units, { name, value });
+      return { adapter: sliceAdapter(site, side, units, value, name) };
+    },
   };
+}
+
+const inPlaceTraits: Traits = {
+  needs: ['floats', 'base-values'],
+  // Training would fill them.
+  forbids: ['zeros'],
+  claims: ['base-values'],
+  gives: ['merge', 'delta', 'floats', 'encode'],
+  help: {
+    floats: 'Leave inPlace away: the slices then train beside the codes.',
+    zeros: 'Leave inPlace away: the slices then train beside the matrix.',
+    'base-values': 'Leave inPlace away: sets of slices that train beside the matrix share it.',
+  },
+};
+
+/** What was trained in place as what is added to the base. */
+const added: PortableForm = {
+  method: (set) => s2ft({ slices: slicesOf(set) }),
+  tensors: (adapter) => new Map([[slot, { shape: adapter.parameters[slot]!.shape, values: () => changeOf(adapter as InPlaceAdapter) }]]),
+};
+
+async function changeOf(adapter: InPlaceAdapter): Promise<Float32Array> {
+  const change = adapter.change();
+  try {
+    return (await change.data()) as Float32Array;
+  } finally {
+    change.dispose();
+  }
 }
 
 /** `peft_type: S2FT`. For `loadAdapter(model, files, { types: [s2ftFile] })`. */
 export const s2ftFile: AdapterFile = adapterFile({
   peftType: 'S2FT',
-  // Heads or channels by module path.
-  fields: { slices: v.record(v.string(), v.array(v.pipe(v.number(), v.integer(), v.minValue(0)))) },
-  make: ({ slices }) => s2ft({ slices }),
-  write: ({ sites }) => ({ slices: slicesOf({ sites }) as Json }),
+  fields: {
+    // Heads or channels by module path.
+    slices: v.record(v.string(), v.array(v.pipe(v.number(), v.integer(), v.minValue(0)))),
+    in_place: v.nullish(v.boolean(), false),
+  },
+  make: ({ slices, in_place: inPlace }) => s2ft({ slices, inPlace }),
+  write: ({ sites, method: { options } }) => ({
+    slices: slicesOf({ sites }) as Json,
+    ...((options as Pick<S2ftOptions, 'inPlace'>).inPlace && { in_place: true }),
+  }),
 });
 
 /** The units that a set trains: what another one excludes to be disjoint. */
@@ -129,6 +208,7 @@ function s2ftSettings(options: S2ftOptions): Settings {
     strategy = 'random',
     pick = 'smallest',
     permute = false,
+    inPlace = false,
   } = options;
   for (const [field, ratio] of Object.entries({ outputRatio, valueRatio, downRatio, upRatio })) {
     if (!(ratio >= 0 && ratio <= 1))
@@ -141,19 +221,19 @@ function s2ftSettings(options: S2ftOptions): Settings {
     });
   if (!['smallest', 'largest'].includes(pick))
     throw new ConfigError(`s2ft: pick must be 'smallest' or 'largest', got ${String(pick)}`, { field: 'pick', given: pick });
-  if (typeof permute !== 'boolean')
-    throw new ConfigError(`s2ft: permute must be true or false, got ${String(permute)}`, { field: 'permute', given: permute });
+  for (const [field, value] of Object.entries({ permute, inPlace })) checkFlag('s2ft', field, value);
   if (options.slices === undefined && outputRatio + valueRatio + downRatio + upRatio === 0)
     throw new ConfigError('s2ft: nothing trainable: all ratios are 0', { outputRatio, valueRatio, downRatio, upRatio });
   const needsData = strategy !== 'random' && strategy !== 'weight' && options.slices === undefined;
   if (needsData && !(options.batches !== undefined && options.batches.length > 0))
     throw new ConfigError(`s2ft: strategy '${strategy}' ranks by what the model sees: it needs batches`, { field: 'batches', strategy });
-  return { ...options, outputRatio, valueRatio, downRatio, upRatio, strategy, pick, permute };
+  return { ...options, outputRatio, valueRatio, downRatio, upRatio, strategy, pick, permute, inPlace };
 }
 
 function asJson(settings: Settings): { readonly [name: string]: Json } {
-  const { batches: _, slices, permute, ...ranking } = settings;
-  return (slices === undefined ? { ...ranking, permute } : { slices, permute }) as unknown as { readonly [name: string]: Json };
+  const { batches: _, slices, permute, inPlace, ...ranking } = settings;
+  const named = slices === undefined ? { ...ranking, permute } : { slices, permute };
+  return { ...named, ...(inPlace && { inPlace }) } as unknown as { readonly [name: string]: Json };
 }
 
 const budgetOf = ({ outputRatio, valueRatio, downRatio, upRatio, strategy, pick, exclude = {}, batches = [] }: Settings): SliceBudget => ({
@@ -199,5 +279,38 @@ function sliceAdapter(site: Site, side: SlicedSide, units: readonly number[], va
     apply: (x: Tensor, next, call) => add(next(x), delta().apply(x as Tensor2D, call)) as Tensor2D,
     delta,
     startsFrom: 'base',
+  };
+}
+
+/** @param options `value`: the slice itself, where a file has it; taken over */
+function inPlaceAdapter(
+  { path, point, weight }: Site,
+  side: SlicedSide,
+  units: readonly number[],
+  { name, value }: { readonly name: string; readonly value?: Tensor2D },
+): { readonly adapter: InPlaceAdapter; readonly weight: Weight } {
+  const { shape } = weight!;
+  const { axis } = side;
+  const matrix = denseParameter(`${path}.weight`, weight!.dense(), { role: 'matrix' });
+  const chosen = choosePlaces(parameterPath(path, name, 's2ft'), placesOf(side, units), side.units * side.size);
+  const held = trainedSlice(matrix, { axis, chosen, path: parameterPath(path, name, slot), ...(value && { value }) });
+  const { slice, initial } = held;
+  return {
+    weight: held,
+    adapter: {
+      kind: 's2ft',
+      point,
+      parameters: { [slot]: slice },
+      units,
+      apply: (x, _, call, { bias }) => {
+        const y = held.trained(x as Tensor2D, call);
+        return bias === undefined ? y : (add(y, call.value(bias)) as Tensor2D);
+      },
+      delta: () => sliceWeight({ shape, axis, values: slice, since: initial, chosen }),
+      merge: async () => ({ matrix: held.now() }),
+      change: () => tidy(() => sub(slice.read(), initial.read()) as Tensor2D),
+      original: (base) => base.dense(),
+      startsFrom: 'rewritten',
+    },
   };
 }

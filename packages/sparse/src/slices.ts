@@ -56,7 +56,7 @@ export function checkUnits(path: string, { units, role }: SlicedSide, given: rea
 }
 
 /** Where each unit is now, by its first number. */
-function positions({ axis, coupling: { order, source } }: SlicedSide): (unit: number) => number {
+export function positions({ axis, coupling: { order, source } }: SlicedSide): (unit: number) => number {
   if (order === undefined) return (unit) => unit;
   const serves = axis === 'rows' ? source.serves : 1;
   const at = new Map<number, number>();

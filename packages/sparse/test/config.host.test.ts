@@ -66,4 +66,5 @@ configContract<S2ftOptions>('s2ft', s2ft, {
   exclude: { takes: {}, not: ofTargets },
   slices: { takes: {}, not: ofTargets },
   permute: { takes: true, not: ['yes'] },
+  inPlace: { takes: true, not: ['yes'] },
 });

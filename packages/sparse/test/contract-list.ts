@@ -40,6 +40,18 @@ export const adapters: Readonly<Record<string, AdapterCase<AdapterMethod>>> = {
     trained: ([out, width]) => width * (out === 8 ? 4 : 3),
     not: { seeded: unitsGiven },
   },
+  's2ft of columns, in place': {
+    make: () => s2ft({ slices: named({ 'self_attn.o_proj': [3, 1], 'mlp.down_proj': [30, 2, 17] }), inPlace: true }),
+    at: ['o_proj', 'down_proj'],
+    trained: ([out, width]) => out * (width === 16 ? 8 : 3),
+    not: { seeded: unitsGiven },
+  },
+  's2ft of rows, in place': {
+    make: () => s2ft({ slices: named({ 'self_attn.v_proj': [1], 'mlp.up_proj': [4, 5, 6] }), inPlace: true }),
+    at: ['v_proj', 'up_proj'],
+    trained: ([out, width]) => width * (out === 8 ? 4 : 3),
+    not: { seeded: unitsGiven },
+  },
   // Of 512 entries of a down_proj each trains, and so does each of 256 of an o_proj.
   'spiel of every entry': {
     make: () => spiel({ numTunable: 2 * (512 + 256) }),

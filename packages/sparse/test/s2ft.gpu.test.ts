@@ -14,12 +14,14 @@ const tolerance = 1e-4;
 
 describe.skipIf(missing)('S²FT on WebGPU', () => {
   it.each([
-    ['gathered', false],
-    ['permuted', true],
-  ])('starts at the base, has its gradients, learns and merges to the same: %s', (_, permute) =>
+    ['gathered', {}],
+    ['permuted', { permute: true }],
+    ['gathered, in place', { inPlace: true }],
+    ['permuted, in place', { permute: true, inPlace: true }],
+  ])('starts at the base, has its gradients, learns and merges to the same: %s', (_, form) =>
     onTiny(async (model) => {
       const base = await logits(model);
-      const options = { outputRatio: 0.5, downRatio: 0.25, valueRatio: 0.5, upRatio: 0.2, permute };
+      const options = { outputRatio: 0.5, downRatio: 0.25, valueRatio: 0.5, upRatio: 0.2, ...form };
       const set = await adapt(model, s2ft(options), { at: ['o_proj', 'down_proj', 'v_proj', 'up_proj'], seed: 2 });
       expect(distance(await logits(model), base)).toBeLessThan(tolerance);
       perturb(set, 1);

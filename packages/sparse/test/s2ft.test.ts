@@ -542,6 +542,19 @@ describe('the choice of slices', () => {
     expect(await choose(model, { strategy, batches, valueRatio: 0.25 }, ['v_proj'])).toEqual({ [layer(0, 'self_attn.v_proj')]: [1] });
   });
 
+  it.each(['weight', 'activation', 'gradient'] as const)('by %s is the same on a model whose units have moved', async (strategy) => {
+    const config = { num_attention_heads: 8, num_key_value_heads: 2 };
+    const [plain, moved] = [await tiny(config), await tiny(config)];
+    const options: S2ftOptions = { strategy, batches: [batchOf()], outputRatio: 0.2, downRatio: 0.1, valueRatio: 0.5, upRatio: 0.1 };
+    const at = [...columns, 'v_proj', 'up_proj'];
+    const expected = await choose(plain, options, at);
+    await choose(moved, { outputRatio: 0.5, downRatio: 0.5, permute: true }, columns);
+    expect(moved.couplings.some(({ order }) => order !== undefined)).toBe(true);
+    const sorted = (slices: Record<string, readonly number[]>): Record<string, readonly number[]> =>
+      Object.fromEntries(Object.entries(slices).map(([path, units]) => [path, [...units].sort((a, b) => a - b)]));
+    expect(sorted(await choose(moved, options, at))).toEqual(sorted(expected));
+  });
+
   it('by gradients needs float weights; by activations it does not', async () => {
     const model = await tiny({ hidden_size: 32, head_dim: 8 });
     for (const { path, weight } of model.sites('all-linear'))

@@ -13,6 +13,8 @@ export interface DenseParameterOptions {
   readonly places?: Places;
   /** Logical shape where the stored tensor is packed words; default the tensor's own. */
   readonly shape?: readonly number[];
+  /** Called after every change: for whoever keeps the value in a second place too. */
+  readonly written?: (value: Tensor) => void;
   /** How `raw()` names and measures the bytes of packed words, e.g. { dtype: 'U8', shape: [128, 1], bytes: 128 }. */
   readonly file?: { readonly dtype: string; readonly shape: readonly number[]; readonly bytes: number };
 }
@@ -21,7 +23,7 @@ const neverTrained: ReadonlySet<Role> = new Set<Role>(['codes', 'index', 'statis
 
 /** A parameter that is one tensor on the device: dense f32, or the int32 words of something packed. It owns the tensor. */
 export function denseParameter(path: string, value: Tensor, options: DenseParameterOptions): Parameter {
-  const { role, constraint, places, file } = options;
+  const { role, constraint, places, written, file } = options;
   const shape = options.shape ?? value.shape;
   let stored: Tensor | undefined = keep(value);
   let version = 0;
@@ -44,6 +46,7 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
     stored = keep(next);
     old.dispose();
     version++;
+    written?.(next);
   };
 
   const parameter: Parameter = {

@@ -1,5 +1,6 @@
 export * from './call.ts';
 export * from './format.ts';
+export { fingerprintOf } from './fingerprint.ts';
 export * from './weight.ts';
 export { frozenMatrix } from './frozen.ts';
 export * from './rows.ts';
@@ -15,7 +16,8 @@ export * from './activation-quantizer.ts';
 export * from './gguf-block.ts';
 export * from './encode-gguf.ts';
 export * from './low-rank.ts';
-export * from './slice.ts';
+export { choosePlaces, sliceWeight, type Chosen, type SliceOptions } from './slice.ts';
+export { trainedSlice, type TrainedSlice, type TrainedSliceOptions } from './trained-slice.ts';
 export { isSparse, maskOf, packMask } from './entry-mask.ts';
 export { masked } from './masked.ts';
 export { sparseFormOf, sparseWeight, type SparseForm, type Store } from './sparse-weight.ts';

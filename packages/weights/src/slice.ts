@@ -3,15 +3,20 @@ import {
   ConfigError,
   denseParameter,
   gather,
+  less,
   matMul,
   mul,
+  range,
   ShapeError,
   slice,
+  sub,
   tensor1d,
   tidy,
+  where,
   withGradient,
   zeros,
   type Parameter,
+  type Tensor,
   type Tensor1D,
   type Tensor2D,
 } from '@niwaki/tensor';
@@ -30,6 +35,8 @@ export interface Chosen {
   pick(x: Tensor2D, axis: 0 | 1): Tensor2D;
   /** The other way: values at their places, zeros elsewhere. */
   spread(values: Tensor2D, axis: 0 | 1): Tensor2D;
+  /** A matrix with values in place of its own: a new tensor, every other entry bit for bit. */
+  put(matrix: Tensor2D, values: Tensor2D, axis: 0 | 1): Tensor2D;
 }
 
 /**
@@ -60,6 +67,12 @@ export function choosePlaces(path: string, places: ArrayLike<number>, of: number
     // The place of what is not chosen is one past the values, where zeros are.
     spread: (values, axis) =>
       tidy(() => gather(concat([values, zeros(across(values, axis, 1))], axis), place.read() as Tensor1D, axis)) as Tensor2D,
+    put: (matrix, values, axis) =>
+      tidy(() => {
+        const own = place.read() as Tensor1D;
+        const source = where(less(own, count), own, range(count, count + of, 1, 'int32')) as Tensor1D;
+        return gather(concat([values, matrix], axis), source, axis) as Tensor2D;
+      }),
   };
 }
 
@@ -74,6 +87,12 @@ function consecutive(from: number, count: number, of: number): Chosen {
         const around = [from, of - from - count].map((side) => (side === 0 ? [] : [zeros(across(values, axis, side))]));
         return concat([...around[0]!, values, ...around[1]!], axis) as Tensor2D;
       }),
+    put: (matrix, values, axis) =>
+      tidy(() => {
+        const part = (first: number, end: number): Tensor2D[] =>
+          first === end ? [] : [slice(matrix, axis === 0 ? [first, 0] : [0, first], across(matrix, axis, end - first))];
+        return concat([...part(0, from), values, ...part(from + count, of)], axis) as Tensor2D;
+      }),
   };
 }
 
@@ -85,6 +104,8 @@ export interface SliceOptions {
   /** What is stored: 'columns' [out, count], or 'rows' [count, in]. */
   readonly axis: 'columns' | 'rows';
   readonly values: Parameter;
+  /** What they are counted from; default 0. */
+  readonly since?: Parameter;
   readonly chosen: Chosen;
   /** Factor of the whole, default 1. */
   readonly scale?: number;
@@ -96,7 +117,7 @@ export interface SliceOptions {
  * backward pass, 4 · count bytes a row of x; trained rows keep x.
  * @throws ShapeError for values of another shape
  */
-export function sliceWeight({ shape: [out, width], axis, values, chosen, scale = 1 }: SliceOptions): Weight {
+export function sliceWeight({ shape: [out, width], axis, values, since, chosen, scale = 1 }: SliceOptions): Weight {
   const columns = axis === 'columns';
   const expected = columns ? [out, chosen.count] : [chosen.count, width];
   if (values.shape.join() !== expected.join() || chosen.of !== (columns ? width : out)) {
@@ -107,6 +128,7 @@ export function sliceWeight({ shape: [out, width], axis, values, chosen, scale =
     });
   }
   const product = columns ? columnProduct : rowProduct;
+  const counted = (value: Tensor): Tensor2D => (since === undefined ? value : sub(value, since.read())) as Tensor2D;
   const scaled = (y: Tensor2D): Tensor2D => (scale === 1 ? y : (mul(y, scale) as Tensor2D));
   const weight: Weight = {
     kind: 'slice',
@@ -114,10 +136,10 @@ export function sliceWeight({ shape: [out, width], axis, values, chosen, scale =
     shape: [out, width],
     parts: { values, ...chosen.parameters },
     apply: (x, call: Call) =>
-      observe(weight, x, scaled(product(x, call.value(values) as Tensor2D, chosen, { tracked: call.tracks(values) })), call),
+      observe(weight, x, scaled(product(x, counted(call.value(values)), chosen, { tracked: call.tracks(values) })), call),
     dense: (rows) =>
       tidy(() => {
-        const v = values.read() as Tensor2D;
+        const v = counted(values.read());
         const cut = (whole: Tensor2D): Tensor2D =>
           rows === undefined ? whole : slice(whole, [rows[0], 0], [rows[1] - rows[0], whole.shape[1]]);
         return scaled(columns ? chosen.spread(cut(v), 1) : cut(chosen.spread(v, 0)));
@@ -127,7 +149,7 @@ export function sliceWeight({ shape: [out, width], axis, values, chosen, scale =
 }
 
 /** x[:, chosen]·vᵀ for v [out, count]. */
-function columnProduct(x: Tensor2D, v: Tensor2D, { pick, spread }: Chosen, { tracked }: { tracked: boolean }): Tensor2D {
+export function columnProduct(x: Tensor2D, v: Tensor2D, { pick, spread }: Chosen, { tracked }: { tracked: boolean }): Tensor2D {
   const back = (dy: Tensor2D, values: Tensor2D): Tensor2D => tidy(() => spread(matMul(dy, values), 1));
   if (!tracked) return frozen(x, v, () => matMul(pick(x, 1), v, false, true), back);
   return withGradient(
@@ -142,7 +164,7 @@ function columnProduct(x: Tensor2D, v: Tensor2D, { pick, spread }: Chosen, { tra
 }
 
 /** x·vᵀ at the chosen columns of y, for v [count, in]. */
-function rowProduct(x: Tensor2D, v: Tensor2D, { pick, spread }: Chosen, { tracked }: { tracked: boolean }): Tensor2D {
+export function rowProduct(x: Tensor2D, v: Tensor2D, { pick, spread }: Chosen, { tracked }: { tracked: boolean }): Tensor2D {
   const forward = (): Tensor2D => tidy(() => spread(matMul(x, v, false, true), 1));
   const back = (dy: Tensor2D, values: Tensor2D): Tensor2D => tidy(() => matMul(pick(dy, 1), values));
   if (!tracked) return frozen(x, v, forward, back);

@@ -11,7 +11,8 @@ export function weightTraits(weight: Weight): Traits {
   if (weight.encode !== undefined) gives.push('encode');
   if (weight.lookup !== undefined) gives.push('lookup');
   if (isSparse(weight)) gives.push('zeros');
-  return { gives };
+  // An adapter trains inside of it: who puts another matrix there would take that away.
+  return weight.kind === 'trained-slice' ? { gives, needs: ['base-values'] } : { gives };
 }
 
 function holdsFloats(weight: Weight): boolean {
