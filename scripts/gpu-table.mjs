@@ -13,8 +13,8 @@ const linesOf = (url) =>
 const table = (head, rows) =>
   [`| ${head.join(' | ')} |`, `|${head.map(() => '---').join('|')}|`, ...rows.map((row) => `| ${row.join(' | ')} |`)].join('\n');
 
-function jobName({ job, batch, length, memoryBudget }) {
-  if (batch === undefined) return job;
+function jobName({ job, batch, length, memoryBudget, activations = 'exact' }) {
+  if (batch === undefined) return activations === 'exact' ? job : `${job}, ${activations} activations`;
   return `${job}, batch ${batch} of ${length} tokens${memoryBudget === undefined ? '' : ', activations kept'}`;
 }
 

@@ -14,7 +14,9 @@ import {
   crossEntropyGradOp,
   crossEntropyOp,
   dispose,
+  expandGroupsOp,
   init,
+  integerMatMulOp,
   matMul,
   neg,
   rmsNormGradOp,
@@ -26,10 +28,13 @@ import {
   tensor,
   tensor1d,
   packedMatMulOp,
+  packBits,
   packedRowsOp,
+  pickGroupsOp,
   type AffineBits,
   type Op,
   type PackedFormat,
+  wordsOf,
   type Tensor,
 } from '../../packages/niwaki/src/index.ts';
 import { dispatch } from '../../packages/backend/src/webgpu/dispatch.ts';
@@ -112,6 +117,27 @@ function packed(format: PackedFormat, rows: number, out: number, width: number, 
   return opRow(name, packedMatMulOp as never, hosts, { ...shape, transposed }, 2 * rows * out * width);
 }
 
+function integers(format: PackedFormat, activations: 'int16' | 'int8', width: number): Row {
+  const { shape, parts } = packedFixture(format, width, width, format.startsWith('Q') ? 32 : 64);
+  const hosts = { x: floats([1, width]), ...parts };
+  const name = `${format} x·Wᵀ 1x${width}x${width}, ${activations}`;
+  return opRow(name, integerMatMulOp as never, hosts, { ...shape, activations }, 2 * width * width);
+}
+
+/** n values kept of every m, to and from a dense matrix of so many entries. */
+function placed(entries: number, n: number, m: number): (() => Row)[] {
+  const bits = Math.log2(m);
+  const sides = { n, m, groups: entries / m };
+  const stored = sides.groups * n;
+  const places = Array.from({ length: 64 * n }, (_, i) => ((i % n) * m) / n + (((i / n) | 0) % (m / n)));
+  const pattern = wordsOf(packBits(places, { bits }));
+  const words = ints([(stored * bits) / 32], (i) => pattern[i % pattern.length]!);
+  return [
+    () => opRow(`${n} of ${m} to ${entries} entries`, expandGroupsOp as never, { words, values: floats([stored]) }, sides, stored),
+    () => opRow(`${n} of ${m} from ${entries} entries`, pickGroupsOp as never, { words, dense: floats([entries]) }, sides, stored),
+  ];
+}
+
 function lookup(format: PackedFormat, rows: number, out: number, width: number): Row {
   const { shape, parts } = packedFixture(format, out, width);
   const ids = ints([rows], (i) => (i * 7919) % out);
@@ -184,6 +210,9 @@ const rows: readonly (() => Row | readonly Row[])[] = [
   ...([2, 3, 8] as const).map((bits) => () => packed('affine', 1, 4096, 4096, { bits })),
   ...(['codebook4-nested', 'F16'] as const).map((format) => () => packed(format, 1, 4096, 4096)),
   ...(['codebook4', 'Q4_1'] as const).map((format) => () => packed(format, 4, 4096, 4096)),
+  ...(['codebook4', 'Q4_0', 'Q4_1', 'Q8_0', 'affine'] as const).map((format) => () => integers(format, 'int8', 4096)),
+  () => integers('Q4_1', 'int16', 4096),
+  ...placed(4096 * 4096, 2, 4),
   () => lookup('Q4_1', 512, 49152, 2048),
   () => packed('codebook4', 512, 2048, 2048, { transposed: true }),
   () => packed('Q4_1', 512, 2048, 2048, { transposed: true }),

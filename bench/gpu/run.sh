@@ -25,7 +25,9 @@ for part in $parts; do
     for flags in "--base f32" "--base nf4" "--base f32 --memory-budget 8e9"; do
       "$node" job.mjs lora-step --batch 4 --length 128 --steps 10 $flags | tee -a "$out/jobs.jsonl"
     done
-    for base in q4_1 f32; do "$node" job.mjs decode --base $base --steps 64 | tee -a "$out/jobs.jsonl"; done
+    for flags in "--base q4_1" "--base q4_1 --activations int8" "--base f32"; do
+      "$node" job.mjs decode --steps 64 $flags | tee -a "$out/jobs.jsonl"
+    done
     ;;
   torch)
     : >"$out/torch.jsonl"

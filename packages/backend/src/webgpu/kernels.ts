@@ -8,6 +8,8 @@ import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-co
 import { chooseKernel } from './kernels/choose.ts';
 import { commitUpdateKernel } from './kernels/commit-update.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
+import { expandGroupsKernel, pickGroupsKernel } from './kernels/groups.ts';
+import { integerMatMulKernel } from './kernels/integer-matmul.ts';
 import { loraGradKernel, loraKernel, loraProductGradKernel, loraProductKernel } from './kernels/lora.ts';
 import { matMulKernel } from './kernels/mat-mul.ts';
 import { noiseKernel } from './kernels/noise.ts';
@@ -37,6 +39,8 @@ const kernels: readonly Kernel[] = [
   quantizeBlocksKernel,
   cumprodKernel,
   cumsumKernel,
+  expandGroupsKernel,
+  integerMatMulKernel,
   loraKernel,
   loraGradKernel,
   loraProductKernel,
@@ -45,6 +49,7 @@ const kernels: readonly Kernel[] = [
   noiseKernel,
   packedMatMulKernel,
   packedRowsKernel,
+  pickGroupsKernel,
   rmsNormKernel,
   rmsNormGradKernel,
   ropeKernel,

@@ -5,7 +5,7 @@ import { multiplyPacked, packedMatMul, packedMatMulOp, type PackedInputs, type P
 
 /**
  * How a few rows of x meet a packed matrix: as they are, or rounded to integers of 16 or 8 bits with one f32 scale for each
- * 32 entries of a row, which the wasm device multiplies with the codes as they lie. A codebook's 16 values are rounded too,
+ * 32 entries of a row, which wasm and WebGPU multiply with the codes as they lie. A codebook's 16 values are rounded too,
  * to multiples of 1/8191 ('int16') or 1/63 ('int8') of the largest.
  */
 export type Activations = 'exact' | 'int16' | 'int8';

@@ -14,6 +14,8 @@ export interface Decoder {
   readonly places: Places;
   /** Runs behind one another, at least, that have the scales of the first. */
   readonly alike: 1 | 2 | 4;
+  /** Entries that share a scale, where they are fewer than 32 in a format that is multiplied in integers. */
+  readonly sharing?: 16;
   /**
    * Defines scaleOf(e: u32) -> vec2<f32>, and codesOf(e: u32) -> vec2<u32>, the first and the second four codes of the run
    * at e as bytes; of floats runOf(e: u32) -> Run itself.
@@ -21,8 +23,8 @@ export interface Decoder {
   readonly code: string;
 }
 
-/** What a byte says: a number, one of 16 values, or nothing, where entries are floats themselves. */
-export type Codes = 'unsigned' | 'signed' | 'codebook' | 'floats';
+/** What a byte says: a number (unsigned below 128, or of all 8 bits), one of 16 values, or nothing, where entries are floats themselves. */
+export type Codes = 'unsigned' | 'octets' | 'signed' | 'codebook' | 'floats';
 
 /** Where the eight entries of a run lie. */
 export interface Places {
@@ -99,7 +101,7 @@ function affineDecoder({ format, blockSize, bits, in: width }: PackedShape): Dec
   return {
     key: `${format}-${bits}-${blockSize}`,
     inputs: { codes: 'u32', scales: 'f32', ...(symmetric ? {} : { zeros: 'u32' }) },
-    codes: 'unsigned',
+    codes: bits === 8 ? 'octets' : 'unsigned',
     places: bits === 8 ? { stride: 4 } : woven,
     alike: alikeIn(blockSize),
     code: `
@@ -174,7 +176,7 @@ fn runOf(e: u32) -> Run {
 }
 ${ones}`;
 
-const gguf: Readonly<Record<GgufFormat, Pick<Decoder, 'codes' | 'places' | 'alike' | 'code'>>> = {
+const gguf: Readonly<Record<GgufFormat, Omit<Decoder, 'key' | 'inputs'>>> = {
   F16: {
     codes: 'floats',
     places: { stride: 4 },
@@ -243,6 +245,7 @@ fn scaleOf(e: u32) -> vec2<f32> {
     codes: 'unsigned',
     places: { stride: 64, twoScales: true },
     alike: 4,
+    sharing: 16,
     code: `${words}${half}
 fn codesOf(e: u32) -> vec2<u32> {
   let at = (e >> 8u) * 210u;
@@ -259,10 +262,13 @@ fn scaleOf(e: u32) -> vec2<f32> {
   },
 };
 
-/** What bytes stand for as floats: declarations of fourOf(word: u32) -> vec4<f32>. */
-const fours: Readonly<Record<Exclude<Codes, 'floats'>, string>> = {
-  unsigned: `
-fn fourOf(word: u32) -> vec4<f32> { return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u)); }`,
+const ofBytes = `
+fn fourOf(word: u32) -> vec4<f32> { return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u)); }`;
+
+/** What bytes stand for as floats: declarations of fourOf(word: u32) -> vec4<f32>, which for a codebook reads `book`. */
+export const fours: Readonly<Record<Exclude<Codes, 'floats'>, string>> = {
+  unsigned: ofBytes,
+  octets: ofBytes,
   signed: `
 fn fourOf(word: u32) -> vec4<f32> {
   return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
