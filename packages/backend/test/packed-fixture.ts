@@ -65,3 +65,25 @@ export const widthsOf = (format: PackedFormat): readonly number[] => {
   if (format === 'F16' || format === 'BF16') return [7, 64];
   return format.startsWith('codebook4') ? [65, 192] : [32, 96];
 };
+
+/** The parts of `count` matrices in sections of one size, made of those of one: each has its own codes, scales and tables. */
+export function stackedFixture(parts: Readonly<Record<string, Host>>, { format }: PackedShape, count: number): Record<string, Host> {
+  const stacked = Object.entries(parts).map(([name, { shape, values }]) => {
+    const all = new (values.constructor as Float32ArrayConstructor)(shape[0]! * count);
+    for (let e = 0; e < count; e++) all.set(another(values, format, e), e * shape[0]!);
+    return [name, { shape: [all.length], values: all }] as const;
+  });
+  return Object.fromEntries(stacked);
+}
+
+/** Values like the given ones, others for each e: floats shrink, words move on, and in blocks all bytes but the scales change. */
+function another(values: Float32Array | Int32Array, format: PackedFormat, e: number): Float32Array | Int32Array {
+  if (values instanceof Float32Array) return values.map((value) => value * (1 - e / 10));
+  const block = ggufBlocks[format as GgufFormat];
+  if (block === undefined || block.elements === 1) return values.map((_, i) => values[(i + e) % values.length]!);
+  const changed = values.slice();
+  const scales = new Set(halves[format as GgufFormat].flatMap((at) => [at, at + 1]));
+  const bytes = new Uint8Array(changed.buffer);
+  for (let i = 0; i < bytes.length; i++) if (!scales.has(i % block.bytes)) bytes[i]! ^= 17 * e;
+  return changed;
+}

@@ -9,11 +9,12 @@ import {
   tensor1d,
   tidy,
   type PackedFormat,
+  type PackedShape,
   type Tensor,
 } from '@niwaki/tensor';
 import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { packedFixture, widthsOf } from './packed-fixture.ts';
+import { packedFixture, stackedFixture, widthsOf } from './packed-fixture.ts';
 import { kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-builds.ts';
 import type { Host } from './parity.ts';
 
@@ -44,21 +45,13 @@ const sizes = [
 
 const formats: readonly PackedFormat[] = ['codebook4', 'codebook4-nested', 'F16', 'Q4_0', 'Q8_0', 'Q6_K', 'affine', 'affine-symmetric'];
 
-/** The parts of `count` matrices in sections, of one fixture: each with its own codes. */
-function stacked(parts: Record<string, Host>, count: number): Record<string, Tensor> {
-  return Object.fromEntries(
-    Object.entries(parts).map(([name, { shape, values }]) => {
-      const size = shape[0]!;
-      const all = new (values.constructor as Float32ArrayConstructor)(size * count);
-      for (let e = 0; e < count; e++) {
-        // Codes move on by a word, scales and tables shrink a little.
-        for (let i = 0; i < size; i++)
-          all[e * size + i] = values instanceof Int32Array ? values[(i + (name === 'codes' ? e : 0)) % size]! : values[i]! * (1 - e / 10);
-      }
-      return [name, tensor(all, [all.length], values instanceof Int32Array ? 'int32' : 'float32')];
-    }),
+const stacked = (parts: Record<string, Host>, shape: PackedShape, count: number): Record<string, Tensor> =>
+  Object.fromEntries(
+    Object.entries(stackedFixture(parts, shape, count)).map(([name, { shape: sides, values }]) => [
+      name,
+      tensor(values, [...sides], values instanceof Int32Array ? 'int32' : 'float32'),
+    ]),
   );
-}
 
 describe.each(Object.entries(wasmBuilds))('products over runs of rows (%s)', (_, options) => {
   beforeAll(() => useBuild(options));
@@ -93,7 +86,7 @@ describe.each(Object.entries(wasmBuilds))('products over runs of rows (%s)', (_,
     const [rows, count, out] = [rowsOf(ends), ends.length - 1, 65];
     const { shape, parts } = packedFixture(format, out, width);
     for (const transposed of [false, true]) {
-      const inputs = { ...stacked(parts, count), x: random([rows, transposed ? out : width]), runs: int32(ends) };
+      const inputs = { ...stacked(parts, shape, count), x: random([rows, transposed ? out : width]), runs: int32(ends) };
       expect(kernelDistance(packedGroupedMatMulOp, inputs as never, { ...shape, transposed }, runOp)).toBeLessThan(tolerance);
     }
   });
@@ -126,7 +119,7 @@ describe('products over runs of rows on one thread and on two', () => {
       const runs = int32(ends);
       const [x, dy, w] = [values([500, 301]), values([500, 200]), values([ends.length - 1, 200, 301])];
       const { shape, parts } = packedFixture('affine', 200, 320);
-      const packed = { ...stacked(parts, ends.length - 1), x: values([500, 320]), runs };
+      const packed = { ...stacked(parts, shape, ends.length - 1), x: values([500, 320]), runs };
       const outputs = tidy(() => [
         ...runOp(groupedMatMulOp, { x, w, runs }, { transposed: false }),
         ...runOp(groupedMatMulOp, { x: dy, w, runs }, { transposed: true }),

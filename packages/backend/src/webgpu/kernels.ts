@@ -7,9 +7,11 @@ import { attentionGradKernel, attentionKernel } from './kernels/attention.ts';
 import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-code.ts';
 import { chooseKernel } from './kernels/choose.ts';
 import { commitUpdateKernel } from './kernels/commit-update.ts';
+import { countingSortKernel } from './kernels/counting-sort.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
 import { expandGroupsKernel, pickGroupsKernel } from './kernels/groups.ts';
 import { integerMatMulKernel } from './kernels/integer-matmul.ts';
+import { groupedMatMulGradKernel, groupedMatMulKernel, packedGroupedMatMulKernel } from './kernels/grouped-matmul.ts';
 import { loraGradKernel, loraKernel, loraProductGradKernel, loraProductKernel } from './kernels/lora.ts';
 import { matMulKernel } from './kernels/mat-mul.ts';
 import { noiseKernel } from './kernels/noise.ts';
@@ -33,12 +35,15 @@ const kernels: readonly Kernel[] = [
   attentionGradKernel,
   chooseKernel,
   commitUpdateKernel,
+  countingSortKernel,
   crossEntropyKernel,
   crossEntropyGradKernel,
   dequantizeBlocksKernel,
   quantizeBlocksKernel,
   cumprodKernel,
   cumsumKernel,
+  groupedMatMulGradKernel,
+  groupedMatMulKernel,
   expandGroupsKernel,
   integerMatMulKernel,
   loraKernel,
@@ -47,6 +52,7 @@ const kernels: readonly Kernel[] = [
   loraProductGradKernel,
   matMulKernel,
   noiseKernel,
+  packedGroupedMatMulKernel,
   packedMatMulKernel,
   packedRowsKernel,
   pickGroupsKernel,

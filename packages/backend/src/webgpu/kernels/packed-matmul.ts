@@ -39,5 +39,6 @@ export const packedRowsKernel: Kernel = kernelOf(packedRowsOp, ({ ids, ...parts 
   return [y];
 });
 
-const ordered = (decoder: Decoder, parts: Readonly<Record<string, TensorInfo>>): Record<string, TensorInfo> =>
+/** The parts in the order that a decoder binds them. */
+export const ordered = (decoder: Decoder, parts: Readonly<Record<string, TensorInfo>>): Record<string, TensorInfo> =>
   Object.fromEntries(Object.keys(decoder.inputs).map((name) => [name, parts[name]!]));

@@ -12,14 +12,18 @@ export type PackedUniform = 'rows' | 'columns' | 'terms';
 
 const keyOf = ({ decoder, aligned }: PackedVariant): string => `${decoder.key}-${aligned ? 'aligned' : 'ragged'}`;
 
+export interface TiledVariant extends PackedVariant {
+  readonly transposed: boolean;
+  readonly tiles: Tiles;
+}
+
+export const tiledKey = (variant: TiledVariant): string => `${variant.transposed ? 'T' : 'N'}-${keyOf(variant)}-${tilesKey(variant.tiles)}`;
+
 /**
- * x·Wᵀ, or x·W when transposed, by the tiles of the dense product; W is decoded while it is staged and never exists in
- * float anywhere else.
+ * Statements that stage rows of x and entries of W, which is decoded on its way to shared memory, for `tiledProduct`.
+ * @param rows WGSL: where the rows of x end
  */
-export function packedProduct(
-  variant: PackedVariant & { readonly transposed: boolean; readonly tiles: Tiles },
-): Program<string, 'y', PackedUniform> {
-  const { decoder, aligned, transposed, tiles } = variant;
+export function packedStage({ aligned, transposed }: TiledVariant, rows: string): string {
   // Runs lie along a row of W: along the terms of x·Wᵀ, along the columns of x·W.
   const along = transposed ? 'COLUMNS' : 'DEPTH';
   const across = transposed ? 'DEPTH' : 'COLUMNS';
@@ -31,12 +35,12 @@ export function packedProduct(
   };
   const each = Array.from({ length: runLength }, (_, i) => put(i, `${i < 4 ? 'run.first' : 'run.second'}[${i % 4}]`)).join('\n      ');
   const ofX = alongTerms('ROWS');
-  const stage = `
+  return `
     for (var i = lane; i < ROWS * DEPTH; i += LANES) {
       let row = row0 + ${ofX.line};
       let k = k0 + ${ofX.term};
       var value = 0.0;
-      if (row < u.rows && k < u.terms) { value = x[row * u.terms + k]; }
+      if (row < ${rows} && k < u.terms) { value = x[row * u.terms + k]; }
       putA(k - k0, row - row0, value);
     }
     for (var at = lane; at < ${across} * (${along} / ${runLength}u); at += LANES) {
@@ -58,15 +62,23 @@ export function packedProduct(
       }`
       }
     }`;
+}
+
+/**
+ * x·Wᵀ, or x·W when transposed, by the tiles of the dense product; W is decoded while it is staged and never exists in
+ * float anywhere else.
+ */
+export function packedProduct(variant: TiledVariant): Program<string, 'y', PackedUniform> {
+  const { decoder, tiles } = variant;
   return program({
-    key: `packed-${transposed ? 'T' : 'N'}-${keyOf(variant)}-${tilesKey(tiles)}`,
+    key: `packed-${tiledKey(variant)}`,
     inputs: { x: 'f32', ...decoder.inputs },
     outputs: { y: 'f32' },
     uniforms: { rows: 'u32', columns: 'u32', terms: 'u32' },
     workgroup: [side, side],
     declarations: floatDecoding(decoder) + tileDeclarations(tiles),
     main: `${prologueOf(decoder)}
-${tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'row * u.columns + column' })}`,
+${tiledProduct({ tiles, stage: packedStage(variant, 'u.rows'), rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'row * u.columns + column' })}`,
   });
 }
 

@@ -67,12 +67,14 @@ export interface Product {
   readonly terms: string;
   /** The index of (row, column) in the result. */
   readonly target: string;
+  /** The first row of a workgroup, default by its number; `rows` then is where its rows end. */
+  readonly row0?: string;
   /** An array that the product is added to: its entry at `target`. */
   readonly onto?: string;
 }
 
 /** The body of `main` for workgroups (x: columns, y: rows). */
-export function tiledProduct({ tiles, stage, rows, columns, terms, target, onto }: Product): string {
+export function tiledProduct({ tiles, stage, rows, columns, terms, target, onto, row0 = 'group.y * ROWS' }: Product): string {
   const [rowBlocks, columnBlocks] = [blocks(tiles.rowsEach, 'local.y'), blocks(tiles.columnsEach, 'local.x')];
   const type = tiles.columnsEach === 1 ? 'f32' : 'vec4<f32>';
   const sums = rowBlocks.flatMap(({ entries }, r) => entries.flatMap((_, i) => columnBlocks.map((__, c) => `sum${r}${i}${c}`)));
@@ -81,7 +83,7 @@ export function tiledProduct({ tiles, stage, rows, columns, terms, target, onto 
   // A block of fewer than four lies within one word.
   const entry = (block: Block, i: number): string => (block.whole ? `[${i}]` : `[(${block.first} + ${i}u) & 3u]`);
   return `
-  let row0 = group.y * ROWS;
+  let row0 = ${row0};
   let column0 = group.x * COLUMNS;
 ${sums.map((sum) => `  var ${sum} = ${type}(0.0);`).join('\n')}
   for (var k0 = 0u; k0 < ${terms}; k0 += DEPTH) {
