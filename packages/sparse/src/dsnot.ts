@@ -1,10 +1,11 @@
 import { checkFlag, ConfigError, matchesPath, StateError } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Site } from '@niwaki/nn';
+import type { Store } from '@niwaki/weights';
 import { isNOfM } from './amount.ts';
 import { inputMoments, type InputMoments } from './input-statistics.ts';
 import { keepByRows, type Scores } from './keep-entries.ts';
-import { checkSite, hostMatrix, prunedWeight, prunerTraits, type HostMatrix, type Pruner, type Store } from './pruner.ts';
+import { checkSite, hostMatrix, prunedWeight, prunerTraits, type HostMatrix, type Pruner } from './pruner.ts';
 import { swapEntries } from './swap-entries.ts';
 import { wanda, wandaScores } from './wanda.ts';
 
