@@ -1,6 +1,7 @@
 export * from './adam';
 export * from './add-all';
 export * from './attention';
+export * from './coded-adam';
 export * from './conv-gradients';
 export * from './cross-entropy';
 export * from './depthwise';

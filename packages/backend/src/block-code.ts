@@ -94,3 +94,33 @@ function fill(rows: Rows, boundaries: Float32Array, { from, zero, direction }: {
     if (boundaries[below]! < ends[row]!) throw new NumericError(`internal: row ${row} holds two boundaries between codes`, { row });
   }
 }
+
+/**
+ * The same search for kernels on bits: magnitudes below 2^-23 share the first row, since the smallest boundary between codes
+ * is above it; NaN and what is above 1 the last.
+ */
+export const codeRows = 1 + 23 * 256 + 1;
+const rowsBefore = (0x34000000 >>> dropped) - 1;
+
+/** For each row, of negative numbers after those of positive ones where the map is signed: its boundary, and the codes up to it and beyond it. */
+interface CodeTable {
+  readonly map: Float32Array;
+  readonly boundaries: Float32Array;
+  readonly codes: Uint8Array;
+}
+
+export function codeTable(options: { signed: boolean; guard: boolean }): CodeTable {
+  const { base, boundary } = rowsOf(options);
+  const halves = options.signed ? [0, negativeFrom] : [0];
+  const boundaries = new Float32Array(halves.length * codeRows);
+  const codes = new Uint8Array(2 * boundaries.length);
+  for (const [half, from] of halves.entries()) {
+    for (let row = 0; row < codeRows; row++) {
+      const [source, target] = [from + (row === 0 ? 0 : row + rowsBefore), half * codeRows + row];
+      boundaries[target] = boundary[source]!;
+      codes[2 * target] = base[source]!;
+      codes[2 * target + 1] = base[source]! + 1 - 2 * half;
+    }
+  }
+  return { map: dynamicMap(options), boundaries, codes };
+}

@@ -173,10 +173,10 @@ function contexts(
   { attempt, rate, progress, draw, states, updates: before }: WindowOptions,
   { updates, total, live }: Shared,
 ): (parameter: Parameter) => UpdateContext {
-  const made = new Map<string, Scalar>();
-  const once: UpdateContext['once'] = (name, make) => {
+  const made = new Map<string, Tensor>();
+  const once = <T extends Tensor>(name: string, make: () => T): T => {
     const known = made.get(name);
-    if (known !== undefined) return known;
+    if (known !== undefined) return known as T;
     const fresh = keep(make());
     made.set(name, fresh);
     live.push(fresh);

@@ -6,6 +6,7 @@ import {
   outOfRange,
   quantizeBlocks,
   refuse,
+  type BlockQuantized,
   type Parameter,
   type Party,
   type Tensor,
@@ -14,7 +15,7 @@ import {
 import { beginEntries } from './begin-entries.ts';
 import { takes, type Selection } from './groups.ts';
 import { transformParty } from './traits.ts';
-import type { State, Transform } from './transform.ts';
+import type { CodedState, State, Transform } from './transform.ts';
 
 export interface BlockwiseStateOptions {
   /** Entries that share a scale, a multiple of 4; default 256. */
@@ -42,7 +43,8 @@ export type StateStorage = '32bit' | '8bit' | BlockwiseStateOptions;
  * Stores another transform's state in 8 bits (Dettmers et al. 2022): each state tensor that has one number an entry of
  * the parameter becomes a byte an entry and an f32 scale a block. An update runs in f32: the state is decoded, the
  * transform makes the update from what it computed, and only then the new state is encoded again.
- * Memory: 1.016 bytes an entry and tensor instead of 4; while one parameter is updated, its state in f32 on top.
+ * Memory: 1.016 bytes an entry and tensor instead of 4. While one parameter is updated its new state is beside the old one:
+ * in 8 bits where the transform has `updateCoded`, as Adam has; else in f32 too.
  * @throws ConfigError for a transform with host work of its own: give 8-bit state to the one inside it
  */
 export function blockwiseState(
@@ -53,7 +55,7 @@ export function blockwiseState(
   if (!(minSize >= 0)) throw outOfRange('state in 8 bits', 'minSize', minSize, 'a number of at least 0');
   checkFlag('state in 8 bits', 'strictBnb', strictBnb);
   refuse(conflictsOf(eightBits, transformParty(inner), 'transform'), { transform: inner.name });
-  const { layout = {}, measure, ...rest } = inner;
+  const { layout = {}, measure, updateCoded, ...rest } = inner;
   const stored = (name: string, value: Tensor | number, { shape }: Parameter): value is Tensor =>
     typeof value !== 'number' &&
     layout[name]?.per === 'entry' &&
@@ -65,11 +67,7 @@ export function blockwiseState(
     if (except !== undefined && takes(except, parameter)) return state;
     return entriesOf(state, (name, value) => {
       if (!stored(name, value, parameter)) return [[name, value]];
-      const { words, scales } = quantizeBlocks(value, { signed: signedOf(name), blockSize, guard: !strictBnb });
-      return [
-        [`${name}.codes`, words],
-        [`${name}.scales`, scales],
-      ];
+      return namedCodes(name, quantizeBlocks(value, { signed: signedOf(name), blockSize, guard: !strictBnb }));
     });
   };
   const decode = (state: State, { shape }: Parameter): State =>
@@ -81,12 +79,27 @@ export function blockwiseState(
       return [[key, dequantizeBlocks({ words, scales }, { shape, signed: signedOf(key), blockSize })]];
     });
   const signedOf = (name: string): boolean => layout[name]?.signed ?? true;
+  /** The coded tensors of a state that holds no others. */
+  const codedOf = (state: State): CodedState<State> | undefined => {
+    const names = Object.keys(state);
+    if (names.length === 0 || names.some((name) => !(`${nameOf(name)}.codes` in state && `${nameOf(name)}.scales` in state)))
+      return undefined;
+    const coded = names.filter((name) => name.endsWith('.codes')).map(nameOf);
+    return Object.fromEntries(
+      coded.map((name) => [name, { words: state[`${name}.codes`] as Tensor1D, scales: state[`${name}.scales`] as Tensor1D }]),
+    );
+  };
 
   return {
     ...rest,
     options: { ...rest.options, state: { blockSize, minSize, ...(except && { except }), strictBnb } },
     init: (parameter, peers) => encode(inner.init(parameter, peers), parameter),
     update: (gradient, state, context) => {
+      const coded = updateCoded && codedOf(state);
+      if (coded !== undefined) {
+        const { state: next, ...updated } = updateCoded!(gradient, coded, context, { blockSize, guard: !strictBnb });
+        return { ...updated, state: Object.fromEntries(Object.entries(next).flatMap(([name, codes]) => namedCodes(name, codes))) };
+      }
       const made = inner.update(gradient, decode(state, context.parameter), context);
       // Codes of old moments need not be the old codes: who chooses has to choose between codes.
       return { ...made, state: encode(made.state, context.parameter), gated: false };
@@ -104,6 +117,11 @@ export function stateStoredAs(storage: StateStorage, inner: Transform): Transfor
   if (typeof storage === 'object') return blockwiseState(inner, storage);
   throw outOfRange('optimizer', 'state', storage, "'32bit', '8bit' or options");
 }
+
+const namedCodes = (name: string, { words, scales }: BlockQuantized): [string, Tensor][] => [
+  [`${name}.codes`, words],
+  [`${name}.scales`, scales],
+];
 
 const nameOf = (name: string): string => name.slice(0, name.lastIndexOf('.'));
 

@@ -1,7 +1,21 @@
-import { adamStep, biasCorrection, checkFlag, div, mul, outOfRange, scalar, sqrt, zeros, type Scalar, type Tensor } from '@niwaki/tensor';
+import {
+  adamStep,
+  biasCorrection,
+  checkFlag,
+  codedAdamStep,
+  div,
+  mul,
+  outOfRange,
+  scalar,
+  sqrt,
+  stack,
+  zeros,
+  type Scalar,
+  type Tensor,
+} from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
-import type { Transform } from './transform.ts';
+import type { Transform, UpdateContext } from './transform.ts';
 
 export interface AdamOptions {
   /** Decay of the mean of gradients, in [0, 1); default 0.9. */
@@ -30,27 +44,33 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
   }
   if (!(eps >= 0 && eps < Infinity)) throw outOfRange('adam', 'eps', eps, 'a finite number of at least 0');
   checkFlag('adam', 'correctLast', correctLast);
+  /** What the moments are divided by, whether the step holds, and what is left to do with the direction. */
+  const factorsOf = ({ updates, ok, once = made }: UpdateContext): Factors => {
+    const one = (): Scalar => once('one', () => scalar(1));
+    const correction = (beta: number): Scalar => once(`bias correction ${beta}`, () => biasCorrection(beta, updates));
+    if (!correctLast) {
+      return { correction1: correction(beta1), correction2: correction(beta2), ok: ok ?? one(), last: (direction) => direction };
+    }
+    const last = (direction: Tensor): Tensor => mul(direction, div(sqrt(correction(beta2)), correction(beta1)));
+    return { correction1: one(), correction2: one(), ok: ok ?? one(), last };
+  };
   return {
     name: 'adam',
     options: { beta1, beta2, eps, correctLast },
     layout: { momentum: { per: 'entry', signed: true }, variance: { per: 'entry', signed: false } },
     init: ({ shape }) => ({ momentum: zeros([...shape]), variance: zeros([...shape]) }),
-    update: (gradient, { momentum, variance }, { updates, ok, once = (_, make) => make() }) => {
-      const one = (): Scalar => once('one', () => scalar(1));
-      const correction = (beta: number): Scalar => once(`bias correction ${beta}`, () => biasCorrection(beta, updates));
-      const { direction, ...state } = adamStep(
-        {
-          gradient: valueOf(gradient),
-          momentum,
-          variance,
-          correction1: correctLast ? one() : correction(beta1),
-          correction2: correctLast ? one() : correction(beta2),
-          ok: ok ?? one(),
-        },
-        { beta1, beta2, eps },
-      );
-      const corrected = correctLast ? mul(direction, div(sqrt(correction(beta2)), correction(beta1))) : direction;
-      return { update: dense(corrected), state, gated: ok !== undefined };
+    update: (gradient, { momentum, variance }, context) => {
+      const { correction1, correction2, ok, last } = factorsOf(context);
+      const inputs = { gradient: valueOf(gradient), momentum, variance, correction1, correction2, ok };
+      const { direction, ...state } = adamStep(inputs, { beta1, beta2, eps });
+      return { update: dense(last(direction)), state, gated: context.ok !== undefined };
+    },
+    updateCoded: (gradient, state, context, coding) => {
+      const { correction1, correction2, ok, last } = factorsOf(context);
+      // Another `ok` is another step's.
+      const factors = (context.once ?? made)(`adam ${beta1} ${beta2} ${correctLast} ${ok.id}`, () => stack([correction1, correction2, ok]));
+      const { direction, ...next } = codedAdamStep(valueOf(gradient), state, factors, { beta1, beta2, eps, ...coding });
+      return { update: dense(last(direction)), state: next, gated: context.ok !== undefined };
     },
     // The count is the parameter's, so a new entry begins with what it turns into the means of its gradients.
     begin: ({ momentum, variance }, entries) => {
@@ -63,3 +83,13 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
     },
   };
 }
+
+interface Factors {
+  readonly correction1: Scalar;
+  readonly correction2: Scalar;
+  readonly ok: Scalar;
+  last(direction: Tensor): Tensor;
+}
+
+/** Outside a step nobody shares. */
+const made: NonNullable<UpdateContext['once']> = (_, make) => make();

@@ -1,4 +1,4 @@
-import type { Commit, Described, Draw, Gradient, Parameter, Scalar, Tensor, Traits } from '@niwaki/tensor';
+import type { BlockQuantized, Commit, Described, Draw, Gradient, Parameter, Scalar, Tensor, Traits } from '@niwaki/tensor';
 
 export type State = Readonly<Record<string, Tensor | number>>;
 
@@ -22,6 +22,11 @@ export interface Transform<S extends State = State> extends Described {
   readonly varies?: boolean;
   /** Pure: returns new tensors, disposes nothing. Runs inside the step's tidy. */
   update(gradient: Gradient, state: S, context: UpdateContext): Updated<S>;
+  /**
+   * `update` from and to a state in 8 bits: the same numbers, without a copy of it in f32. Only where every tensor of `layout`
+   * can be in 8 bits. Absent: the state is decoded before `update` and encoded after it.
+   */
+  updateCoded?(gradient: Gradient, state: CodedState<S>, context: UpdateContext, coding: StateCoding): CodedUpdate<S>;
   /** Summed over all parameters of the step before any update (global clipping): needs every gradient held. */
   measure?(gradient: Gradient, state: S): Scalar;
   /** Host work between segments, awaited only when `due`. */
@@ -40,6 +45,17 @@ export interface Updated<S extends State = State> {
   readonly how?: Commit;
   /** The tensors of `state` are the old ones, bit for bit, where `context.ok` is 0: nobody has to choose between them again. */
   readonly gated?: boolean;
+}
+
+/** A state whose every tensor is in 8 bits, signed as its layout says. */
+export type CodedState<S> = { readonly [K in keyof S]: BlockQuantized };
+
+export type CodedUpdate<S extends State = State> = Omit<Updated<S>, 'state'> & { readonly state: CodedState<S> };
+
+/** How a state is in 8 bits; see `quantizeBlocks`. */
+export interface StateCoding {
+  readonly blockSize: number;
+  readonly guard: boolean;
 }
 
 /** How one tensor of a state is laid out. */
@@ -75,5 +91,5 @@ export interface UpdateContext {
   /** Whether the step is applied, 1 or 0, on the device. Absent outside a step. */
   readonly ok?: Scalar;
   /** A tensor made once a step and shared by all its parameters, by name; the step owns it. Absent outside a step. */
-  once?(name: string, make: () => Scalar): Scalar;
+  once?<T extends Tensor = Scalar>(name: string, make: () => T): T;
 }

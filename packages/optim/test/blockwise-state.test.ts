@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { bytesOf, ConfigError, memory, type Tensor } from '@niwaki/tensor';
+import { bytesOf, ConfigError, memory, scalar, type Tensor } from '@niwaki/tensor';
 import { stateBytesOf, trial } from '../../testing/src/transform-trial.ts';
-import { adamw, blockwiseState, lion, scaleByAdam, sgd, type State } from '../src/index.ts';
+import { adamw, blockwiseState, chain, lion, scaleByAdam, scaleByLearningRate, sgd, type State, type Transform } from '../src/index.ts';
 
 const codes = (state: State, name: string, count: number): number[] => [
   ...bytesOf((state[`${name}.codes`] as Tensor).dataSync() as Int32Array, count),
@@ -85,6 +85,37 @@ it('moves every entry by the rate with lion, whatever the size of the gradient',
   for (const { run } of runs) run.dispose();
 });
 
+describe('one op for decoding, adam and encoding', () => {
+  const wave = (length: number, phase: number): number[] =>
+    Array.from({ length }, (_, i) => Math.sin(phase + i * 1.3) * 10 ** -((i * 7) % 9));
+
+  it.each([
+    [[4], {}, {}],
+    [[7, 31], {}, { blockSize: 64 }],
+    [[13, 77], { correctLast: true, eps: 1e-6 }, { strictBnb: true }],
+    [[65, 129], { beta1: 0, beta2: 0.95 }, {}],
+  ] as const)('moves [%s] as the three did, bit for bit: %o, %o', async (shape, adam, options) => {
+    const before = memory().numTensors;
+    const size = shape.reduce((a: number, b) => a * b, 1);
+    const { updateCoded, ...apart } = scaleByAdam(adam);
+    expect(updateCoded).toBeDefined();
+    const runs = [scaleByAdam(adam), apart].map((inner) =>
+      trial(chain(blockwiseState(inner as Transform, { minSize: 0, ...options }), scaleByLearningRate()), wave(size, 0), { shape }),
+    );
+    for (let step = 0; step < 4; step++) {
+      const [given, wanted] = [await runs[0]!.step(wave(size, step), { rate: 0.1 }), await runs[1]!.step(wave(size, step), { rate: 0.1 })];
+      expect(given).toEqual(wanted);
+      const [state, expected] = runs.map((run) => run.state());
+      expect(Object.keys(state!)).toEqual(Object.keys(expected!));
+      for (const [name, value] of Object.entries(state!)) {
+        expect((value as Tensor).dataSync()).toEqual((expected![name] as Tensor).dataSync());
+      }
+    }
+    for (const run of runs) run.dispose();
+    expect(memory().numTensors).toBe(before);
+  });
+});
+
 describe('the state', () => {
   it('takes 2.03 bytes an entry from 4096 entries on, and stays f32 below', () => {
     const before = memory().numTensors;
@@ -142,9 +173,11 @@ describe('the state', () => {
     expect(() => blockwiseState(host as never)).toThrow(/laid|lays out state on the host/);
     const saved = trial(adamw({ learningRate: 1, state: { minSize: 0, blockSize: 64 } }), filled(256, 1));
     const other = adamw({ learningRate: 1, state: { minSize: 0, blockSize: 128 } });
+    const updates = scalar(1);
     expect(() =>
-      other.update({ kind: 'dense', value: saved.parameter.read() }, saved.state(), { parameter: saved.parameter } as never),
+      other.update({ kind: 'dense', value: saved.parameter.read() }, saved.state(), { parameter: saved.parameter, updates } as never),
     ).toThrow(/block size it was saved with/);
+    updates.dispose();
     saved.dispose();
   });
 });

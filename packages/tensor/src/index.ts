@@ -40,6 +40,7 @@ export { groupedMatMul, groupedMatMulGradOp, groupedMatMulOp, type GroupedOption
 export { packedGroupedMatMul, packedGroupedMatMulOp } from './ops/packed-grouped-matmul.ts';
 export * from './ops/token-order.ts';
 export * from './ops/block-quantize.ts';
+export * from './ops/coded-adam.ts';
 export * from './ops/unpack-fields.ts';
 export * from './ops/groups.ts';
 export * from './ops/update-groups.ts';

@@ -25,6 +25,8 @@ export interface WasmDevice {
   bytes(at: number, count: number): Uint8Array;
   /** Scratch that every thread of the current kernel sees; the same bytes again at the next call. */
   shared(bytes: number): number;
+  /** Bytes that stay for as long as the device does, made when a name is first asked for. */
+  constant(name: string, make: () => Uint8Array): number;
   /**
    * kernel(...args, first task, last task, scratch) over `tasks`; on other threads too when `work` (about one per
    * multiply-add) is worth waking them for.
@@ -48,6 +50,7 @@ export function createWasmDevice({ backendName, backend, module, kernels, relaxe
   const alone = singleThread(kernels);
   const own = arena(module);
   const shared = arena(module);
+  const constants = new Map<string, number>();
   const address = ({ dataId }: TensorInfo): number => backend.dataIdMap.get(dataId).memoryOffset;
   return {
     backendName,
@@ -63,6 +66,15 @@ export function createWasmDevice({ backendName, backend, module, kernels, relaxe
     words: (at, count) => new Uint32Array(module.HEAPU8.buffer, at, count),
     bytes: (at, count) => new Uint8Array(module.HEAPU8.buffer, at, count),
     shared,
+    constant: (name, make) => {
+      const known = constants.get(name);
+      if (known !== undefined) return known;
+      const bytes = make();
+      const at = Math.ceil(module._malloc(bytes.length + 64) / 64) * 64;
+      module.HEAPU8.set(bytes, at);
+      constants.set(name, at);
+      return at;
+    },
     run: (kernel, args, { tasks, work, scratchBytes = 0 }) => {
       if (tasks <= 0) return;
       const chosen = tasks > 1 && work >= parallelWork ? pool : alone;

@@ -6,6 +6,7 @@ import { allFiniteKernel } from './kernels/all-finite.ts';
 import { attentionGradKernel, attentionKernel } from './kernels/attention.ts';
 import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-code.ts';
 import { chooseKernel } from './kernels/choose.ts';
+import { codedAdamKernel } from './kernels/coded-adam.ts';
 import { commitUpdateKernel } from './kernels/commit-update.ts';
 import { countingSortKernel } from './kernels/counting-sort.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
@@ -34,6 +35,7 @@ const kernels: readonly Kernel[] = [
   attentionKernel,
   attentionGradKernel,
   chooseKernel,
+  codedAdamKernel,
   commitUpdateKernel,
   countingSortKernel,
   crossEntropyKernel,

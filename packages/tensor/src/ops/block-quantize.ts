@@ -1,6 +1,7 @@
 import { ConfigError, ShapeError } from '../errors.ts';
 import { runOp, type Op } from '../op.ts';
 import { codeBuckets, codeSearch, dynamicMap } from '../packed/dynamic-map.ts';
+import { blockChunks } from './block-chunks.ts';
 import { packCodes, unpackBytes, whole } from './word-bytes.ts';
 import {
   abs,
@@ -38,9 +39,6 @@ export interface BlockQuantized {
   readonly scales: Tensor1D;
 }
 
-/** Entries worked on at once by the references: about 25 f32 tensors of this size are alive together. */
-const chunkEntries = 2 ** 18;
-
 type QuantizeAttributes = Required<BlockCode> & { guard: boolean };
 
 /**
@@ -53,7 +51,7 @@ export const quantizeBlocksOp: Op<{ x: Tensor }, QuantizeAttributes> = {
   reference: ({ x }, { signed, blockSize, guard }) => {
     const tables = codeSearch({ signed, guard });
     const [base, boundary] = [tensor1d(tables.base), tensor1d(tables.boundary)];
-    const parts = chunks(x.size, blockSize).map(({ from, count }) =>
+    const parts = blockChunks(x.size, blockSize).map(({ from, count }) =>
       tidy(() => {
         const given = slice(reshape(x, [x.size]), [from], [count]);
         const rows = Math.ceil(count / blockSize);
@@ -77,7 +75,7 @@ export const dequantizeBlocksOp: Op<{ words: Tensor; scales: Tensor }, Required<
   kernelName: 'NiwakiDequantizeBlocks',
   reference: ({ words, scales }, { signed, blockSize, length }) => {
     const map = tensor1d(dynamicMap({ signed }));
-    const parts = chunks(length, blockSize).map(({ from, count }) =>
+    const parts = blockChunks(length, blockSize).map(({ from, count }) =>
       tidy(() => {
         const rows = Math.ceil(count / blockSize);
         const own = slice(words as Tensor1D, [from / 4], [Math.ceil(count / 4)]);
@@ -90,12 +88,6 @@ export const dequantizeBlocksOp: Op<{ words: Tensor; scales: Tensor }, Required<
     return [concat(parts)];
   },
 };
-
-/** Stretches of whole blocks. */
-function chunks(length: number, blockSize: number): { from: number; count: number }[] {
-  const step = Math.max(1, Math.floor(chunkEntries / blockSize)) * blockSize;
-  return Array.from({ length: Math.ceil(length / step) }, (_, i) => ({ from: i * step, count: Math.min(step, length - i * step) }));
-}
 
 /**
  * Eight bits an entry in blocks of the flat order (Dettmers et al. 2022): the nearest value of the dynamic map times the
@@ -123,14 +115,19 @@ export function dequantizeBlocks(
   { shape, signed, blockSize = 256 }: BlockCode & { readonly shape: readonly number[] },
 ): Tensor {
   checkBlockSize(blockSize);
+  checkBlocks({ words, scales }, shape, blockSize);
   const length = shape.reduce((product, side) => product * side, 1);
-  if (words.size !== Math.ceil(length / 4) || scales.size !== Math.ceil(length / blockSize)) {
-    throw new ShapeError(
-      `[${shape}] in blocks of ${blockSize} has ${Math.ceil(length / 4)} words and ${Math.ceil(length / blockSize)} scales, got ${words.size} and ${scales.size}`,
-      { shape, blockSize, words: words.size, scales: scales.size, help: 'Restore a state with the block size it was saved with.' },
-    );
-  }
   return tidy(() => reshape(runOp(dequantizeBlocksOp, { words, scales }, { signed, blockSize, length })[0]!, [...shape]));
+}
+
+/** @throws ShapeError where words or scales are not those of a tensor of that shape */
+export function checkBlocks({ words, scales }: BlockQuantized, shape: readonly number[], blockSize: number): void {
+  const length = shape.reduce((product, side) => product * side, 1);
+  if (words.size === Math.ceil(length / 4) && scales.size === Math.ceil(length / blockSize)) return;
+  throw new ShapeError(
+    `[${shape}] in blocks of ${blockSize} has ${Math.ceil(length / 4)} words and ${Math.ceil(length / blockSize)} scales, got ${words.size} and ${scales.size}`,
+    { shape, blockSize, words: words.size, scales: scales.size, help: 'Restore a state with the block size it was saved with.' },
+  );
 }
 
 export function checkBlockSize(blockSize: number): void {

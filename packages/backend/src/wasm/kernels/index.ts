@@ -5,6 +5,7 @@ import { addProductKernels } from './add-product.ts';
 import { attentionKernels } from './attention.ts';
 import { blockCodeKernels } from './block-code.ts';
 import { chooseKernels } from './choose.ts';
+import { codedAdamKernels } from './coded-adam.ts';
 import { convolutionGradientKernels } from './convolution-gradients.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
@@ -44,6 +45,7 @@ const families = [
   attentionKernels,
   crossEntropyKernels,
   adamKernels,
+  codedAdamKernels,
   loraKernels,
   signKernels,
   blockCodeKernels,
