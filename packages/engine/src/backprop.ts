@@ -8,7 +8,7 @@ import { routeOf } from './route.ts';
 import { verifySame } from './verify.ts';
 
 export interface BackpropOptions {
-  /** Bytes of logits the head holds at once; default 8 MiB. A trained head takes at least as many rows as it is wide. */
+  /** Bytes of logits the head holds at once; default 16 MiB. A trained head takes at least a quarter as many rows as it is wide. */
   readonly chunkBytes?: number;
   /** Debugging: reads every recomputed stage back and throws where it is not the first forward, bit for bit. */
   readonly verifyRecompute?: boolean;

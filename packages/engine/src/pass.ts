@@ -22,6 +22,13 @@ export interface Recorded {
   readonly watched: ReadonlyMap<Parameter, Tensor>;
 }
 
+interface RunOptions {
+  readonly part?: number;
+  readonly watched?: ReadonlyMap<Parameter, Tensor>;
+  /** What parts before this one gave: taken out by a gradient that goes on adding. */
+  readonly gradients?: Map<Parameter, Tensor>;
+}
+
 /**
  * One micro-batch on its way through the stages and back: the streams between stages, their cotangents, and gradients
  * that wait for another use of their parameter. It owns every tensor that lives from one piece to the next.
@@ -37,9 +44,9 @@ export interface Pass {
   /** Names of entering streams that depend on a trained parameter, so that gradients must reach them. */
   wanted(s: number): readonly string[];
   /** Runs a function of a stage with a call of this micro-batch. `part`: which chunk of the head it is. */
-  run<V>(s: number, forward: (call: Call) => V, options?: { part?: number; watched?: ReadonlyMap<Parameter, Tensor> }): V;
+  run<V>(s: number, forward: (call: Call) => V, options?: RunOptions): V;
   /** The same with the tape on and the stage's trained parameters watched. `unread`: nobody reads the values, the record is all. */
-  record(s: number, forward: (call: Call) => Carry, options?: { part?: number; unread?: boolean }): Recorded;
+  record(s: number, forward: (call: Call) => Carry, options?: Omit<RunOptions, 'watched'> & { unread?: boolean }): Recorded;
   /** A stream's cotangent, summed over its readers; takes the tensor over. */
   addCotangent(name: string, value: Tensor): void;
   /** A parameter's gradient from one stage; pushed once the lowest stage that reads it has given its part. */
@@ -72,7 +79,7 @@ export function createPass(
   // A stage may hand a field of the batch on as a stream: that one is the caller's.
   const given = new Set<unknown>(Object.values(turn.batch));
 
-  const run: Pass['run'] = (s, forward, { part = 0, watched } = {}) => {
+  const run: Pass['run'] = (s, forward, { part = 0, watched, gradients } = {}) => {
     const decisions = decisionsOf.get(`${s}/${part}`) ?? new Map<string, unknown>();
     decisionsOf.set(`${s}/${part}`, decisions);
     const { batch, view, at, draw, wanted, onGradient } = turn;
@@ -87,6 +94,7 @@ export function createPass(
         training,
         decisions,
         ...(watched === undefined ? {} : { watched }),
+        ...(gradients === undefined ? {} : { gradients }),
         ...(wanted === undefined ? {} : { wanted }),
         ...(onGradient === undefined ? {} : { onGradient }),
       }),
@@ -95,12 +103,12 @@ export function createPass(
     return out;
   };
 
-  const record: Pass['record'] = (s, forward, { part = 0, unread = false } = {}) => {
+  const record: Pass['record'] = (s, forward, { unread = false, ...options } = {}) => {
     const watched = new Map<Parameter, Tensor>();
     const tape = recordTape(() => {
       // Read inside: where the store is packed the value is transient, and the tape knows it by id alone.
       for (const parameter of trained[s]!) watched.set(parameter, watch(parameter));
-      return run(s, (call) => forward(unread ? { ...call, unread } : call), { part, watched });
+      return run(s, (call) => forward(unread ? { ...call, unread } : call), { ...options, watched });
     });
     return { tape, watched };
   };

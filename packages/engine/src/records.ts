@@ -1,7 +1,7 @@
 import { openMemoryLedger, tidy } from '@niwaki/tensor';
 import type { BackpropOptions } from './backprop.ts';
 import type { Turn } from './estimator.ts';
-import { defaultChunkBytes } from './head.ts';
+import { headBytes } from './head.ts';
 import type { Pass } from './pass.ts';
 import { differentiates } from './route.ts';
 
@@ -21,15 +21,14 @@ export interface Records {
  * The last stages' records stay: their backward comes first, so that they are gone when the earlier stages are computed
  * again, and the peak is that of the moment when the forward ends.
  */
-export function createRecords(pass: Pass, turn: Turn, { room, chunkBytes = defaultChunkBytes }: BackpropOptions & { room: Room }): Records {
+export function createRecords(pass: Pass, turn: Turn, { room, chunkBytes }: BackpropOptions & { room: Room }): Records {
   const { keepBytes, memoryBudget } = room;
   // tfjs's own counter takes what a record shares with the streams for a copy.
   const ledger = openMemoryLedger();
   const kept: { readonly s: number; readonly bytes: number }[] = [];
   let largest = 0;
   const gradients = [...turn.wrt].reduce((sum, { shape }) => sum + 4 * shape.reduce((product, side) => product * side, 1), 0);
-  // Logits and their gradient.
-  const head = 2 * Math.min(chunkBytes, 4 * turn.objective.weight(turn.batch) * turn.model.info.vocabularySize);
+  const head = headBytes(pass, turn, chunkBytes);
   // The backward of a stage holds about as much as its forward did at most.
   const fits = (): boolean =>
     memoryBudget === undefined

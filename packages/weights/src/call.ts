@@ -46,6 +46,11 @@ export interface Call {
   tracks(parameter: Parameter): boolean;
   /** What the tape knows a parameter by, to give it a gradient without reading it: its entries may be nothing. Absent where it is not watched as stored. */
   watched(parameter: Parameter): Tensor | undefined;
+  /**
+   * The sum of a parameter's gradient so far, for whoever makes more of it and can add to that where it lies: taken once, the
+   * taker's, whose gradient then is the new sum. Undefined where there is none yet, or nobody keeps one.
+   */
+  takeGradient(parameter: Parameter): Tensor | undefined;
   /** A discrete choice: recorded once, replayed when a block is computed again. */
   decide<T>(name: string, choose: () => T): T;
   /** Statistics, block-level losses, hidden states. */
@@ -76,6 +81,8 @@ export interface CallOptions {
   readonly draw?: Draw;
   /** Tensors that stand for parameters while gradients are taken: the tape watches them. */
   readonly watched?: ReadonlyMap<Parameter, Tensor>;
+  /** Sums of gradients for `takeGradient`, which takes them out. */
+  readonly gradients?: Map<Parameter, Tensor>;
   /** Choices of the first pass, filled there and replayed by recomputation. */
   readonly decisions?: Map<string, unknown>;
   readonly emitted?: Map<string, Tensor[]>;
@@ -86,7 +93,19 @@ export interface CallOptions {
 }
 
 export function createCall(options: CallOptions): Call {
-  const { batch, view = plainView, training = false, watched, decisions, emitted, wanted, onGradient, session, activations } = options;
+  const {
+    batch,
+    view = plainView,
+    training = false,
+    watched,
+    gradients,
+    decisions,
+    emitted,
+    wanted,
+    onGradient,
+    session,
+    activations,
+  } = options;
   const at: At = { attempt: 0, phaseStep: 0, micro: 0, pass: 0, ...options.at };
   return {
     batch,
@@ -100,6 +119,12 @@ export function createCall(options: CallOptions): Call {
     },
     watched: (parameter) => (view.of(parameter).kind === 'plain' ? watched?.get(parameter) : undefined),
     tracks: (parameter) => (watched?.has(parameter) ?? false) || view.of(parameter).kind === 'derived',
+    takeGradient: (parameter) => {
+      if (view.of(parameter).kind !== 'plain') return undefined;
+      const sum = gradients?.get(parameter);
+      gradients?.delete(parameter);
+      return sum;
+    },
     decide: (name, choose) => {
       if (decisions === undefined) return choose();
       if (!decisions.has(name)) decisions.set(name, choose());

@@ -13,6 +13,7 @@ import {
 } from '@niwaki/tensor';
 import type { Call } from './call.ts';
 import { asProduct } from './frozen.ts';
+import { withMatrixGradient } from './matrix-gradient.ts';
 import type { Weight } from './weight.ts';
 import { observe } from './observe.ts';
 
@@ -32,7 +33,8 @@ export function denseWeight(parameter: Parameter): Weight {
     apply: asProduct(
       (x, call) => {
         const w = call.value(parameter) as Tensor2D;
-        return observe(weight, x, call.tracks(parameter) ? trackedMatMul(x, w, call) : frozenMatMul(x, w, call), call);
+        const y = frozenMatMul(x, w, call);
+        return observe(weight, x, call.tracks(parameter) ? withMatrixGradient(x, y, { parameter, watched: w, call }) : y, call);
       },
       (_, call) => (call.tracks(parameter) ? undefined : { parts: { weight: call.value(parameter) } }),
     ),
@@ -55,19 +57,7 @@ function matrixShape({ path, shape }: Parameter): readonly [number, number] {
   throw new ShapeError(`a weight is a matrix [out, in]; '${path}' has the shape [${shape}]`, { path, given: shape });
 }
 
-function trackedMatMul(x: Tensor2D, w: Tensor2D, { unread = false }: Pick<Call, 'unread'>): Tensor2D {
-  if (!unread) return matMul(x, w, false, true);
-  return withGradient(
-    [x, w],
-    (save) => {
-      save([x, w]);
-      return unwritten(x.shape[0], w.shape[0]);
-    },
-    (dy, [sx, sw]) => [matMul(dy, sw!), matMul(dy, sx!, true, false)],
-  ) as Tensor2D;
-}
-
-/** x·wᵀ for a w that nothing differentiates: holds w, no copy of it, and not x, where matMul would save both for the tape. */
+/** x·wᵀ with a gradient for x alone: holds w, no copy of it, and not x, where matMul would save both for the tape. */
 export function frozenMatMul(x: Tensor2D, w: Tensor2D, { unread = false }: Pick<Call, 'unread'> = {}): Tensor2D {
   return withGradient(
     [x],

@@ -7,7 +7,6 @@ import {
   ShapeError,
   tidy,
   updateGroups,
-  withGradient,
   type Gradient,
   type GroupCodes,
   type Noise,
@@ -18,6 +17,7 @@ import {
 } from '@niwaki/tensor';
 import { affine } from './affine.ts';
 import { encodeAffine, type AffineParts } from './encode-affine.ts';
+import { withMatrixGradient } from './matrix-gradient.ts';
 import { rowsOfTensor } from './rows.ts';
 import type { Weight } from './weight.ts';
 
@@ -91,7 +91,7 @@ function trainedOver(path: string, base: Weight, settings: Required<TrainedAffin
       if (call.view.of(matrix).kind !== 'plain') return matMul(x, call.value(matrix) as Tensor2D, false, true);
       const y = base.apply.call(weight, x, call);
       const watched = call.watched(matrix);
-      return watched === undefined ? y : withMatrixGradient(x, y, watched);
+      return watched === undefined ? y : withMatrixGradient(x, y, { parameter: matrix, watched, call });
     },
     lookup: (ids: Tensor1D, call) => {
       if (!call.tracks(matrix)) return base.lookup!(ids, call);
@@ -108,17 +108,6 @@ function trainedOver(path: string, base: Weight, settings: Required<TrainedAffin
   built.set(weight, { path, base, options: settings });
   return weight;
 }
-
-/** y as it is, with dyᵀ·x for the matrix behind it. */
-const withMatrixGradient = (x: Tensor2D, y: Tensor2D, watched: Tensor): Tensor2D =>
-  withGradient(
-    [y, watched],
-    (save) => {
-      save([x]);
-      return y.clone();
-    },
-    (dy, [saved]) => [dy, matMul(dy as Tensor2D, saved as Tensor2D, true, false)],
-  ) as Tensor2D;
 
 function matrixOf(
   path: string,
