@@ -147,20 +147,16 @@ function lookup(format: PackedFormat, rows: number, out: number, width: number):
   return { ...row, bytes: row.bytes - stored * (1 - rows / out) };
 }
 
-function attention(batch: number, time: number, heads: number, kvHeads: number, d: number): Row[] {
+function attention(batch: number, time: number, heads: number, kvHeads: number, d: number, always = 0): Row[] {
   const q = floats([batch, time, heads, d]);
-  const [k, v] = [floats([batch, time, kvHeads, d], 2), floats([batch, time, kvHeads, d], 3)];
-  const [from, to] = [ints([batch, time], () => 0), ints([batch, time], (i) => (i % time) + 1)];
-  const scale = 1 / Math.sqrt(d);
+  const keys = always + time;
+  const [k, v] = [floats([batch, keys, kvHeads, d], 2), floats([batch, keys, kvHeads, d], 3)];
+  const [from, to] = [ints([batch, time], () => always), ints([batch, time], (i) => always + (i % time) + 1)];
+  const attributes = { scale: 1 / Math.sqrt(d), always };
+  const name = `${batch}x${time} ${heads}/${kvHeads} heads of ${d}${always > 0 ? ` behind ${always} keys` : ''}`;
   // Two products over the half of the square that is seen; five in the gradient.
-  const flops = 2 * batch * heads * time * time * d;
-  const forward = opRow(
-    `attention ${batch}x${time} ${heads}/${kvHeads} heads of ${d}`,
-    attentionOp as never,
-    { q, k, v, from, to },
-    { scale },
-    flops,
-  );
+  const flops = 2 * batch * heads * time * (time + 2 * always) * d;
+  const forward = opRow(`attention ${name}`, attentionOp as never, { q, k, v, from, to }, attributes, flops);
   const [y, logSumExp] = forward.run() as Tensor[];
   const dy = upload(floats([batch, time, heads, d], 4));
   const inputs = {
@@ -174,10 +170,10 @@ function attention(batch: number, time: number, heads: number, kvHeads: number, 
     to: forward.inputs[4]!,
   };
   const gradient: Row = {
-    name: `attention gradient ${batch}x${time} ${heads}/${kvHeads} heads of ${d}`,
+    name: `attention gradient ${name}`,
     flops: 2.5 * flops,
     bytes: 4 * Object.values(inputs).reduce((sum, { size }) => sum + size, 0) + 4 * (inputs.q.size + 2 * inputs.k.size),
-    run: () => runOp(attentionGradOp as never, inputs as never, { scale } as never) as Tensor[],
+    run: () => runOp(attentionGradOp as never, inputs as never, attributes as never) as Tensor[],
     inputs: [dy, y!, logSumExp!],
   };
   return [forward, gradient];
@@ -219,6 +215,7 @@ const rows: readonly (() => Row | readonly Row[])[] = [
   () => packed('Q4_1', 512, 1536, 576 - (576 % 32)),
   () => packed('Q4_1', 1, 1536, 576),
   () => attention(4, 128, 9, 3, 64),
+  () => attention(4, 128, 9, 3, 64, 20),
   () => attention(1, 2048, 9, 3, 64),
   () =>
     opRow('rmsNorm 4096x2048', rmsNormOp as never, { x: floats([4096, 2048]), weight: floats([2048], 2) }, { eps: 1e-5 }, 4 * 4096 * 2048),

@@ -1,7 +1,7 @@
 /**
  * Attention in blocks of queries and keys (Dao et al. 2022): scores live in one block of scratch and are never stored.
- * Query i sees the keys from[i] <= j < to[i]; blocks of keys that no query of a block sees are not visited, so a causal
- * mask halves the work. All query heads of one kv head share that head's packed keys and values.
+ * Query i sees the keys from[i] <= j < to[i], and where it sees any those before `always` that are before to[i]; blocks of
+ * keys that no query of a block sees are not visited, so a causal mask halves the work. All query heads of one kv head share that head's packed keys and values.
  */
 import { exp1, exp4, log } from './exp';
 import { multiplyBlock } from './gemm';
@@ -48,6 +48,18 @@ function endKey(from: usize, to: usize, rows: i32, keys: i32): i32 {
   return least(high, keys);
 }
 
+/** How many keys at the front of a block a query with keys from f to t sees in any case: those before `always` and before `upper`. */
+// @ts-ignore: decorator
+@inline
+function ledKeys(f: i32, t: i32, always: i32, upper: i32): i32 {
+  return f < t ? least(always, upper) : 0;
+}
+
+/** Scores between the keys that are always seen and a query's own: what never is the peak. */
+function cover(row: usize, from: i32, to: i32): void {
+  for (let i = from; i < to; i++) store<f32>(row + ((<usize>i) << 2), NOTHING);
+}
+
 /** Task t: one block of queries of one kv head of one batch, all query heads of the group. */
 export function attention(
   q: usize,
@@ -62,6 +74,7 @@ export function attention(
   heads: i32,
   kvHeads: i32,
   d: i32,
+  always: i32,
   scale: f32,
   first: i32,
   last: i32,
@@ -96,7 +109,11 @@ export function attention(
       }
     }
     const end = endKey(from + bounds, to + bounds, rows, keys);
-    for (let k0 = firstKey(from + bounds, to + bounds, rows, keys); k0 < end; k0 += KEYS) {
+    const own = firstKey(from + bounds, to + bounds, rows, keys);
+    for (let k0 = always > 0 ? 0 : own; k0 < end; k0 += KEYS) {
+      // Between the keys that are always seen and the first of the queries' own.
+      if (k0 >= always && k0 < own) k0 = own;
+      if (k0 >= end) break;
       const width = least(KEYS, end - k0);
       const source = (<usize>((batch * keys + k0) * strideK + kvHead * d)) << 2;
       packPanels(k + source, strideK, 1, width, d, packedK);
@@ -108,9 +125,19 @@ export function attention(
         multiplyBlock(rows, width, d, own, packedK, scores, KEYS, 0, scratch);
         for (let i = 0; i < rows; i++) {
           const row = scores + ((<usize>(i * KEYS)) << 2);
-          const lower = max(0, load<i32>(from + bounds + ((<usize>i) << 2)) - k0);
-          const upper = least(width, load<i32>(to + bounds + ((<usize>i) << 2)) - k0);
+          const f = load<i32>(from + bounds + ((<usize>i) << 2));
+          const t = load<i32>(to + bounds + ((<usize>i) << 2));
+          let lower = max(0, f - k0);
+          let upper = least(width, t - k0);
+          const led = ledKeys(f, t, always - k0, upper);
+          const gap = led > 0 && lower > led && lower < upper ? lower : 0;
+          if (led > 0) {
+            if (lower >= upper) upper = led;
+            lower = 0;
+          }
+          if (gap > 0) cover(row, led, gap);
           foldRow(row, lower, upper, width, scale, peaks + ((<usize>i) << 2), sums + ((<usize>(i * d)) << 2), d);
+          if (gap > 0) memory.fill(row + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
         }
         packTiles(scores, KEYS, 0, rows, width, weights);
         multiplyBlock(rows, d, width, weights, packedV, sums, d, 1, scratch);
@@ -221,6 +248,7 @@ export function attentionGrad(
   heads: i32,
   kvHeads: i32,
   d: i32,
+  always: i32,
   scale: f32,
   first: i32,
   last: i32,
@@ -256,7 +284,7 @@ export function attentionGrad(
         const all = least(QUERIES, time - block);
         const before = (<usize>(batch * time + block)) << 2;
         const high = endKey(from + before, to + before, all, keys);
-        if (firstKey(from + before, to + before, all, keys) >= k0 + width || high <= k0) continue;
+        if (high <= k0 || (k0 >= always && firstKey(from + before, to + before, all, keys) >= k0 + width)) continue;
         // Of the block only the queries and the keys that a causal mask leaves.
         const blind = blindRows(to + before, all, k0);
         const rows = all - blind;
@@ -279,11 +307,23 @@ export function attentionGrad(
           multiplyBlock(rows, seen, d, dyTiles, byValue, slopes, KEYS, 0, scratch);
           for (let i = 0; i < rows; i++) {
             const own = (<usize>(i * strideQ)) << 2;
-            const lower = max(0, load<i32>(from + bounds + ((<usize>i) << 2)) - k0);
-            const upper = least(seen, load<i32>(to + bounds + ((<usize>i) << 2)) - k0);
+            const f = load<i32>(from + bounds + ((<usize>i) << 2));
+            const t = load<i32>(to + bounds + ((<usize>i) << 2));
+            let lower = max(0, f - k0);
+            let upper = least(seen, t - k0);
+            const led = ledKeys(f, t, always - k0, upper);
+            const gap = led > 0 && lower > led && lower < upper ? lower : 0;
+            if (led > 0) {
+              if (lower >= upper) upper = led;
+              lower = 0;
+            }
             const total = load<f32>(logSumExp + ((<usize>((batch * heads + head) * time + q0 + i)) << 2));
             const at = (<usize>(i * KEYS)) << 2;
             slopeRow(weights + at, slopes + at, lower, upper, seen, scale, total, rowDot(dy + atQ + own, y + atQ + own, d));
+            if (gap > 0) {
+              memory.fill(weights + at + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
+              memory.fill(slopes + at + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
+            }
           }
           packTiles(weights, KEYS, 1, seen, rows, tiles);
           multiplyBlock(seen, d, rows, tiles, dyPanels, dv + toK, strideK, 1, scratch);

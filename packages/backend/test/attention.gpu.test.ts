@@ -13,6 +13,11 @@ const window: Bounds = (t, keys) => [Math.max(0, t - 4), Math.min(t + 1, keys)];
 const packedDocuments: Bounds = (t, keys) => [t < 20 ? 0 : 20, Math.min(t + 1, keys)];
 const padded: Bounds = (t, keys) => (t % 3 === 0 ? [5, 5] : [1, keys - 1]);
 const outside: Bounds = (t, keys) => [-3, keys + t];
+/** A document behind keys in front of all of them; every fourth query sees nothing, every fifth not all that is always seen. */
+const behind =
+  (own: number): Bounds =>
+  (t, keys) =>
+    t % 4 === 3 ? [own, own] : t % 5 === 4 ? [1, 2] : [own + (t % 3), Math.min(own + 3 + t, keys)];
 
 const cases = [
   ['one query, one key', { batch: 1, time: 1, keys: 1, heads: 1, kvHeads: 1, d: 4 }, causal],
@@ -26,10 +31,14 @@ const cases = [
   ['one query over a cache', { batch: 2, time: 1, keys: 65, heads: 8, kvHeads: 2, d: 16 }, everything],
   ['more query rows than one thread walks', { batch: 2, time: 200, keys: 200, heads: 3, kvHeads: 1, d: 8 }, causal],
   ['heads of 64', { batch: 1, time: 17, keys: 17, heads: 3, kvHeads: 1, d: 64 }, causal],
+  ['keys always seen, right in front', { batch: 2, time: 9, keys: 20, heads: 4, kvHeads: 2, d: 8, always: 5 }, behind(5)],
+  ['keys always seen, tiles away', { batch: 1, time: 70, keys: 200, heads: 2, kvHeads: 1, d: 7, always: 3 }, behind(120)],
+  ['keys always seen, over several tiles', { batch: 1, time: 7, keys: 130, heads: 2, kvHeads: 1, d: 16, always: 70 }, behind(90)],
+  ['more keys always seen than there are', { batch: 1, time: 7, keys: 9, heads: 2, kvHeads: 1, d: 8, always: 20 }, behind(2)],
 ] as const;
 
 describe.skipIf(missing)('attention on WebGPU equals its reference', () => {
-  test.each(cases)('%s', async (_, { batch, time, keys, heads, kvHeads, d }, bounds) => {
+  test.each(cases)('%s', async (_, { batch, time, keys, heads, kvHeads, d, ...led }, bounds) => {
     const inputs: Record<string, Host> = {
       q: floats([batch, time, heads, d], 1, 2),
       k: floats([batch, keys, kvHeads, d], 2, 2),
@@ -37,7 +46,7 @@ describe.skipIf(missing)('attention on WebGPU equals its reference', () => {
       from: ints([batch, time], (i) => bounds(i % time, keys)[0]),
       to: ints([batch, time], (i) => bounds(i % time, keys)[1]),
     };
-    const attrs = { scale: 1 / Math.sqrt(d) };
+    const attrs = { scale: 1 / Math.sqrt(d), ...led };
     const [y, logSumExp] = await expectParity(attentionOp as never, inputs, attrs, 1e-5);
     expect(y!.values.every(Number.isFinite)).toBe(true);
     const backward = { ...inputs, dy: floats([batch, time, heads, d], 4), y: y!, logSumExp: logSumExp! };

@@ -21,6 +21,8 @@ import {
   swigluGradOp,
   swigluOp,
   tensor,
+  type AttentionAttributes,
+  type AttentionInputs,
   type Op,
   type Tensor,
 } from '@niwaki/tensor';
@@ -199,6 +201,14 @@ const masks: Readonly<
   'padded, with rows that see nothing': [(i) => (i % 4 === 3 ? 2 : 0), (i, b, keys) => (i % 4 === 3 ? 2 : Math.min(keys, 3 + b))],
 };
 
+function expectAttention(inputs: () => AttentionInputs, attributes: AttentionAttributes): void {
+  expect(error(attentionOp, inputs(), attributes)).toBeLessThan(4 * tolerance);
+  const forward = inputs();
+  const [y, logSumExp] = attentionOp.reference(forward, attributes);
+  const backward = { ...forward, dy: random([...forward.q.shape]), y: y!, logSumExp: logSumExp! };
+  expect(error(attentionGradOp, backward, attributes)).toBeLessThan(8 * tolerance);
+}
+
 describe.each(Object.entries(wasmBuilds))('Attention equals its reference (%s)', (_, options) => {
   beforeAll(() => useBuild(options));
 
@@ -213,21 +223,37 @@ describe.each(Object.entries(wasmBuilds))('Attention equals its reference (%s)',
   for (const [batch, time, keys, heads, kvHeads, d] of shapes) {
     for (const [name, [from, to]] of Object.entries(masks)) {
       it(`${name}: ${batch} x ${time} queries, ${keys} keys, ${heads} heads on ${kvHeads} of ${d} entries`, () => {
-        const inputs = (): { q: Tensor; k: Tensor; v: Tensor; from: Tensor; to: Tensor } => ({
+        const inputs = (): AttentionInputs => ({
           q: random([batch, time, heads, d], 2),
           k: random([batch, keys, kvHeads, d], 2),
           v: random([batch, keys, kvHeads, d]),
           from: bounds(batch, time, from),
           to: bounds(batch, time, (i, b) => to(i, b, keys, time)),
         });
-        const scale = 1 / Math.sqrt(d);
-        expect(error(attentionOp, inputs(), { scale })).toBeLessThan(4 * tolerance);
-        const forward = inputs();
-        const [y, logSumExp] = attentionOp.reference(forward, { scale });
-        expect(
-          error(attentionGradOp, { ...forward, dy: random([batch, time, heads, d]), y: y!, logSumExp: logSumExp! }, { scale }),
-        ).toBeLessThan(8 * tolerance);
+        expectAttention(inputs, { scale: 1 / Math.sqrt(d) });
       });
     }
   }
+
+  // A row sees its own document behind keys in front of all: in one block with them, right behind, and blocks away.
+  it.each([
+    [1, 130, 130, 3, 1, 16, 5, 60],
+    [1, 40, 300, 2, 2, 5, 150, 290],
+    [2, 7, 420, 4, 2, 24, 3, 400],
+    [1, 9, 30, 1, 1, 8, 12, 4],
+    [1, 5, 9, 2, 1, 8, 20, 2],
+  ])(
+    '%i x %i queries, %i keys, %i heads on %i of %i entries, the first %i keys always seen',
+    (batch, time, keys, heads, kvHeads, d, always, own) => {
+      const inputs = (): AttentionInputs => ({
+        q: random([batch, time, heads, d], 2),
+        k: random([batch, keys, kvHeads, d], 2),
+        v: random([batch, keys, kvHeads, d]),
+        // Every fourth query sees nothing, and every fifth not all that is always seen.
+        from: bounds(batch, time, (i) => (i % 4 === 3 ? own : Math.min(own, i % 5 === 4 ? 1 : own + (i % 3)))),
+        to: bounds(batch, time, (i) => (i % 4 === 3 ? own : i % 5 === 4 ? 2 : Math.min(keys, own + 1 + i))),
+      });
+      expectAttention(inputs, { scale: 1 / Math.sqrt(d), always });
+    },
+  );
 });

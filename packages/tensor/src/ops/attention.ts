@@ -33,48 +33,38 @@ import { runOp, withGradient, type Op } from '../op.ts';
  * Outputs [y [batch, T, heads, d], logSumExp [batch, heads, T]]. A query that sees nothing gives 0 and a log-sum-exp of 0.
  * Query head h reads kv head floor(h / (heads / kvHeads)).
  */
-export const attentionOp: Op<AttentionInputs, { scale: number }> = {
+export const attentionOp: Op<AttentionInputs, AttentionAttributes> = {
   kernelName: 'NiwakiAttention',
-  reference: (inputs, { scale }) => forwardOf(inputs, scale, 0),
+  reference: (inputs, attributes) => forwardOf(inputs, attributes),
 };
 
-interface LedAttrs {
+export interface AttentionAttributes {
   readonly scale: number;
-  readonly always: number;
+  /**
+   * Every query that sees anything also sees the keys before this one that are before its `to`: rows put in front of padded
+   * or packed sequences, whose own keys start elsewhere. Default 0.
+   */
+  readonly always?: number;
 }
 
-/**
- * The same where every query that sees anything also sees the keys before `always` that are before its `to`: rows put in
- * front of padded or packed sequences, whose own keys start elsewhere. Composed on every device: scores are made whole.
- */
-export const ledAttentionOp: Op<AttentionInputs, LedAttrs> = {
-  kernelName: 'NiwakiLedAttention',
-  reference: ({ q, k, v, from, to }, { scale, always }) => forwardOf({ q, k, v, from, to }, scale, always),
-};
-
-export const ledAttentionGradOp: Op<AttentionGradInputs, LedAttrs> = {
-  kernelName: 'NiwakiLedAttentionGrad',
-  reference: (inputs, { scale, always }) => gradientOf(inputs, scale, always),
-};
-
 /** Inputs of the forward op and its outputs, and dy. Outputs [dq, dk, dv]. Probabilities are computed again. */
-export const attentionGradOp: Op<AttentionGradInputs, { scale: number }> = {
+export const attentionGradOp: Op<AttentionGradInputs, AttentionAttributes> = {
   kernelName: 'NiwakiAttentionGrad',
-  reference: (inputs, { scale }) => gradientOf(inputs, scale, 0),
+  reference: (inputs, attributes) => gradientOf(inputs, attributes),
 };
 
-function forwardOf({ q, k, v, from, to }: AttentionInputs, scale: number, always: number): Tensor[] {
-  const { probabilities, logSumExp } = scoresOf({ q, k, from, to }, scale, always);
+function forwardOf({ q, k, v, from, to }: AttentionInputs, attributes: AttentionAttributes): Tensor[] {
+  const { probabilities, logSumExp } = scoresOf({ q, k, from, to }, attributes);
   return [ungroup(matMul(probabilities, byHead(v)), q.shape), logSumExp];
 }
 
-function gradientOf({ dy, q, k, v, y, from, to }: AttentionGradInputs, scale: number, always: number): Tensor[] {
-  const { probabilities } = scoresOf({ q, k, from, to }, scale, always);
+function gradientOf({ dy, q, k, v, y, from, to }: AttentionGradInputs, attributes: AttentionAttributes): Tensor[] {
+  const { probabilities } = scoresOf({ q, k, from, to }, attributes);
   const gradient = group(dy, k.shape[2]!);
   const dv = matMul(probabilities, gradient, true, false);
   const dp = matMul(gradient, byHead(v), false, true);
   const rowDot = sum(mul(gradient, group(y, k.shape[2]!)), -1, true);
-  const ds = mul(mul(probabilities, sub(dp, rowDot)), scale);
+  const ds = mul(mul(probabilities, sub(dp, rowDot)), attributes.scale);
   const dq = ungroup(matMul(ds, byHead(k)), q.shape);
   const dk = matMul(ds, group(q, k.shape[2]!), true, false);
   return [dq, transpose(dk, [0, 2, 1, 3]), transpose(dv, [0, 2, 1, 3])];
@@ -110,8 +100,7 @@ const byHead = (k: Tensor): Tensor => transpose(k, [0, 2, 1, 3]);
 
 function scoresOf(
   { q, k, from, to }: Pick<AttentionInputs, 'from' | 'to'> & { q: Tensor; k: Tensor },
-  scale: number,
-  always: number,
+  { scale, always = 0 }: AttentionAttributes,
 ): { probabilities: Tensor; logSumExp: Tensor } {
   const [batch, time, heads] = q.shape as [number, number, number];
   const [, keys, kvHeads] = k.shape as [number, number, number];
@@ -137,30 +126,27 @@ function scoresOf(
 /**
  * Scaled dot-product attention with grouped query heads. Saves q, k, v, y, the bounds and one log-sum-exp a row, never the scores.
  * @param bounds int32 [batch, T] each: query i sees the keys from[i] <= j < to[i]
- * @param options `always`: keys at the front that queries see before their `from` too; see `ledAttentionOp`
+ * @param options `always`: keys at the front that queries see before their `from` too; see `AttentionAttributes`
  */
 export function attention(
   q: Tensor4D,
   k: Tensor4D,
   v: Tensor4D,
   bounds: { from: Tensor2D; to: Tensor2D },
-  { scale, always = 0 }: { scale: number; always?: number },
+  { scale, always = 0 }: AttentionAttributes,
 ): Tensor4D {
   const { from, to } = bounds;
-  const forward = (inputs: AttentionInputs): Tensor[] =>
-    always === 0 ? runOp(attentionOp, inputs, { scale }) : runOp(ledAttentionOp, inputs, { scale, always });
-  const backward = (inputs: AttentionGradInputs): Tensor[] =>
-    always === 0 ? runOp(attentionGradOp, inputs, { scale }) : runOp(ledAttentionGradOp, inputs, { scale, always });
+  const attributes = { scale, always };
   return withGradient(
     [q, k, v],
     (save) => {
-      const [y, logSumExp] = forward({ q, k, v, from, to });
+      const [y, logSumExp] = runOp(attentionOp, { q, k, v, from, to }, attributes);
       save([q, k, v, y!, logSumExp!, from, to]);
       return y!;
     },
     (dy, saved) => {
       const [sq, sk, sv, y, logSumExp, sFrom, sTo] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
-      return backward({ dy, q: sq, k: sk, v: sv, y, logSumExp, from: sFrom, to: sTo });
+      return runOp(attentionGradOp, { dy, q: sq, k: sk, v: sv, y, logSumExp, from: sFrom, to: sTo }, attributes);
     },
   ) as Tensor4D;
 }

@@ -1,4 +1,4 @@
-import { attentionGradOp, attentionOp } from '@niwaki/tensor';
+import { attentionGradOp, attentionOp, type AttentionAttributes } from '@niwaki/tensor';
 import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import { sizeOf, wasmKernel } from './kernel.ts';
@@ -17,20 +17,20 @@ const mostShareBytes = 16 << 20;
 
 /** Attention that never stores its scores; see assembly/attention.ts. */
 export const attentionKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Inputs, { scale: number }>(device, attentionOp.kernelName, ({ q, k, v, from, to }, { scale }) => {
+  wasmKernel<Inputs, AttentionAttributes>(device, attentionOp.kernelName, ({ q, k, v, from, to }, { scale, always = 0 }) => {
     const [batch, time, keys, heads, kvHeads, d] = sizes(q, k);
     const outputs = [device.output(q.shape), device.output([batch, heads, time])];
-    device.run('attention', [...[q, k, v, from, to, ...outputs].map(device.address), time, keys, heads, kvHeads, d, scale], {
+    device.run('attention', [...[q, k, v, from, to, ...outputs].map(device.address), time, keys, heads, kvHeads, d, always, scale], {
       tasks: batch * kvHeads * Math.ceil(time / blockQueries),
       work: batch * heads * time * keys * d,
       scratchBytes: device.kernels['attentionBytes']!(d, heads / kvHeads),
     });
     return outputs;
   }),
-  wasmKernel<Inputs & Readonly<Record<'dy' | 'y' | 'logSumExp', TensorInfo>>, { scale: number }>(
+  wasmKernel<Inputs & Readonly<Record<'dy' | 'y' | 'logSumExp', TensorInfo>>, AttentionAttributes>(
     device,
     attentionGradOp.kernelName,
-    ({ dy, q, k, v, y, logSumExp, from, to }, { scale }) => {
+    ({ dy, q, k, v, y, logSumExp, from, to }, { scale, always = 0 }) => {
       const [batch, time, keys, heads, kvHeads, d] = sizes(q, k);
       const outputs = [q, k, v].map(({ shape }) => device.output(shape)) as [TensorInfo, TensorInfo, TensorInfo];
       const [dq, dk, dv] = outputs.map(device.address) as [number, number, number];
@@ -43,7 +43,7 @@ export const attentionKernels = (device: WasmDevice): KernelConfig[] => [
       device.words(dq, sizeOf(q.shape)).fill(0);
       for (const at of [toK, toV]) device.words(at, split ? group * size : size).fill(0);
       const addresses = [dy, q, k, v, y, logSumExp, from, to].map(device.address);
-      device.run('attentionGrad', [...addresses, dq, toK, toV, share, time, keys, heads, kvHeads, d, scale], {
+      device.run('attentionGrad', [...addresses, dq, toK, toV, share, time, keys, heads, kvHeads, d, always, scale], {
         tasks: batch * (split ? heads : kvHeads),
         work: 2.5 * batch * heads * time * keys * d,
         scratchBytes: device.kernels['attentionGradBytes']!(d),

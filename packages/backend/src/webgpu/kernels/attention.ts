@@ -1,5 +1,5 @@
 import type { TensorInfo } from '@tensorflow/tfjs-core';
-import { attentionGradOp, attentionOp } from '@niwaki/tensor';
+import { attentionGradOp, attentionOp, type AttentionAttributes } from '@niwaki/tensor';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, release, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
@@ -26,7 +26,14 @@ function sidesOf(q: TensorInfo, k: TensorInfo): Sides {
   return { batch, time, heads, d, keys: k.shape[1]!, kvHeads: k.shape[2]! };
 }
 
-const uniformsOf = ({ time, keys, heads, kvHeads }: Sides, scale: number) => ({ time, keys, heads, kvHeads, scale });
+const uniformsOf = ({ time, keys, heads, kvHeads }: Sides, { scale, always = 0 }: AttentionAttributes) => ({
+  time,
+  keys,
+  heads,
+  kvHeads,
+  always,
+  scale,
+});
 
 /**
  * A key row's gradient is a sum over all query rows of its group, and keys are few: the rows are shared out in stretches of
@@ -34,23 +41,27 @@ const uniformsOf = ({ time, keys, heads, kvHeads }: Sides, scale: number) => ({ 
  */
 const [leastStretch, mostStretches] = [64, 8];
 
+const variantOf = ({ d }: Sides, { always = 0 }: AttentionAttributes) => ({ d, led: always > 0 });
+
 /** Groups of threads, one a query row. */
 const queryGroups = ({ batch, time, heads, kvHeads }: Sides) => [Math.ceil(((heads / kvHeads) * time) / rowLanes), kvHeads, batch] as const;
 
-export const attentionKernel: Kernel = kernelOf(attentionOp, ({ q, k, v, from, to }, { scale }, backend) => {
+export const attentionKernel: Kernel = kernelOf(attentionOp, ({ q, k, v, from, to }, attributes, backend) => {
   const sides = sidesOf(q, k);
+  const variant = variantOf(sides, attributes);
   const { batch, time, heads } = sides;
-  const { y, logSumExp } = dispatch(backend, attentionForward(sides), {
+  const { y, logSumExp } = dispatch(backend, attentionForward(variant), {
     inputs: { q, k, v, lowBound: from, highBound: to },
     outputs: { y: { shape: q.shape }, logSumExp: { shape: [batch, heads, time] } },
-    uniforms: uniformsOf(sides, scale),
+    uniforms: uniformsOf(sides, attributes),
     groups: queryGroups(sides),
   });
   return [y, logSumExp];
 });
 
-export const attentionGradKernel: Kernel = kernelOf(attentionGradOp, ({ dy, q, k, v, y, logSumExp, from, to }, { scale }, backend) => {
+export const attentionGradKernel: Kernel = kernelOf(attentionGradOp, ({ dy, q, k, v, y, logSumExp, from, to }, attributes, backend) => {
   const sides = sidesOf(q, k);
+  const variant = variantOf(sides, attributes);
   const { batch, time, heads, keys, kvHeads } = sides;
   const rows = batch * heads * time;
   const { facts } = dispatch(backend, attentionRows(sides), {
@@ -60,13 +71,13 @@ export const attentionGradKernel: Kernel = kernelOf(attentionGradOp, ({ dy, q, k
     groups: fold(rows, lanes),
   });
   const inputs = { q, k, v, dy, facts };
-  const uniforms = uniformsOf(sides, scale);
+  const uniforms = uniformsOf(sides, attributes);
   const groups = queryGroups(sides);
-  const { dq } = dispatch(backend, attentionQueryGradient(sides), { inputs, outputs: { dq: { shape: q.shape } }, uniforms, groups });
+  const { dq } = dispatch(backend, attentionQueryGradient(variant), { inputs, outputs: { dq: { shape: q.shape } }, uniforms, groups });
   const queryRows = (heads / kvHeads) * time;
   const parts = Math.max(1, Math.min(mostStretches, Math.ceil(queryRows / leastStretch)));
   const shape = parts === 1 ? k.shape : [parts, ...k.shape];
-  const sums = dispatch(backend, attentionKeyGradient(sides), {
+  const sums = dispatch(backend, attentionKeyGradient(variant), {
     inputs,
     outputs: { dk: { shape }, dv: { shape } },
     uniforms: { ...uniforms, stretch: Math.ceil(queryRows / parts) },

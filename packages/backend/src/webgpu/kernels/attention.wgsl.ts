@@ -5,9 +5,11 @@ import { lanes, program, reduction, type Element, type Program } from '../progra
  * (forward, dq) or a key row (dk, dv) in registers; its workgroup shares the tiles it walks over. The query heads of one
  * kv head are folded into rows, row = (head within group) · time + t, so that nothing repeats K and V.
  */
-export interface HeadSize {
+export interface AttentionVariant {
   /** Entries of a head's vector. */
   readonly d: number;
+  /** Whether keys at the front, those before `u.always`, are seen by every query that sees anything. */
+  readonly led: boolean;
 }
 
 /** Threads of a workgroup, each with a row in its registers. */
@@ -18,6 +20,8 @@ const quads = (d: number): number => Math.ceil(d / 4);
 
 /** Rows of a tile: two tiles of them and a kilobyte for the rest fit the 16 KiB of workgroup memory that every device has. */
 const tileOf = (d: number): number => Math.max(1, Math.min(32, Math.floor(480 / quads(d))));
+
+const keyOf = ({ d, led }: AttentionVariant): string => `${d}${led ? '-led' : ''}`;
 
 const vectorType = (d: number): Element => (d % 4 === 0 ? 'vec4<f32>' : 'f32');
 
@@ -45,8 +49,8 @@ const QUADS = ${quads(d)}u;
 const TILE = ${tileOf(d)}u;
 `;
 
-type Sizes = 'time' | 'keys' | 'heads' | 'kvHeads' | 'scale';
-const sizes = { time: 'u32', keys: 'u32', heads: 'u32', kvHeads: 'u32', scale: 'f32' } as const;
+type Sizes = 'time' | 'keys' | 'heads' | 'kvHeads' | 'always' | 'scale';
+const sizes = { time: 'u32', keys: 'u32', heads: 'u32', kvHeads: 'u32', always: 'u32', scale: 'f32' } as const;
 
 /** Where a folded query row lies. Groups are (x: tiles of rows, y: kv head, z: batch). */
 const queryRow = `
@@ -62,12 +66,19 @@ fn keyRow(key: u32, kvHead: u32, batch: u32) -> u32 { return (batch * u.keys + k
 
 const boundReductions = reduction('least', 'min(a, b)', 'u32') + reduction('most', 'max(a, b)', 'u32');
 
+/** The bounds of a query row as it reads them: its own keys from `low` on, those before `led` in front of them, all before `high`. */
+const bounds = (from: string, to: string, led: boolean): string => `
+    low = u32(max(${from}, 0));
+    high = min(u32(max(${to}, 0)), u.keys);
+    ${led ? `if (${from} < ${to}) { led = min(u.always, high); }` : ''}`;
+
 /** Walks the tiles of keys that any thread of the workgroup sees; `use` runs for each key `j` this thread sees. */
-const overKeys = (use: string): string => `
-  let seen = row.live && low < high;
-  let first = least(select(u.keys, low, seen), lane);
+const overKeys = (led: boolean, use: string): string => `
+  let seen = row.live && (low < high${led ? ' || led > 0u' : ''});
+  let own = least(select(u.keys, low, ${led ? 'row.live && low < high' : 'seen'}), lane);
   let last = most(select(0u, high, seen), lane);
-  for (var j0 = first; j0 < last; j0 += TILE) {
+  for (var j0 = ${led ? '0u' : 'own'}; j0 < last; j0 += TILE) {
+    ${led ? 'if (j0 >= u.always && j0 + TILE <= own) { continue; }' : ''}
     for (var i = lane; i < TILE * QUADS; i += LANES) {
       let j = j0 + i / QUADS;
       if (j < last) {
@@ -78,7 +89,8 @@ const overKeys = (use: string): string => `
     }
     workgroupBarrier();
     if (seen) {
-      for (var at = max(low, j0); at < min(high, min(last, j0 + TILE)); at++) {
+      for (var at = ${led ? 'select(max(low, j0), j0, j0 < led)' : 'max(low, j0)'}; at < min(high, min(last, j0 + TILE)); at++) {
+        ${led ? 'if (at >= led && at < low) { continue; }' : ''}
         let j = (at - j0) * QUADS;
         var score = 0.0;
         for (var c = 0u; c < QUADS; c++) { score += dot(query[c], tileK[j + c]); }
@@ -95,10 +107,13 @@ var<workgroup> tileV: array<vec4<f32>, TILE * QUADS>;
 `;
 
 /** y, and the log-sum-exp of each row; a row that sees nothing gives zeros. */
-export function attentionForward({ d }: HeadSize): Program<'q' | 'k' | 'v' | 'lowBound' | 'highBound', 'y' | 'logSumExp', Sizes> {
+export function attentionForward({
+  d,
+  led,
+}: AttentionVariant): Program<'q' | 'k' | 'v' | 'lowBound' | 'highBound', 'y' | 'logSumExp', Sizes> {
   const vector = vectorType(d);
   return program({
-    key: `attention-${d}`,
+    key: `attention-${keyOf({ d, led })}`,
     inputs: { q: vector, k: vector, v: vector, lowBound: 'i32', highBound: 'i32' },
     outputs: { y: vector, logSumExp: 'f32' },
     uniforms: sizes,
@@ -108,16 +123,18 @@ export function attentionForward({ d }: HeadSize): Program<'q' | 'k' | 'v' | 'lo
   let row = queryRow(group.x * LANES + lane, group.y, group.z);
   var low = 0u;
   var high = 0u;
+${led ? '  var led = 0u;' : ''}
   var query: array<vec4<f32>, QUADS>;
   var sums: array<vec4<f32>, QUADS>;
   if (row.live) {
-    low = u32(max(lowBound[row.bound], 0));
-    high = min(u32(max(highBound[row.bound], 0)), u.keys);
+${bounds('lowBound[row.bound]', 'highBound[row.bound]', led)}
     for (var c = 0u; c < QUADS; c++) { query[c] = load_q(row.vector, c); }
   }
   var peak = -1e30;
   var total = 0.0;
-${overKeys(`
+${overKeys(
+  led,
+  `
         if (score > peak) {
           let shrink = exp(peak - score);
           total *= shrink;
@@ -126,7 +143,8 @@ ${overKeys(`
         }
         let weight = exp(score - peak);
         total += weight;
-        for (var c = 0u; c < QUADS; c++) { sums[c] += weight * tileV[j + c]; }`)}
+        for (var c = 0u; c < QUADS; c++) { sums[c] += weight * tileV[j + c]; }`,
+)}
   if (row.live) {
     let share = select(0.0, 1.0 / total, seen);
     for (var c = 0u; c < QUADS; c++) { store_y(row.vector, c, sums[c] * share); }
@@ -141,7 +159,7 @@ ${overKeys(`
  */
 export function attentionRows({
   d,
-}: HeadSize): Program<'dy' | 'y' | 'logSumExp' | 'lowBound' | 'highBound', 'facts', 'rows' | 'time' | 'heads'> {
+}: Pick<AttentionVariant, 'd'>): Program<'dy' | 'y' | 'logSumExp' | 'lowBound' | 'highBound', 'facts', 'rows' | 'time' | 'heads'> {
   const vector = vectorType(d);
   return program({
     key: `attention-rows-${d}`,
@@ -162,10 +180,10 @@ export function attentionRows({
 }
 
 /** dq = scale · Σ over keys of p · (⟨dy, v⟩ - ⟨dy, y⟩) · k, with p = exp(score - logSumExp) computed again. */
-export function attentionQueryGradient({ d }: HeadSize): Program<'q' | 'k' | 'v' | 'dy' | 'facts', 'dq', Sizes> {
+export function attentionQueryGradient({ d, led }: AttentionVariant): Program<'q' | 'k' | 'v' | 'dy' | 'facts', 'dq', Sizes> {
   const vector = vectorType(d);
   return program({
-    key: `attention-dq-${d}`,
+    key: `attention-dq-${keyOf({ d, led })}`,
     inputs: { q: vector, k: vector, v: vector, dy: vector, facts: 'vec4<i32>' },
     outputs: { dq: vector },
     uniforms: sizes,
@@ -181,6 +199,7 @@ export function attentionQueryGradient({ d }: HeadSize): Program<'q' | 'k' | 'v'
   let row = queryRow(group.x * LANES + lane, group.y, group.z);
   var low = 0u;
   var high = 0u;
+${led ? '  var led = 0u;' : ''}
   var whole = 0.0;
   var along = 0.0;
   var query: array<vec4<f32>, QUADS>;
@@ -190,18 +209,20 @@ export function attentionQueryGradient({ d }: HeadSize): Program<'q' | 'k' | 'v'
     let fact = facts[row.score];
     whole = bitcast<f32>(fact.x);
     along = bitcast<f32>(fact.y);
-    low = u32(max(fact.z, 0));
-    high = min(u32(max(fact.w, 0)), u.keys);
+${bounds('fact.z', 'fact.w', led)}
     for (var c = 0u; c < QUADS; c++) {
       query[c] = load_q(row.vector, c);
       pull[c] = load_dy(row.vector, c);
     }
   }
-${overKeys(`
+${overKeys(
+  led,
+  `
         var dp = 0.0;
         for (var c = 0u; c < QUADS; c++) { dp += dot(pull[c], tileV[j + c]); }
         let ds = exp(score - whole) * (dp - along) * u.scale;
-        for (var c = 0u; c < QUADS; c++) { sums[c] += ds * tileK[j + c]; }`)}
+        for (var c = 0u; c < QUADS; c++) { sums[c] += ds * tileK[j + c]; }`,
+)}
   if (row.live) {
     for (var c = 0u; c < QUADS; c++) { store_dq(row.vector, c, sums[c]); }
   }`,
@@ -212,10 +233,13 @@ ${overKeys(`
  * dk and dv of a key row: sums over every query row that sees it, or over `stretch` of them. Groups are (x: tiles of keys,
  * y: stretch · kvHeads + kv head, z: batch); stretches lie one behind the other in the results.
  */
-export function attentionKeyGradient({ d }: HeadSize): Program<'q' | 'k' | 'v' | 'dy' | 'facts', 'dk' | 'dv', Sizes | 'stretch'> {
+export function attentionKeyGradient({
+  d,
+  led,
+}: AttentionVariant): Program<'q' | 'k' | 'v' | 'dy' | 'facts', 'dk' | 'dv', Sizes | 'stretch'> {
   const vector = vectorType(d);
   return program({
-    key: `attention-dkv-${d}`,
+    key: `attention-dkv-${keyOf({ d, led })}`,
     inputs: { q: vector, k: vector, v: vector, dy: vector, facts: 'vec4<i32>' },
     outputs: { dk: vector, dv: vector },
     uniforms: { ...sizes, stretch: 'u32' },
@@ -254,7 +278,7 @@ ${['q', 'k', 'v', 'dy'].map((name) => loader(name, d)).join('')}${storer('dk', d
     workgroupBarrier();
     for (var at = 0u; at < min(TILE, rows - r0); at++) {
       let fact = tileFacts[at];
-      if (live && i32(j) >= fact.z && i32(j) < fact.w) {
+      if (live && ${led ? '(i32(j) >= fact.z || (j < u.always && fact.z < fact.w))' : 'i32(j) >= fact.z'} && i32(j) < fact.w) {
         let r = at * QUADS;
         var score = 0.0;
         var dp = 0.0;
