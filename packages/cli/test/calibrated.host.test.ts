@@ -1,4 +1,4 @@
-import { readFile, readdir } from 'node:fs/promises';
+import { readFile, readdir, writeFile } from 'node:fs/promises';
 import { memory } from '@niwaki/tensor';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { runCli } from '../src/index.ts';
@@ -60,6 +60,25 @@ describe('quantize with text', () => {
     expect(Math.log(perplexity['after']!)).toBeCloseTo(await nll(out), 6);
     expect(perplexity['after']).not.toBe(perplexity['before']);
     expect((await formatsOf(out)).filter(({ path }) => path.endsWith('_proj'))).toHaveLength(14);
+    expect(memory().numTensors).toBe(before);
+  });
+
+  it.each(['nf4', 'cbq'])('%s with rounded activations writes a folder that rounds them when it is loaded', async (kind) => {
+    const before = memory().numTensors;
+    const more = kind === 'cbq' ? ['--group-size', '16', ...looking()] : [];
+    const out = folder.at(`${kind}-rounded`);
+    const args = ['quantize', '--model', model, '--quantize', kind, ...more, '--activation-bits', '4', '--eval', text, '--out', out];
+    const answer = await call([...args, '--json', ...cpu]);
+    expect(answer.code).toBe(0);
+    const config = JSON.parse(await readFile(`${out}/config.json`, 'utf8')) as Record<string, unknown>;
+    const sites = expect.arrayContaining(['model.layers.1.mlp.down_proj']) as unknown;
+    expect(config['niwaki']).toEqual({ activations: [{ sites, bits: 4, symmetric: false, per: 'token' }] });
+    const { perplexity } = answer.json() as { perplexity: { after: number } };
+    const rounded = await nll(out);
+    expect(Math.log(perplexity.after)).toBeCloseTo(rounded, 6);
+    delete config['niwaki'];
+    await writeFile(`${out}/config.json`, JSON.stringify(config));
+    expect(Math.abs((await nll(out)) - rounded)).toBeGreaterThan(1e-6);
     expect(memory().numTensors).toBe(before);
   });
 
@@ -156,6 +175,7 @@ describe('wrong usage ends with 2 before a model is loaded, failures with 1', ()
     ['bits for nf4', 2, ['quantize', '--bits', '3'], /nf4 has no --bits[^]*--no-double-quant/],
     ['nested scales for rtn', 2, ['quantize', '--quantize', 'rtn', '--no-double-quant'], /rtn has no --no-double-quant/],
     ['5 bits', 2, ['quantize', '--quantize', 'rtn', '--bits', '5'], /bits/],
+    ['activations of 9 bits', 2, ['quantize', '--activation-bits', '9'], /activations: bits must be a whole number from 2 to 8, got 9/],
     ['a group that is none', 2, ['quantize', '--quantize', 'rtn', '--group-size', 'all'], /'row'/],
     ['a quantizer without files', 2, ['quantize', '--quantize', 'int8-weights'], /there is no 'int8-weights'/],
     ['a pruner that is none', 2, ['prune', '--prune', 'wanda2'], /Did you mean 'wanda'/],

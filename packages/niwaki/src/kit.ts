@@ -17,22 +17,27 @@ import {
 } from '@niwaki/lowrank';
 import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
 import { adapt, saveAdapter } from '@niwaki/peft';
-import { awq, cbq, fp4, gptq, nf4, quantize, rtn } from '@niwaki/quant';
+import { activations, awq, cbq, fp4, gptq, nf4, quantize, rtn } from '@niwaki/quant';
 import { dsnot, magnitude, prune, s2ft, sparsegpt, spiel, wanda, type Pruner } from '@niwaki/sparse';
 import { ConfigError, nearest, NotFoundError } from '@niwaki/tensor';
 import {
   diskFolder,
   kindOf,
+  loadResult as loadWith,
   runRecipe as runWith,
   type Factory,
   type KitOptions,
+  type LoadedResult,
+  type LoadResultOptions,
   type Placing,
   type Recipe,
   type RecipeKit,
   type RecipeResult,
+  type RunFolder,
   type RunRecipeOptions,
 } from '@niwaki/train';
 import { load, loadAdapter } from './load.ts';
+import { saveStored } from './save-quantized.ts';
 
 /** Pruners that another may start from. */
 const pruners: Readonly<Record<string, (options: KitOptions) => Pruner>> = {
@@ -81,6 +86,7 @@ export const recipeKit: RecipeKit = {
     gptq: (options) => gptq(options as never),
     awq: (options) => awq(options as never),
     cbq: (options) => cbq(options as never),
+    activations: (options) => activations(options as never),
     'int8-weights': (options) => int8Weights(options as never),
   },
   adapt: {
@@ -102,6 +108,7 @@ export const recipeKit: RecipeKit = {
   loadAdapter,
   saveAdapter,
   saveModel,
+  saveStored,
   optimizers: {
     adamw: (options) => adamw(options as never),
     sgd: (options) => sgd(options as never),
@@ -124,3 +131,13 @@ export const runRecipe = (
   recipe: Recipe,
   { kit, ...options }: RunRecipeOptions & { readonly kit?: Partial<RecipeKit> } = {},
 ): Promise<RecipeResult> => runWith(recipe, { ...recipeKit, ...kit }, options);
+
+/**
+ * What a recipe with an adapter left in its folder, as it was at the end of training: the model, pruned and quantized as it
+ * was, and the adapter on it, active.
+ * @example const { model, tokenizer } = await loadResult('./my-adapter');
+ */
+export const loadResult = (
+  where: string | RunFolder,
+  { kit, ...options }: LoadResultOptions & { readonly kit?: Partial<RecipeKit> } = {},
+): Promise<LoadedResult> => loadWith(where, { ...recipeKit, ...kit }, options);

@@ -15,6 +15,7 @@ interface QuantizeFlags extends CommonFlags, CalibrationFlags, ScoringFlags {
   readonly at: string | string[];
   readonly bits?: number;
   readonly groupSize?: number | 'row';
+  readonly activationBits?: number;
   readonly doubleQuant: boolean;
   readonly out: string;
 }
@@ -53,6 +54,7 @@ export const quantizeFlags = (command: Command): Command =>
         )
         .option('--bits <n>', 'of a code, for rtn, gptq, awq and cbq: 2, 3, 4 or 8 (default: 4)', count)
         .option('--group-size <n>', "entries that share a scale: a multiple of 8, or 'row' (default: 64)", groupSize)
+        .option('--activation-bits <n>', 'also round what the matrices multiply with, per token: 2 to 8 (default: floats)', count)
         .option('--no-double-quant', 'keep the scales of nf4 and fp4 in 32 bits'),
       'gptq, awq and cbq',
     ),
@@ -61,6 +63,7 @@ export const quantizeFlags = (command: Command): Command =>
 /** Quantizes and saves; the result says what it weighed and weighs. */
 export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Promise<Result> {
   const method = quantizerOf(flags);
+  const rounding = roundingOf(flags);
   checkCalibration(method, flags, '--quantize rtn, nf4 or fp4');
   const text = flags.calibrate === undefined ? undefined : await recipeKit.readText(flags.calibrate);
   const score = await scorerOf(flags, terminal);
@@ -76,6 +79,7 @@ export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Pro
       { method, at: flags.at, label: 'quantizing', flags, text, run: (placing) => recipeKit.quantizeModel(model, method, placing) },
       terminal,
     );
+    if (rounding !== undefined) await recipeKit.quantizeModel(model, rounding, { at: flags.at, seed: 0, signal });
     const after = bytesOf(model);
     const is = await score(loaded, 'after');
     await saveQuantized(model, flags.out, { ...(tokenizer && { tokenizer }), signal });
@@ -91,7 +95,7 @@ export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Pro
 
 /** The method, where its flags are its own and in range. */
 function quantizerOf(flags: QuantizeFlags): Method {
-  const { quantize: kind, bits, groupSize: size, doubleQuant } = flags;
+  const { quantize: kind, bits, groupSize: size, activationBits, doubleQuant } = flags;
   checkKind('--quantize', kind, Object.keys(takes));
   const given = [
     ...(bits === undefined ? [] : ['--bits']),
@@ -108,7 +112,17 @@ function quantizerOf(flags: QuantizeFlags): Method {
     ...(!doubleQuant && { doubleQuant }),
     // Files have no place for factors on the input: they go into what comes before.
     ...(kind === 'awq' && { fold: true }),
+    ...(kind === 'cbq' && activationBits !== undefined && { activations: { bits: activationBits } }),
   };
+  return made(kind, options);
+}
+
+/** Activations are rounded behind the weights; cbq rounds them as it fits. */
+function roundingOf({ quantize: kind, activationBits: bits }: QuantizeFlags): Method | undefined {
+  return kind === 'cbq' || bits === undefined ? undefined : made('activations', { bits });
+}
+
+function made(kind: string, options: KitOptions): Method {
   try {
     return recipeKit.quantize[kind]!(options);
   } catch (error) {
