@@ -45,7 +45,7 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
   if (!(eps >= 0 && eps < Infinity)) throw outOfRange('adam', 'eps', eps, 'a finite number of at least 0');
   checkFlag('adam', 'correctLast', correctLast);
   /** What the moments are divided by, whether the step holds, and what is left to do with the direction. */
-  const factorsOf = ({ updates, ok, once = made }: UpdateContext): Factors => {
+  const factorsOf = ({ updates, ok, once = alone }: UpdateContext): Factors => {
     const one = (): Scalar => once('one', () => scalar(1));
     const correction = (beta: number): Scalar => once(`bias correction ${beta}`, () => biasCorrection(beta, updates));
     if (!correctLast) {
@@ -68,7 +68,9 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
     updateCoded: (gradient, state, context, coding) => {
       const { correction1, correction2, ok, last } = factorsOf(context);
       // Another `ok` is another step's.
-      const factors = (context.once ?? made)(`adam ${beta1} ${beta2} ${correctLast} ${ok.id}`, () => stack([correction1, correction2, ok]));
+      const factors = (context.once ?? alone)(`adam ${beta1} ${beta2} ${correctLast} ${ok.id}`, () =>
+        stack([correction1, correction2, ok]),
+      );
       const { direction, ...next } = codedAdamStep(valueOf(gradient), state, factors, { beta1, beta2, eps, ...coding });
       return { update: dense(last(direction)), state: next, gated: context.ok !== undefined };
     },
@@ -92,4 +94,4 @@ interface Factors {
 }
 
 /** Outside a step nobody shares. */
-const made: NonNullable<UpdateContext['once']> = (_, make) => make();
+const alone: NonNullable<UpdateContext['once']> = (_, make) => make();
