@@ -59,7 +59,7 @@ mkdirSync(join(target, 'dist/linux-x64'), { recursive: true });
 for (const name of ['package.json', 'index.js', 'dist/linux-x64/dawn.node'])
   cpSync(join(dawn, name), join(target, name), { dereference: true });
 cpSync(entry('gpu/run.sh'), join(folder, 'run.sh'));
-for (const name of ['torch_lora.py', 'torch_decode.py']) cpSync(entry(`peers/${name}`), join(folder, name));
+for (const name of ['smollm2.json', 'torch_lora.py', 'torch_decode.py']) cpSync(entry(`peers/${name}`), join(folder, name));
 writeFileSync(join(folder, 'package.json'), '{ "type": "module" }\n');
 const native = ['node_modules/webgpu/dist/linux-x64/dawn.node'];
 if (values['with-node']) {

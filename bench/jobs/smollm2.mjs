@@ -1,19 +1,9 @@
 /** A model of SmolLM2-135M's shape with random weights: what a job takes depends on neither its numbers nor a download. */
+import shapeOfSmollm2 from '../peers/smollm2.json' with { type: 'json' };
 import { createModel, denseParameter, ggufBlock, initializeModel, nf4, ones, quantize, zeros } from '../../packages/niwaki/dist/index.js';
 
-export const config = {
-  model_type: 'llama',
-  vocab_size: 49152,
-  hidden_size: 576,
-  intermediate_size: 1536,
-  num_hidden_layers: 30,
-  num_attention_heads: 9,
-  num_key_value_heads: 3,
-  max_position_embeddings: 2048,
-  rms_norm_eps: 1e-5,
-  rope_theta: 100_000,
-  tie_word_embeddings: true,
-};
+/** The one that the peers of other libraries read. */
+export const config = shapeOfSmollm2;
 
 /** @param base 'f32', 'nf4' (the embedding stays f32, as in QLoRA) or 'q4_1' (everything, as in the file) */
 export async function smollm2(base, { layers = config.num_hidden_layers } = {}) {

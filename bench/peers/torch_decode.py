@@ -6,6 +6,7 @@ A greedy loop over the key-value cache, one token at a time, read back each time
 """
 import argparse
 import json
+import pathlib
 import statistics
 import sys
 import time
@@ -26,17 +27,7 @@ except ImportError as error:
 
 torch.manual_seed(0)
 torch.set_num_threads(options.threads)
-config = LlamaConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    max_position_embeddings=2048,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=True,
-)
+config = LlamaConfig(**json.loads(pathlib.Path(__file__).with_name("smollm2.json").read_text()))
 for name in options.types:
     model = LlamaForCausalLM(config).to(options.device, getattr(torch, name)).eval()
     ids = torch.randint(0, 49152, (1, options.length), device=options.device)

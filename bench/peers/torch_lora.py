@@ -6,6 +6,7 @@ The base is float32. --checkpoint computes each block again in the backward pass
 """
 import argparse
 import json
+import pathlib
 import resource
 import statistics
 import sys
@@ -28,19 +29,7 @@ except ImportError as error:
 
 torch.manual_seed(0)
 torch.set_num_threads(options.threads)
-model = LlamaForCausalLM(
-    LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-)
+model = LlamaForCausalLM(LlamaConfig(**json.loads(pathlib.Path(__file__).with_name("smollm2.json").read_text())))
 model.config.use_cache = False
 model = get_peft_model(model, LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear"))
 if options.checkpoint:
