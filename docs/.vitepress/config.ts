@@ -45,6 +45,7 @@ export default defineConfig({
             { text: 'GPTQ', link: '/methods/gptq' },
             { text: 'AWQ', link: '/methods/awq' },
             { text: 'CBQ', link: '/methods/cbq' },
+            { text: 'Rounded activations', link: '/methods/activations' },
             { text: 'Pruning', link: '/methods/pruning' },
             { text: 'Wanda', link: '/methods/wanda' },
             { text: 'SparseGPT', link: '/methods/sparsegpt' },
