@@ -7,7 +7,7 @@ import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { describe, expect, it } from 'vitest';
 import { lora } from '../src/index.ts';
 import { adapt } from '@niwaki/peft';
-import { launchesOf } from './count-launches.ts';
+import { launchesOf } from '../../testing/src/count-launches.ts';
 
 const ids = [3, 17, 5, 29, 8, 1, 22, 14];
 

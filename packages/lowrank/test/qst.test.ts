@@ -24,7 +24,7 @@ import { perturb } from '../../testing/src/perturb.ts';
 import { lora, prefixTuning, promptTuning, qst, type QstOptions } from '../src/index.ts';
 import { adapt, mergeAdapter } from '@niwaki/peft';
 import { loadAdapter } from './verbs.ts';
-import { launchesOf, totalOf } from './count-launches.ts';
+import { launchesOf, totalOf } from '../../testing/src/count-launches.ts';
 import { configOf, filesOf, rejection } from './support.ts';
 
 const small = { hidden_size: 64, intermediate_size: 172, num_key_value_heads: 4, head_dim: 16 };

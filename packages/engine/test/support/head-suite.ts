@@ -1,7 +1,10 @@
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import {
   add,
+  addProductOp,
   cast,
+  crossEntropyGradOp,
+  crossEntropyOp,
   denseParameter,
   exp,
   floatToHalf,
@@ -9,6 +12,7 @@ import {
   mean,
   memory,
   mul,
+  openMemoryLedger,
   square,
   sub,
   sum,
@@ -29,11 +33,12 @@ import {
   type Weight,
 } from '@niwaki/weights';
 import { blockwiseBackprop, causalLM, disposeBatch, type LanguageBatch, type Objective } from '@niwaki/engine';
+import { launchesOf, totalOf } from '../../../testing/src/count-launches.ts';
 import { apart, collect, type Collected } from './collect.ts';
 import { headModel } from './head-model.ts';
 
-/** Sums of up to 1001 terms in f32, against f64. */
-const tolerance = 2e-6;
+/** Sums of up to 1001 terms in f32, one after the other on WebGPU, against f64. */
+const tolerance = 5e-6;
 
 /** One row's loss and its slope along the logits. */
 type RowLoss = (logits: Float64Array, target: number) => { readonly loss: number; readonly slope: Float64Array };
@@ -113,14 +118,14 @@ function batchOf(rows: number, vocabulary: number): LanguageBatch {
   return { targetRows: tensor1d(index, 'int32'), targets: tensor1d(targets, 'int32') } as unknown as LanguageBatch;
 }
 
-interface Given {
+export interface Given {
   readonly hidden: Parameter;
   readonly weight: Weight;
   readonly batch: LanguageBatch;
 }
 
 /** Runs a function over a head of its own; nothing of it stays. */
-async function withHead<T>(
+export async function withHead<T>(
   { rows, make }: { rows: number; make: () => Promise<Weight> | Weight },
   use: (given: Given & { run(options?: { objective?: Objective; chunkRows?: number }): Promise<Collected> }) => Promise<T>,
 ): Promise<T> {
@@ -180,10 +185,8 @@ async function expected({ hidden, weight, batch }: Given, row: RowLoss): Promise
   return { loss, gradients, order: [] };
 }
 
-const denseHead = (vocabulary: number, width: number): Weight =>
-  denseWeight(
-    denseParameter('head.weight', tensor(numbers(vocabulary * width, 0.5, 5), [vocabulary, width]), { role: 'head', trainable: true }),
-  );
+export const denseHead = (vocabulary: number, width: number, trainable = true): Weight =>
+  denseWeight(denseParameter('head.weight', tensor(numbers(vocabulary * width, 0.5, 5), [vocabulary, width]), { role: 'head', trainable }));
 
 /** Heads that are stored packed, [1001, 256]. */
 const packedHeads: Readonly<Record<string, () => Promise<Weight> | Weight>> = {
@@ -286,4 +289,39 @@ export function headSuite(): void {
         expect(apart(other.gradients, first.gradients, tolerance)).toEqual([]);
       }
     }));
+}
+
+/** What the head holds and launches where the device has kernels for it. */
+export function headKernelSuite(): void {
+  const [rows, vocabulary, width, chunkRows] = [72, 4001, 16, 16];
+  // Without the rows that no target is for: 64 of 72, in 4 chunks.
+  const chunks = 4;
+  const [logits, matrix] = [4 * vocabulary * chunkRows, 4 * vocabulary * width];
+
+  const measured = (trainable: boolean): Promise<{ bytes: number; launches: ReadonlyMap<string, number> }> =>
+    withHead({ rows, make: () => denseHead(vocabulary, width, trainable) }, async ({ run }) => {
+      const ledger = openMemoryLedger();
+      const before = ledger.bytes();
+      const launches = await launchesOf(async () => void (await run({ chunkRows })));
+      const bytes = ledger.peak() - before;
+      ledger.dispose();
+      return { bytes, launches };
+    });
+  const counted = (launches: ReadonlyMap<string, number>, ...names: string[]): number[] => names.map((name) => launches.get(name) ?? 0);
+
+  it('holds the logits of one chunk, which become their gradient, and goes over a frozen matrix once in each direction', async () => {
+    const { bytes, launches } = await measured(false);
+    expect(bytes).toBeGreaterThanOrEqual(logits);
+    expect(bytes).toBeLessThan(1.1 * logits);
+    const names = ['BatchMatMul', crossEntropyOp.kernelName, crossEntropyGradOp.kernelName, 'Add', 'Sum'];
+    expect(counted(launches, ...names)).toEqual([2 * chunks, chunks, chunks, 0, 1]);
+    expect(totalOf(launches)).toBeLessThanOrEqual(8 * chunks + 8);
+  });
+
+  it("holds one gradient of a trained matrix beside a chunk's logits, to which chunks add", async () => {
+    const { bytes, launches } = await measured(true);
+    expect(bytes).toBeGreaterThanOrEqual(logits + matrix);
+    expect(bytes).toBeLessThan(1.1 * (logits + matrix));
+    expect(counted(launches, 'BatchMatMul', addProductOp.kernelName, 'Add')).toEqual([2 * chunks + 1, chunks - 1, 0]);
+  });
 }
