@@ -1,6 +1,6 @@
 import { ConfigError, ShapeError, StateError } from './errors.ts';
 import { add, keep, maximum, minimum, mul, reshape, tidy, type Scalar, type Tensor } from './tfjs.ts';
-import type { Commit, Constraint, Gradient, Parameter, Places, RawTensor, Role } from './parameter.ts';
+import type { Commit, Constraint, FileType, Gradient, Parameter, Places, RawTensor, Role } from './parameter.ts';
 import { choose } from './ops/choose.ts';
 import { commitUpdate } from './ops/commit-update.ts';
 import { unpackFields } from './ops/unpack-fields.ts';
@@ -15,8 +15,8 @@ export interface DenseParameterOptions {
   readonly shape?: readonly number[];
   /** Called after every change: for whoever keeps the value in a second place too. */
   readonly written?: (value: Tensor) => void;
-  /** How `raw()` names and measures the bytes of packed words, e.g. { dtype: 'U8', shape: [128, 1], bytes: 128 }. */
-  readonly file?: { readonly dtype: string; readonly shape: readonly number[]; readonly bytes: number };
+  /** How `raw()` names and measures the bytes of packed words. */
+  readonly file?: FileType;
 }
 
 const neverTrained: ReadonlySet<Role> = new Set<Role>(['codes', 'index', 'statistic']);
@@ -78,6 +78,7 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
     },
     ...(constraint === undefined ? {} : { constraint }),
     ...(places === undefined ? {} : { places }),
+    ...(file === undefined ? {} : { file }),
   };
   if (options.trainable) parameter.trainable = true;
   return parameter;

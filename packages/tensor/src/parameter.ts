@@ -49,9 +49,18 @@ export interface Parameter {
   readonly constraint?: Constraint;
   /** Of a parameter that holds some entries of a matrix: where these are now. */
   readonly places?: Places;
+  /** How `raw` names and measures bytes that are packed words; absent where the value is its own file type. */
+  readonly file?: FileType;
   /** File dtype and bytes. */
   raw(): Promise<RawTensor>;
   dispose(): void;
+}
+
+/** What a file calls a tensor of packed words, e.g. { dtype: 'U8', shape: [128, 1], bytes: 128 }. */
+export interface FileType {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly bytes: number;
 }
 
 /** Places in a matrix, one an entry of a parameter. They may change between steps. */

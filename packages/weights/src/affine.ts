@@ -18,7 +18,7 @@ import {
 import { affineGroupSize, checkAffine, isSymmetric, type AffineGrid } from './affine-grid.ts';
 import { inverseOf, reorder, scaleColumns } from './columns.ts';
 import { encodeAffine, type AffineParts } from './encode-affine.ts';
-import { expectLength, packedReads, untracked, type PackedParameters } from './packed.ts';
+import { expectLength, packedReads, untracked, type ColumnMap, type PackedParameters } from './packed.ts';
 import { rowsOfTensor } from './rows.ts';
 import type { Weight } from './weight.ts';
 
@@ -76,6 +76,16 @@ export function affine(path: string, shape: readonly [number, number], parts: Af
   const order = parts.order && denseParameter(`${path}.order`, tensor1d(parts.order, 'int32'), { role: 'index' });
   const factors = parts.inputScales && denseParameter(`${path}.input_scales`, tensor1d(parts.inputScales), { role: 'scale' });
   const inverse = parts.order && inverseOf(parts.order);
+  const columns: ColumnMap = {
+    into: (x, call) => {
+      const scaled = factors === undefined ? x : scaleColumns(x, untracked(factors, call) as Tensor1D);
+      return order === undefined ? scaled : reorder(scaled, order.read() as Tensor1D, inverse!);
+    },
+    back: (rows) => {
+      const sorted = inverse === undefined ? rows : (gather(rows, tensor1d(inverse, 'int32'), 1) as Tensor2D);
+      return factors === undefined ? sorted : (mul(sorted, factors.read()) as Tensor2D);
+    },
+  };
 
   const weight: Weight = {
     kind: 'affine',
@@ -86,16 +96,7 @@ export function affine(path: string, shape: readonly [number, number], parts: Af
         .filter((part) => part !== undefined)
         .map((part) => [part.path.slice(path.length + 1), part]),
     ),
-    ...packedReads(packed, inner, {
-      into: (x, call) => {
-        const scaled = factors === undefined ? x : scaleColumns(x, untracked(factors, call) as Tensor1D);
-        return order === undefined ? scaled : reorder(scaled, order.read() as Tensor1D, inverse!);
-      },
-      back: (rows) => {
-        const sorted = inverse === undefined ? rows : (gather(rows, tensor1d(inverse, 'int32'), 1) as Tensor2D);
-        return factors === undefined ? sorted : (mul(sorted, factors.read()) as Tensor2D);
-      },
-    }),
+    ...packedReads(packed, inner, order === undefined && factors === undefined ? undefined : columns),
     encode: async (dense, target) => {
       const arranged = tidy(() => {
         const scaled = factors === undefined ? dense : div(dense, factors.read());

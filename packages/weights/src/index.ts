@@ -27,4 +27,5 @@ export { csr, packCsr, type CsrParts } from './csr.ts';
 export { checkPlaces, flatPlaces, packPlaces, placedParameters, sparseDelta, type SparseDeltaParts } from './sparse-delta.ts';
 export { entriesOf, largestOf, type Largest } from './entries.ts';
 export { summed } from './sum.ts';
+export { weightStack } from './stack.ts';
 export * from './traits.ts';

@@ -31,6 +31,18 @@ export interface ColumnMap {
 
 const sameColumns: ColumnMap = { into: (x) => x, back: (rows) => rows };
 
+/** A matrix whose columns stand as they are stored, by the names that the packed ops read its parts by. */
+export interface PackedForm {
+  readonly shape: PackedShape;
+  readonly parameters: PackedParameters;
+}
+
+/** By the function, not by the weight: whoever puts another `apply` in its place leaves this behind. */
+const forms = new WeakMap<Weight['apply'], PackedForm>();
+
+/** Undefined for a weight of another kind, or with columns to rearrange. */
+export const packedForm = (weight: Weight): PackedForm | undefined => forms.get(weight.apply);
+
 /** What every packed weight does alike: products, lookups and dense rows straight from the stored parts. */
 export function packedReads(
   shape: PackedShape,
@@ -38,22 +50,28 @@ export function packedReads(
   columns: ColumnMap = sameColumns,
 ): Pick<Weight, 'apply' | 'dense' | 'lookup'> {
   const stored = (): PackedTensors => mapped(parameters, (parameter) => parameter.read());
-  const read = (call: Call): PackedTensors => mapped(parameters, (parameter) => untracked(parameter, call));
+  const read = (call: Call): PackedTensors => readParts(parameters, call);
+  const apply = asProduct(
+    function (this: Weight, x, call) {
+      return observe(this, x, integerMatMul(columns.into(x, call), read(call), shape, call), call);
+    },
+    (_, call) => {
+      if (columns !== sameColumns || (call.activations ?? 'exact') !== 'exact') return undefined;
+      return { parts: read(call) as FrozenMatrix['parts'], packed: shape };
+    },
+  );
+  if (columns === sameColumns) forms.set(apply, { shape, parameters });
   return {
-    apply: asProduct(
-      function (this: Weight, x, call) {
-        return observe(this, x, integerMatMul(columns.into(x, call), read(call), shape, call), call);
-      },
-      (_, call) => {
-        if (columns !== sameColumns || (call.activations ?? 'exact') !== 'exact') return undefined;
-        return { parts: read(call) as FrozenMatrix['parts'], packed: shape };
-      },
-    ),
+    apply,
     dense: (rows: Range = [0, shape.out]) =>
       tidy(() => columns.back(packedRows(range(rows[0], rows[1], 1, 'int32') as Tensor1D, stored(), shape))),
     lookup: (ids: Tensor1D, call: Call): Tensor2D => columns.back(packedRows(ids, read(call), shape)),
   };
 }
+
+/** Stored parts as the call reads them; @throws ConfigError where a gradient is asked for. */
+export const readParts = (parameters: PackedParameters, call: Call): PackedTensors =>
+  mapped(parameters, (parameter) => untracked(parameter, call));
 
 /** A stored part as the call reads it; @throws ConfigError where a gradient is asked for. */
 export function untracked(parameter: Parameter, call: Call): ReturnType<Parameter['read']> {

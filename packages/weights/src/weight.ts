@@ -29,9 +29,30 @@ export interface Weight {
   readonly gradient?: 'exact' | 'surrogate';
 }
 
-/** Bytes a weight holds on the device, over all its parts. */
-export const weightBytes = (weight: Weight): number => Object.values(weight.parts).reduce((sum, part) => sum + part.bytes(), 0);
+/** Matrices of one shape and format, stored together: the experts of a layer. */
+export interface WeightStack {
+  readonly kind: 'stack';
+  readonly options: Json;
+  readonly count: number;
+  /** Of one matrix. */
+  readonly shape: readonly [out: number, in_: number];
+  readonly parts: Readonly<Record<string, Parameter>>;
+  /** All matrices as one trainable parameter [count, out, in]. */
+  readonly matrix?: Parameter;
+  /** A copy of one matrix as a weight of its own, the caller's to dispose. Its path is the stack's with the number behind it, unless another is given. */
+  at(i: number, path?: string): Weight;
+  /**
+   * x·Wᵀ with the matrix of its run for each row (`groupedMatMul`), with its own backward.
+   * @param x [rows, in], rows in the order of their matrices
+   * @param runs int32 [count + 1]: rows [runs[e], runs[e + 1]) meet matrix e; rows outside of them give zeros
+   */
+  applyGrouped(x: Tensor2D, runs: Tensor1D, call: Call): Tensor2D;
+}
 
-export function disposeWeight(weight: Weight): void {
+/** Bytes a weight holds on the device, over all its parts. */
+export const weightBytes = (weight: Weight | WeightStack): number =>
+  Object.values(weight.parts).reduce((sum, part) => sum + part.bytes(), 0);
+
+export function disposeWeight(weight: Weight | WeightStack): void {
   for (const part of Object.values(weight.parts)) part.dispose();
 }

@@ -2,9 +2,11 @@
 import { expect, it } from 'vitest';
 import { denseParameter, tensor2d, type Tensor } from '@niwaki/tensor';
 import {
+  affine,
   createCall,
   denseWeight,
   disposeWeight,
+  encodeAffine,
   encodeGgufBlocks,
   frozenMatrix,
   ggufBlock,
@@ -42,6 +44,18 @@ it('gives what a frozen product reads, of a dense, a packed and a masked matrix'
   [one, two].forEach(disposeWeight);
   const mask = packMask(Uint8Array.from({ length: 128 }, (_, i) => i % 2));
   expect(given(masked('m', dense(), mask), () => plain)).toBe(true);
+});
+
+it('gives affine codes where their columns stand as stored, and not where x is rearranged first', async () => {
+  const options = { bits: 4, groupSize: 32, grid: 'absmax' } as const;
+  const matrix = tensor2d(values, [...shape]);
+  const parts = await encodeAffine('w', shape, rowsOfTensor(matrix), options);
+  matrix.dispose();
+  expect(given(affine('w', shape, parts, options), () => plain)).toBe(true);
+  expect(given(affine('w', shape, { ...parts, order: Int32Array.from({ length: 32 }, (_, k) => 31 - k) }, options), () => plain)).toBe(
+    false,
+  );
+  expect(given(affine('w', shape, { ...parts, inputScales: new Float32Array(32).fill(2) }, options), () => plain)).toBe(false);
 });
 
 it('gives nothing where apply does more: a gradient, a watch, rounded rows, zeros to restore, another apply', async () => {

@@ -1,4 +1,5 @@
-import { ConfigError, ShapeError } from '../errors.ts';
+import { ShapeError } from '../errors.ts';
+import { checkCount } from '../out-of-range.ts';
 import { runOp, withGradient, type Op } from '../op.ts';
 import { div, expandDims, gather, mul, reshape, scalar, sum, tensor1d, tidy, type Tensor, type Tensor1D, type Tensor2D } from '../tfjs.ts';
 import type { Runs } from './runs.ts';
@@ -54,8 +55,7 @@ export function tokenOrder(experts: Tensor2D, count: number): TokenOrder {
       given: experts.shape,
     });
   }
-  if (!Number.isInteger(count) || count < 1)
-    throw new ConfigError(`tokenOrder: count must be a whole number from 1, got ${count}`, { count });
+  checkCount('tokenOrder', 'count', count);
   const [tokens, picks] = experts.shape;
   return tidy(() => {
     const [pairs, places, runs] = runOp(countingSortOp, { keys: reshape(experts, [tokens * picks]) }, { count }) as Tensor1D[];
