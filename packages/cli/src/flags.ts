@@ -48,7 +48,8 @@ export const quantizersWithoutText: readonly string[] = Object.entries(recipeKit
 
 /** Flags of commands that read a model. */
 export interface ModelFlags extends CommonFlags {
-  readonly model: string;
+  /** Absent: what the adapter's folder says. */
+  readonly model?: string;
   readonly adapter?: string;
   readonly quantize?: string;
 }
@@ -56,7 +57,7 @@ export interface ModelFlags extends CommonFlags {
 export const withModel = (command: Command): Command =>
   withCommon(
     command
-      .requiredOption('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny)')
-      .option('--adapter <dir>', 'a PEFT adapter to put on')
+      .option('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny); a folder of finetune names its own')
+      .option('--adapter <dir>', 'a PEFT adapter to put on; of a folder of finetune, on the model pruned and quantized as it was')
       .option('--quantize <kind>', `quantize after loading: ${quantizersWithoutText.join(', ')}`),
   );

@@ -1,4 +1,4 @@
-import { init, load, loadAdapter, recipeKit, type DeviceInfo, type Loaded } from 'niwaki';
+import { init, load, loadAdapter, loadResult, readBase, recipeKit, type DeviceInfo, type Loaded, type LoadedResult } from 'niwaki';
 import { nearest } from '@niwaki/tensor';
 import { quantizersWithoutText, type CommonFlags, type ModelFlags } from './flags.ts';
 import { UsageError } from './failure.ts';
@@ -13,10 +13,13 @@ export async function openDevice({ device, threads }: CommonFlags, terminal: Ter
   return taken;
 }
 
-/** The model of a command, quantized and adapted as its flags say. */
+/** The model of a command, quantized and adapted as its flags say, or as the folder of its adapter does. */
 export async function openModel(flags: ModelFlags, terminal: Terminal): Promise<Loaded> {
   const { signal } = terminal;
   checkQuantizer(flags.quantize);
+  // Who says how the model is quantized says all of it.
+  if (flags.quantize === undefined && (await isOfRun(flags.adapter))) return openResult({ ...flags, adapter: flags.adapter! }, terminal);
+  if (flags.model === undefined) throw noModel(flags.adapter);
   await openDevice(flags, terminal);
   const loaded = await loadWithProgress(flags.model, terminal);
   const { model } = loaded;
@@ -32,6 +35,40 @@ export async function openModel(flags: ModelFlags, terminal: Terminal): Promise<
   } catch (error) {
     model.dispose();
     throw error;
+  }
+}
+
+/** Whether an adapter's folder says what the adapter stands on. */
+const isOfRun = async (adapter: string | undefined): Promise<boolean> =>
+  adapter !== undefined && (await readBase(recipeKit.folder(adapter))) !== undefined;
+
+const noModel = (adapter: string | undefined): UsageError =>
+  new UsageError(
+    adapter === undefined ? 'give --model' : `give --model: '${adapter}' has no base.json, which would say what its adapter stands on`,
+  );
+
+/** What finetune left in a folder, as it was at the end of training. */
+async function openResult(
+  { adapter, model, ...flags }: CommonFlags & { readonly adapter: string; readonly model?: string },
+  terminal: Terminal,
+): Promise<LoadedResult> {
+  await openDevice(flags, terminal);
+  const loading = createProgress(terminal, 'loading');
+  const changing = { prune: createProgress(terminal, 'pruning'), quantize: createProgress(terminal, 'quantizing') };
+  try {
+    return await loadResult(adapter, {
+      ...(model !== undefined && { model }),
+      signal: terminal.signal,
+      onEvent: (event) => {
+        if (event.kind === 'warning') return terminal.err(`warning: ${event.message}\n`);
+        if (event.kind === 'load') return loading.update(event.loaded, event.total, `${inBytes(event.loaded)} ${event.name}`);
+        loading.stop();
+        changing[event.what].update(event.done, event.total, event.path);
+        if (event.done === event.total) changing[event.what].stop();
+      },
+    });
+  } finally {
+    for (const progress of [loading, changing.prune, changing.quantize]) progress.stop();
   }
 }
 

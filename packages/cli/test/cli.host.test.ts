@@ -142,6 +142,7 @@ describe('finetune', () => {
     expect((await readdir(out)).sort()).toEqual([
       'adapter_config.json',
       'adapter_model.safetensors',
+      'base.json',
       'checkpoints',
       'recipe.json',
       'run.jsonl',

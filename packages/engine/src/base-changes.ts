@@ -38,12 +38,13 @@ export async function recordChange(
     at: asGiven ? at : [...made.keys()],
     ...(asGiven && exclude !== undefined && { exclude }),
     ...(calibrate?.from !== undefined && { from: calibrate.from }),
-    ...(calibrate && { calibration: await hashOf(calibrate.batches) }),
+    ...(calibrate && { calibration: await calibrationHash(calibrate.batches) }),
   };
   changes.set(model, [...baseChanges(model), change]);
 }
 
-async function hashOf(batches: readonly Batch[]): Promise<string> {
+/** Names calibration batches by their numbers, as `BaseChange.calibration` does. Reads them back. */
+export async function calibrationHash(batches: readonly Batch[]): Promise<string> {
   const hash = createHash();
   for (const batch of batches) {
     for (const name of Object.keys(batch).sort()) {

@@ -1,6 +1,6 @@
 export * from './check.ts';
 export * from './method.ts';
-export { baseChanges, type BaseChange } from './base-changes.ts';
+export { baseChanges, calibrationHash, type BaseChange } from './base-changes.ts';
 export * from './hold.ts';
 export type { BlockProgress, Calibrate, Walk } from './calibration/calibrate.ts';
 export * from './calibration/collector.ts';

@@ -13,10 +13,10 @@ export * from '@niwaki/train';
 // Wired with everything: these take the place of the bare ones.
 export { load, loadAdapter, swapAdapter } from './load.ts';
 export { adapterFiles } from './adapter-files.ts';
-export { recipeKit, runRecipe } from './kit.ts';
+export { loadResult, recipeKit, runRecipe } from './kit.ts';
 export { knownModelResolver, knownModels } from './known-models.ts';
 export { measureSpeed, type SpeedOptions, type SpeedRow } from './measure-speed.ts';
-export { saveQuantized, type SaveQuantizedOptions } from './save-quantized.ts';
+export { saveQuantized, saveStored, type SaveQuantizedOptions } from './save-quantized.ts';
 // Names that two packages have: what is meant here.
 export { checkBlockSize } from '@niwaki/weights';
 export { dynamicMap } from '@niwaki/quant';

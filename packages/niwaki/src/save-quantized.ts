@@ -1,5 +1,6 @@
 import {
   modelTensors,
+  saveModel,
   writeFile,
   writeSafetensors,
   writeTogether,
@@ -12,7 +13,7 @@ import {
 import type { Model } from '@niwaki/nn';
 import { formats as ownFormats } from '@niwaki/quant';
 import { ConfigError, throwIfAborted, type Json, type RawTensor } from '@niwaki/tensor';
-import type { Format, Weight } from '@niwaki/weights';
+import { storedValues, type Format, type Weight } from '@niwaki/weights';
 
 export interface SaveQuantizedOptions {
   /** Written beside the model. */
@@ -29,12 +30,40 @@ export interface SaveQuantizedOptions {
  *   AbortError, DeviceError: then the folder is as it was before
  */
 export async function saveQuantized(model: Model, target: SaveTarget, options: SaveQuantizedOptions = {}): Promise<void> {
-  const { formats = ownFormats, signal } = options;
-  const packed = await packedMatrices(model, formats, signal);
-  await writeTogether(target, async (folder) => {
-    await writeModel(model, packed, folder, options);
-    throwIfAborted(signal, `saving to ${folder.name}`);
-  });
+  const packed = await packedMatrices(model, options);
+  if (packed.size === 0) {
+    throw new ConfigError('no matrix of the model is stored in a format that can be written', {
+      help: 'Quantize it first, or save it with saveModel.',
+    });
+  }
+  await writePacked(model, packed, target, options);
+}
+
+/**
+ * Writes a model so that `load` gives it back as it is: quantized matrices in their format, pruned ones as pruned, everything
+ * else as F32; GGUF blocks and half precision as the numbers they stand for. Host memory: every quantized matrix.
+ * @throws ConfigError where a matrix is in a form that no file holds, before anything is written; as `saveQuantized`
+ */
+export async function saveStored(model: Model, target: SaveTarget, options: SaveQuantizedOptions = {}): Promise<void> {
+  const packed = await packedMatrices(model, options);
+  refuseLost(model, packed);
+  if (packed.size > 0) return writePacked(model, packed, target, options);
+  const { tokenizer, signal } = options;
+  return saveModel(model, target, { ...(tokenizer && { tokenizer }), ...(signal && { signal }) });
+}
+
+/** Written as its numbers, such a matrix would come back as something else. */
+function refuseLost(model: Model, packed: ReadonlyMap<string, Packed>): void {
+  for (const { path, weight, tiedTo } of model.sites(() => true)) {
+    if (weight === undefined || tiedTo !== undefined || packed.has(`${path}.weight`)) continue;
+    const { kind } = storedValues(weight);
+    if (kind === 'dense' || kind === 'gguf') continue;
+    throw new ConfigError(`'${path}' is stored as ${weight.kind}${kind === weight.kind ? '' : ` over ${kind}`}, which no file holds`, {
+      path,
+      kind: weight.kind,
+      help: 'Files hold nf4 and fp4, and integers whose rows are whole words; awq with fold: true. Leave this matrix out, or do not save the base.',
+    });
+  }
 }
 
 interface Packed {
@@ -44,11 +73,7 @@ interface Packed {
 }
 
 /** By the name that the matrix would have in floats. */
-async function packedMatrices(
-  model: Model,
-  formats: readonly Format<Weight>[],
-  signal: AbortSignal | undefined,
-): Promise<ReadonlyMap<string, Packed>> {
+async function packedMatrices(model: Model, { formats = ownFormats, signal }: SaveQuantizedOptions): Promise<ReadonlyMap<string, Packed>> {
   const packed = new Map<string, Packed>();
   for (const { path, weight, tiedTo } of model.stages().flatMap((stage) => stage.sites)) {
     if (weight === undefined || tiedTo !== undefined) continue;
@@ -61,16 +86,11 @@ async function packedMatrices(
     }
   }
   const used = formatsOf(packed);
-  if (used.length !== 1) {
-    throw new ConfigError(
-      used.length === 0
-        ? 'no matrix of the model is stored in a format that can be written'
-        : `one file cannot hold the formats ${used.map(({ name }) => name).join(' and ')}`,
-      {
-        formats: used.map(({ name }) => name),
-        help: used.length === 0 ? 'Quantize it first, or save it with saveModel.' : 'Quantize all of it the same way.',
-      },
-    );
+  if (used.length > 1) {
+    throw new ConfigError(`one file cannot hold the formats ${used.map(({ name }) => name).join(' and ')}`, {
+      formats: used.map(({ name }) => name),
+      help: 'Quantize all of it the same way.',
+    });
   }
   return packed;
 }
@@ -78,6 +98,12 @@ async function packedMatrices(
 const formatsOf = (packed: ReadonlyMap<string, Packed>): readonly Format<Weight>[] => [
   ...new Set([...packed.values()].map(({ format }) => format)),
 ];
+
+const writePacked = (model: Model, packed: ReadonlyMap<string, Packed>, target: SaveTarget, options: SaveQuantizedOptions): Promise<void> =>
+  writeTogether(target, async (folder) => {
+    await writeModel(model, packed, folder, options);
+    throwIfAborted(options.signal, `saving to ${folder.name}`);
+  });
 
 async function writeModel(
   model: Model,

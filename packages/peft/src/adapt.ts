@@ -1,6 +1,6 @@
 import { ConfigError, createDraw, StateError, type Parameter } from '@niwaki/tensor';
 import { applyMethod, type ApplyOptions } from '@niwaki/engine';
-import { disposeWeight, type Weight } from '@niwaki/weights';
+import { disposeWeight, fingerprintOf, type Weight } from '@niwaki/weights';
 import type { Adapter, AdapterSet, Model, Selector, Site } from '@niwaki/nn';
 import {
   baseOf,
@@ -11,7 +11,7 @@ import {
   type StoredValues,
   type Warning,
 } from './adapter-method.ts';
-import { fingerprintField, fingerprintOf } from './fingerprint.ts';
+import { fingerprintField } from './fingerprint.ts';
 import { mergedAdapters } from './merge.ts';
 import { putWeights, refuseShared } from './rewritten.ts';
 import { restrictSites, targetSites, type TargetModules } from './targets.ts';

@@ -27,4 +27,6 @@ export type { CheckpointOptions } from './loop/keeper.ts';
 export type { CheckpointEvent, EvaluationEvent, MemoryByOwner, ResumeEvent, StepEvent, TrainEvent } from './loop/events.ts';
 export type { KitOptions, Placing, RecipeKit } from './recipe/kit.ts';
 export type { MatrixChange } from './recipe/prepare-model.ts';
+export { readBase, type BaseRecord, type MadeBase } from './recipe/base-record.ts';
+export { loadResult, type LoadedResult, type LoadResultEvent, type LoadResultOptions } from './recipe/load-result.ts';
 export { runRecipe, type RecipeEvent, type RecipeResult, type RunRecipeOptions } from './recipe/run-recipe.ts';

@@ -42,6 +42,7 @@ const kit: RecipeKit = {
   loadAdapter: (model, source, options) => loadAdapter(model, source, { types: adapterFiles, ...options }),
   saveAdapter,
   saveModel: async () => {},
+  saveStored: async () => {},
   optimizers: { adamw: (options) => adamw(options as never), sgd: (options) => sgd(options as never) },
   schedules: schedules as unknown as RecipeKit['schedules'],
   objectives: { causalLM },
@@ -68,6 +69,7 @@ describe('running a recipe', () => {
     expect([...(await folder.list())].sort()).toEqual([
       'adapter_config.json',
       'adapter_model.safetensors',
+      'base.json',
       'checkpoints',
       'recipe.json',
       'run.jsonl',

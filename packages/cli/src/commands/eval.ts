@@ -29,7 +29,7 @@ export async function runEval(flags: EvalFlags, terminal: Terminal): Promise<Res
   const progress = createProgress(terminal, 'scoring');
   try {
     if (tokenizer === undefined)
-      throw new ConfigError(`'${flags.model}' came without a tokenizer, so no text can be scored`, { model: flags.model });
+      throw new ConfigError(`'${model.info.source}' came without a tokenizer, so no text can be scored`, { model: model.info.source });
     const score = await evaluateText(model, tokenizer, text, {
       ...(flags.context === undefined ? {} : { context: flags.context }),
       ...(flags.maxTokens === undefined ? {} : { maxTokens: flags.maxTokens }),

@@ -69,6 +69,7 @@ export const finetuneFlags = (command: Command): Command =>
     .addOption(new Option('--device <name>', 'where to compute').choices(['auto', 'cpu', 'wasm', 'webgpu']))
     .option('--threads <n>', 'threads of the wasm device', count)
     .option('--out <dir>', 'folder of the results')
+    .option('--save-base', 'write the pruned or quantized model beside the adapter too; else it is made again when it is needed')
     .option('--resume', 'go on from the newest checkpoint in --out')
     .option('--json', 'one JSON object on stdout and nothing else');
 

@@ -37,7 +37,7 @@ export async function runGenerate(flags: GenerateFlags, terminal: Terminal): Pro
   const { model, tokenizer } = await openModel(flags, terminal);
   try {
     if (tokenizer === undefined)
-      throw new ConfigError(`'${flags.model}' came without a tokenizer, so no text can be read`, { model: flags.model });
+      throw new ConfigError(`'${model.info.source}' came without a tokenizer, so no text can be read`, { model: model.info.source });
     const promptIds =
       flags.chat === undefined
         ? tokenizer.encode(flags.prompt!)

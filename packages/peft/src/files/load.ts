@@ -1,12 +1,12 @@
 import { openSafetensors, parseJsonObject, type Folder, type SafetensorsFile } from '@niwaki/hub';
 import { validateSites } from '@niwaki/engine';
 import { FormatError, NotFoundError, type Json } from '@niwaki/tensor';
-import { disposeWeight, type Weight } from '@niwaki/weights';
+import { disposeWeight, fingerprintOf, type Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import { attachActive, checkName } from '../adapt.ts';
 import type { AdapterFile, ReadConfig } from '../adapter-file.ts';
 import { ownedBy, type PeftSet, type Warn, type Warning } from '../adapter-method.ts';
-import { fingerprintField, fingerprintOf } from '../fingerprint.ts';
+import { fingerprintField } from '../fingerprint.ts';
 import { mergedAdapters } from '../merge.ts';
 import { putWeights, refuseReordered, refuseShared } from '../rewritten.ts';
 import { collectWarnings } from '../warning.ts';

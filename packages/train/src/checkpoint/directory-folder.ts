@@ -1,3 +1,4 @@
+import { directorySink } from '@niwaki/hub';
 import type { RunFolder } from './run-folder.ts';
 
 /**
@@ -53,6 +54,10 @@ export function directoryFolder(root: FileSystemDirectoryHandle): RunFolder {
     list: () => namesIn([]),
     read,
     write: (path, bytes) => put(path, bytes, { append: false }),
+    sink: async (path) => {
+      const { parents, name } = split(path);
+      return directorySink(await directoryOf(parents, { create: true })).create(name);
+    },
     append: (path, bytes) => put(path, bytes, { append: true }),
     rename: async (from, to) => {
       const names = await namesIn(from.split('/')).catch((): string[] => []);
@@ -79,6 +84,7 @@ function nested(folder: RunFolder, prefix: string, list: () => Promise<readonly 
     list,
     read: (path) => folder.read(at(path)),
     write: (path, bytes) => folder.write(at(path), bytes),
+    ...(folder.sink && { sink: (path: string) => folder.sink!(at(path)) }),
     append: (path, bytes) => folder.append(at(path), bytes),
     rename: (from, to) => folder.rename(at(from), at(to)),
     remove: (path) => folder.remove(at(path)),

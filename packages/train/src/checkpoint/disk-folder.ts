@@ -1,5 +1,5 @@
 import { DeviceError } from '@niwaki/tensor';
-import { nodeFileSystem } from '@niwaki/hub';
+import { fileSink, nodeFileSystem } from '@niwaki/hub';
 import type { RunFolder } from './run-folder.ts';
 
 /** A directory on the disk; made when first written to. */
@@ -57,6 +57,10 @@ export function diskFolder(directory: string): RunFolder {
         failed(at(path))(error as NodeJS.ErrnoException);
       }
     },
+    sink: async (path) => {
+      await fs.mkdir(dirname(at(path)), { recursive: true }).catch(failed(at(path)));
+      return fileSink(at(path));
+    },
     append: (path, bytes) => put(at(path), bytes, 'a').catch(failed(at(path))),
     rename: async (from, to) => {
       await syncDirectory(at(from));
@@ -70,6 +74,6 @@ export function diskFolder(directory: string): RunFolder {
 const absent =
   <T>(value: T) =>
   (error: NodeJS.ErrnoException): T => {
-    if (error.code === 'ENOENT') return value;
+    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return value;
     throw error;
   };

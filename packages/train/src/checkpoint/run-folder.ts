@@ -1,3 +1,5 @@
+import type { ByteSink } from '@niwaki/hub';
+
 /** Where a run writes: a directory in Node, the origin's private files in a browser, or memory. Paths use '/'. */
 export interface RunFolder {
   /** For people: what errors and events call it. */
@@ -11,6 +13,8 @@ export interface RunFolder {
   /** Creates parents. The file appears whole, or the old one stays; the bytes are on the disk when it resolves. */
   write(path: string, bytes: Uint8Array): Promise<void>;
   append(path: string, bytes: Uint8Array): Promise<void>;
+  /** A file written in pieces, which appears whole at its `commit`. Absent: pieces are collected in memory. */
+  sink?(path: string): Promise<ByteSink>;
   /** Moves a file or a directory: afterwards either all of it is there under the new name, or none. */
   rename(from: string, to: string): Promise<void>;
   /** Removes a file or a directory with all in it; nothing there is no error. */

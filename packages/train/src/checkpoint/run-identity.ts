@@ -39,12 +39,16 @@ export interface Difference {
 export function differencesOf(saved: RunIdentity, now: RunIdentity): readonly Difference[] {
   const fields = Object.keys(now) as (keyof RunIdentity)[];
   const all = fields.flatMap((field) =>
-    leaves(saved[field] as Json, now[field] as Json, field).map((leaf): Difference => ({ ...leaf, field })),
+    differencesBetween(saved[field], now[field], field).map((leaf): Difference => ({ ...leaf, field })),
   );
   // Another base or adapter has another form: that is told where it comes from.
   const explained = all.some(({ field }) => field === 'base' || field === 'adapters');
   return explained ? all.filter(({ field }) => field !== 'model') : all;
 }
+
+/** Leaves of two plain values that differ; things of different kinds differ as a whole. */
+export const differencesBetween = (was: unknown, is: unknown, path: string): readonly Omit<Difference, 'field'>[] =>
+  leaves(was as Json | undefined, is as Json | undefined, path);
 
 function leaves(was: Json | undefined, is: Json | undefined, path: string): Omit<Difference, 'field'>[] {
   if (Array.isArray(was) && Array.isArray(is)) {
@@ -63,7 +67,7 @@ const isObject = (value: Json | undefined): value is { readonly [key: string]: J
 const longest = 200;
 
 /** For people: both values. */
-export function inWords({ path, was, is }: Difference): string {
+export function inWords({ path, was, is }: Omit<Difference, 'field'>): string {
   const told = (value: Json | undefined): string => {
     if (value === undefined) return 'absent';
     const text = typeof value === 'string' ? value : JSON.stringify(value);

@@ -1,7 +1,7 @@
 import type { Json } from '@niwaki/tensor';
 import type { Calibrate, Method, MethodProgress, Objective } from '@niwaki/engine';
 import type { AdapterMethod } from '@niwaki/peft';
-import type { Loaded, SaveTarget, Tokenizer } from '@niwaki/hub';
+import type { Folder, Loaded, SaveTarget, Tokenizer } from '@niwaki/hub';
 import type { AdapterSet, Model, Selector } from '@niwaki/nn';
 import type { Schedule, Transform } from '@niwaki/optim';
 import type { RunFolder } from '../checkpoint/run-folder.ts';
@@ -26,7 +26,7 @@ export interface RecipeKit {
     threads?: number;
   }): Promise<{ readonly device: string; readonly reason: string; readonly description?: string }>;
   load(
-    source: string,
+    source: string | Folder,
     options: { signal?: AbortSignal; onProgress?: (progress: { loaded: number; total: number; name: string }) => void },
   ): Promise<Loaded>;
   readText(path: string): Promise<string>;
@@ -40,12 +40,17 @@ export interface RecipeKit {
   adaptModel(model: Model, method: AdapterMethod, placing: Placing): Promise<AdapterSet>;
   loadAdapter(
     model: Model,
-    source: string,
-    options: { trainable: boolean; signal?: AbortSignal; onWarning?: (warning: { message: string }) => void },
+    source: string | Folder,
+    options: { trainable: boolean; signal?: AbortSignal; onWarning?: (warning: { kind: string; message: string }) => void },
   ): Promise<AdapterSet>;
   saveAdapter(set: AdapterSet, target: SaveTarget): Promise<void>;
   /** Writes a whole model: config, tensors, tokenizer. */
   saveModel(model: Model, target: SaveTarget, options: { tokenizer?: Tokenizer; signal?: AbortSignal }): Promise<void>;
+  /**
+   * Writes a model as it is stored, so that it comes back without loss.
+   * @throws ConfigError where a matrix is in a form that no file holds; then nothing is written
+   */
+  saveStored(model: Model, target: SaveTarget, options: { tokenizer?: Tokenizer; signal?: AbortSignal }): Promise<void>;
   readonly optimizers: Readonly<Record<string, (options: KitOptions) => Transform>>;
   readonly schedules: Readonly<Record<string, (options: KitOptions) => Schedule>>;
   readonly objectives: Readonly<Record<string, (options: KitOptions) => Objective>>;

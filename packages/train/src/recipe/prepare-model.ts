@@ -2,11 +2,11 @@ import { ConfigError, refuse } from '@niwaki/tensor';
 import { check, disposeBatch, isCalibrated, validateSites, type Method, type MethodProgress } from '@niwaki/engine';
 import type { AdapterMethod } from '@niwaki/peft';
 import type { Loaded } from '@niwaki/hub';
-import { siteParty, type AdapterSet, type Model, type Selector, type Site } from '@niwaki/nn';
+import { siteParty, type AdapterSet, type Model, type Selector, type Site, type TokenBatch } from '@niwaki/nn';
 import { calibrationWindows } from '../data/calibration-windows.ts';
 import { factoryOf, functionOf, isBound, pick, type Functions } from './factories.ts';
 import type { KitOptions, Placing, RecipeKit } from './kit.ts';
-import { kindOf, type Factory, type Recipe } from './recipe.ts';
+import { kindOf, type BaseOfRecipe, type Factory, type Recipe } from './recipe.ts';
 
 interface Preparing {
   readonly signal?: AbortSignal;
@@ -15,6 +15,8 @@ interface Preparing {
   readonly text: string | undefined;
   warn(message: string): void;
   onChange(change: MatrixChange): void;
+  /** The stored matrices are what the adapter will stand on. */
+  onBase?(adapter: boolean): Promise<void>;
 }
 
 /** A matrix was pruned or quantized. */
@@ -36,7 +38,7 @@ export interface Steps {
 }
 
 /** @throws ConfigError for an unknown kind or its options, and where calibration text is missing or nothing reads it */
-export function stepsOf(recipe: Recipe, kit: RecipeKit): Steps {
+export function stepsOf(recipe: BaseOfRecipe, kit: RecipeKit): Steps {
   const steps = { pruner: placed('prune', recipe.prune, kit.prune), quantizer: placed('quantize', recipe.quantize, kit.quantize) };
   const { calibrate, calibrateWindows, calibrateContext } = recipe;
   const looking = [steps.pruner, steps.quantizer].find((step) => step !== undefined && isCalibrated(step.method));
@@ -75,7 +77,7 @@ export async function prepareModel(
   kit: RecipeKit,
   loaded: Loaded,
   steps: Steps,
-  { functions, warn, onChange, text, ...stop }: Preparing,
+  { functions, warn, onChange, onBase, text, ...stop }: Preparing,
 ): Promise<AdapterSet | undefined> {
   const { model } = loaded;
   const seed = recipe.seed ?? 0;
@@ -83,6 +85,7 @@ export async function prepareModel(
   const adapter = recipe.initAdapter === undefined ? adapterOf(recipe, kit, given, functions) : undefined;
   validate(model, steps, adapter);
   await changeMatrices(recipe, kit, loaded, steps, { seed, onChange, text, ...stop });
+  await onBase?.(adapter !== undefined || recipe.initAdapter !== undefined);
   if (recipe.initAdapter !== undefined) {
     const set = await kit.loadAdapter(model, recipe.initAdapter, { trainable: true, onWarning: ({ message }) => warn(message), ...stop });
     agree(set, given, recipe.initAdapter);
@@ -95,22 +98,16 @@ export async function prepareModel(
   return kit.adaptModel(model, adapter.method, { at: adapter.at, seed, ...stop });
 }
 
-async function changeMatrices(
-  recipe: Recipe,
+/** Prunes, then quantizes, as the recipe says. */
+export async function changeMatrices(
+  recipe: BaseOfRecipe,
   kit: RecipeKit,
-  { model, tokenizer }: Loaded,
+  loaded: Loaded,
   { pruner, quantizer }: Steps,
   { onChange, text, ...placing }: Pick<Preparing, 'signal' | 'onChange' | 'text'> & { readonly seed: number },
 ): Promise<void> {
-  const { calibrate: name, calibrateWindows: windows, calibrateContext: context } = recipe;
-  const batches =
-    text === undefined
-      ? []
-      : calibrationWindows(text, tokenizer, model.info, {
-          name: name!,
-          ...(windows !== undefined && { windows }),
-          ...(context !== undefined && { context }),
-        });
+  const { model } = loaded;
+  const batches = calibrationOf(recipe, loaded, text);
   const placingOf = (what: MatrixChange['what'], { method, at }: Placed<Method>): Placing => ({
     at,
     ...placing,
@@ -123,6 +120,17 @@ async function changeMatrices(
   } finally {
     batches.forEach(disposeBatch);
   }
+}
+
+/** The windows of a recipe's text, the caller's to dispose; none without a text. */
+export function calibrationOf(recipe: BaseOfRecipe, { model, tokenizer }: Loaded, text: string | undefined): readonly TokenBatch[] {
+  const { calibrate: name, calibrateWindows: windows, calibrateContext: context } = recipe;
+  if (text === undefined) return [];
+  return calibrationWindows(text, tokenizer, model.info, {
+    name: name!,
+    ...(windows !== undefined && { windows }),
+    ...(context !== undefined && { context }),
+  });
 }
 
 function adapterOf(recipe: Recipe, kit: RecipeKit, given: KitOptions, functions: Functions): Placed<AdapterMethod> | undefined {

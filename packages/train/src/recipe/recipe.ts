@@ -79,10 +79,16 @@ export interface Recipe {
 
   readonly device?: 'auto' | 'cpu' | 'wasm' | 'webgpu';
   readonly threads?: number;
-  /** RunFolder of the results. */
+  /** Folder of the results. */
   readonly out?: string;
+  /** Write the pruned or quantized model beside the adapter too, in its own format; default false: it is made again when it is needed. */
+  readonly saveBase?: boolean;
 }
 export type RecipeName = keyof Recipe;
+
+/** What makes the stored matrices that an adapter stands on. */
+export const baseNames = ['model', 'prune', 'quantize', 'calibrate', 'calibrateWindows', 'calibrateContext', 'seed'] as const;
+export type BaseOfRecipe = Pick<Recipe, (typeof baseNames)[number]>;
 
 const positive = v.pipe(v.number(), v.integer('expected a whole number'), v.minValue(1, 'expected at least 1'));
 const natural = v.pipe(v.number(), v.integer('expected a whole number'), v.minValue(0, 'expected at least 0'));
@@ -137,6 +143,7 @@ const shape: { readonly [key in RecipeName]-?: v.GenericSchema } = {
   device: v.optional(v.picklist(['auto', 'cpu', 'wasm', 'webgpu'])),
   threads: v.optional(positive),
   out: v.optional(name),
+  saveBase: v.optional(v.boolean()),
 };
 
 export const recipeNames: readonly RecipeName[] = Object.keys(shape) as RecipeName[];
@@ -173,6 +180,10 @@ function reason(issue: v.BaseIssue<unknown>): string {
 function contradiction(recipe: Recipe): string | undefined {
   if (recipe.data !== undefined && recipe.batches !== undefined) return 'give data or batches, not both';
   if (recipe.steps !== undefined && recipe.epochs !== undefined) return 'give steps or epochs, not both';
+  if (recipe.saveBase && kindOf(recipe.adapt ?? 'lora').kind === 'none' && recipe.initAdapter === undefined)
+    return 'saveBase is for an adapter; without one the whole model is saved';
+  if (recipe.saveBase && recipe.prune === undefined && recipe.quantize === undefined)
+    return 'saveBase saves what was pruned or quantized, and nothing is';
   return undefined;
 }
 

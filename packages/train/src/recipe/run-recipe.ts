@@ -6,13 +6,14 @@ import type { Schedule, Transform } from '@niwaki/optim';
 import type { RunFolder } from '../checkpoint/run-folder.ts';
 import type { TrainEvent } from '../loop/events.ts';
 import { train, type TrainOptions } from '../loop/train.ts';
+import { baseOfRecipe, madeBase, removeBase, writeBase } from './base-record.ts';
 import { make, pick, type Functions } from './factories.ts';
 import type { RecipeKit } from './kit.ts';
 import { countTrainable, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
 import { describe, evaluation, readData } from './recipe-data.ts';
 import type { Recipe } from './recipe.ts';
 import { openRunLog } from './run-log.ts';
-import { saveResult } from './save-result.ts';
+import { saveResult, sinkInto } from './save-result.ts';
 
 export type RecipeEvent =
   | TrainEvent
@@ -58,7 +59,8 @@ export interface RecipeResult {
 
 /**
  * Runs a recipe from loading to saving. Where it has a folder, that gets `recipe.json`, `run.jsonl` (a line a step),
- * `checkpoints/`, and at the end the adapter in PEFT form (or the whole model, in `model/`).
+ * `checkpoints/`, and at the end the adapter in PEFT form (or the whole model, in `model/`). Beside an adapter `base.json` says
+ * what it stands on, for `loadResult`; with `saveBase` the pruned or quantized model is in `base/` before training begins.
  */
 export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunRecipeOptions = {}): Promise<RecipeResult> {
   const {
@@ -85,7 +87,23 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
     if (unused.length > 0)
       warn(`batches are taken as they are: ${unused.join(', ')} of the recipe ${unused.length > 1 ? 'have' : 'has'} no effect`);
     const data = await readData(recipe, kit, loaded);
-    const adapter = await prepareModel(recipe, kit, loaded, changes, { functions, text, warn, onChange: onEvent, ...stop });
+    const keepBase = async (adapts: boolean): Promise<void> => {
+      // What an earlier run left must not be taken for this one's, whatever happens from here on.
+      await removeBase(folder!);
+      if (!adapts) return;
+      const made = await madeBase(model);
+      const saved = recipe.saveBase ? 'base' : undefined;
+      if (saved !== undefined) await kit.saveStored(model, sinkInto(folder!.inside(saved)), { ...(tokenizer && { tokenizer }), ...stop });
+      await writeBase(folder!, { ...baseOfRecipe(recipe), ...(made && { made }), ...(saved && { saved }) });
+    };
+    const adapter = await prepareModel(recipe, kit, loaded, changes, {
+      functions,
+      text,
+      warn,
+      onChange: onEvent,
+      ...(folder && { onBase: (adapts) => keepBase(adapts) }),
+      ...stop,
+    });
     onEvent({ kind: 'ready', ...countTrainable(model), ...('rows' in data ? describe(data) : {}) });
     const log = folder && (await openRunLog(folder, recipe));
     let steps = 0;

@@ -1,0 +1,106 @@
+import { ConfigError, createHash, FormatError, type Json } from '@niwaki/tensor';
+import { baseChanges, type BaseChange } from '@niwaki/engine';
+import { parseJson } from '@niwaki/hub';
+import type { Model } from '@niwaki/nn';
+import { fingerprintOf, type Weight } from '@niwaki/weights';
+import * as v from 'valibot';
+import type { RunFolder } from '../checkpoint/run-folder.ts';
+import { baseNames, parseRecipe, type BaseOfRecipe } from './recipe.ts';
+
+const file = 'base.json';
+
+/** What the adapter of a folder stands on: `base.json`. */
+export interface BaseRecord extends BaseOfRecipe {
+  /** Where the recipe changed stored matrices: what was done, with every option, and what came out. */
+  readonly made?: MadeBase;
+  /** Name of a folder beside, which holds the model as it was then. */
+  readonly saved?: string;
+}
+
+export interface MadeBase {
+  readonly changes: readonly BaseChange[];
+  /** Hash of how each matrix is stored. */
+  readonly form: string;
+  /** SHA-256 of everything that the matrices store. */
+  readonly sha256: string;
+}
+
+const text = v.pipe(v.string(), v.nonEmpty());
+const patterns = v.union([v.string(), v.array(v.string())]);
+const schema = v.strictObject({
+  version: v.literal(1),
+  recipe: v.record(v.string(), v.unknown()),
+  made: v.optional(
+    v.strictObject({
+      changes: v.array(
+        v.strictObject({
+          kind: text,
+          options: v.record(v.string(), v.unknown()),
+          at: patterns,
+          exclude: v.optional(patterns),
+          from: v.optional(text),
+          calibration: v.optional(text),
+        }),
+      ),
+      form: text,
+      sha256: text,
+    }),
+  ),
+  // One folder beside, never a way out of this one.
+  saved: v.optional(v.picklist(['base'])),
+});
+
+/** The record of a folder; undefined where there is none. @throws FormatError naming the field */
+export async function readBase(folder: RunFolder): Promise<BaseRecord | undefined> {
+  const bytes = await folder.read(file);
+  if (bytes === undefined) return undefined;
+  const where = `${folder.name}/${file}`;
+  const parsed = v.safeParse(schema, parseJson(bytes, where));
+  if (!parsed.success) {
+    const issue = parsed.issues[0];
+    throw new FormatError(`${where}: ${v.getDotPath(issue) ?? 'the file'}: ${issue.message}`, { folder: folder.name });
+  }
+  const { recipe, made, saved } = parsed.output;
+  const foreign = Object.keys(recipe).find((name) => !(baseNames as readonly string[]).includes(name));
+  if (foreign !== undefined) throw new FormatError(`${where}: recipe.${foreign}: not of a base`, { folder: folder.name, field: foreign });
+  try {
+    const base: BaseOfRecipe = parseRecipe(recipe, { where });
+    return { ...base, ...(made && { made: made as MadeBase }), ...(saved && { saved }) };
+  } catch (error) {
+    if (!ConfigError.isInstance(error)) throw error;
+    throw new FormatError(error.message, { folder: folder.name, cause: error });
+  }
+}
+
+export async function writeBase(folder: RunFolder, { made, saved, ...recipe }: BaseRecord): Promise<void> {
+  const record = { version: 1, recipe, ...(made && { made }), ...(saved && { saved }) };
+  await folder.write(file, new TextEncoder().encode(`${JSON.stringify(record, undefined, 2)}\n`));
+}
+
+export const removeBase = (folder: RunFolder): Promise<void> => folder.remove(file);
+
+export const baseOfRecipe = (recipe: BaseOfRecipe): BaseOfRecipe =>
+  Object.fromEntries(baseNames.filter((name) => recipe[name] !== undefined).map((name) => [name, recipe[name]])) as unknown as BaseOfRecipe;
+
+/** What was made of a model's matrices since it was loaded; undefined where nothing was. Reads the matrices back. */
+export async function madeBase(model: Model): Promise<MadeBase | undefined> {
+  const changes = baseChanges(model);
+  return changes.length === 0 ? undefined : { changes, form: formOf(model), sha256: await fingerprintOf(weightsOf(model)) };
+}
+
+/** Whether a model's matrices are those of a record, to the bit. They are read only where they are stored in the same way. */
+export const isMade = async (model: Model, { form, sha256 }: MadeBase): Promise<boolean> =>
+  formOf(model) === form && (await fingerprintOf(weightsOf(model))) === sha256;
+
+function formOf(model: Model): string {
+  const hash = createHash();
+  for (const [path, { kind, options }] of weightsOf(model)) hash.text(`${path} ${kind} ${JSON.stringify(options)}`);
+  // What is rounded on its way in stands beside the weights.
+  hash.text(JSON.stringify((model.info.config['niwaki'] as Json | undefined) ?? {}));
+  return hash.digest();
+}
+
+const weightsOf = (model: Model): ReadonlyMap<string, Weight> =>
+  new Map(
+    model.sites(() => true).flatMap(({ path, weight, tiedTo }) => (weight === undefined || tiedTo !== undefined ? [] : [[path, weight]])),
+  );
