@@ -17,6 +17,8 @@ import {
   expandGroupsOp,
   init,
   integerMatMulOp,
+  loraProductGradOp,
+  loraProductOp,
   matMul,
   neg,
   rmsNormGradOp,
@@ -138,6 +140,29 @@ function placed(entries: number, n: number, m: number): (() => Row)[] {
   ];
 }
 
+/** A frozen map with its adapter, forward and backward. */
+function lowRank(format: 'f32' | PackedFormat, rows: number, width: number, out: number, rank: number): (() => Row)[] {
+  const { shape, parts } =
+    format === 'f32' ? { shape: undefined, parts: { weight: floats([out, width], 6) } } : packedFixture(format, out, width);
+  const factors = { a: floats([rank, width], 3), b: floats([out, rank], 4) };
+  const x = floats([rows, width], 2);
+  const dy = floats([rows, out], 5);
+  const name = `${rows}x${width}x${out}, rank ${rank}`;
+  const flops = 2 * rows * (width * out + rank * (width + out));
+  const attributes = { scale: 2, packed: shape };
+  return [
+    () => opRow(`${format} LoRA ${name}`, loraProductOp as never, { ...parts, x, ...factors }, { ...attributes, unread: false }, flops),
+    () =>
+      opRow(
+        `${format} LoRA gradient ${name}`,
+        loraProductGradOp as never,
+        { ...parts, dy, x, ...factors, inner: floats([rows, rank], 7) },
+        attributes,
+        flops + 2 * rows * rank * (width + out),
+      ),
+  ];
+}
+
 function lookup(format: PackedFormat, rows: number, out: number, width: number): Row {
   const { shape, parts } = packedFixture(format, out, width);
   const ids = ints([rows], (i) => (i * 7919) % out);
@@ -208,6 +233,8 @@ const rows: readonly (() => Row | readonly Row[])[] = [
   ...(['codebook4', 'Q4_1'] as const).map((format) => () => packed(format, 4, 4096, 4096)),
   ...(['codebook4', 'Q4_0', 'Q4_1', 'Q8_0', 'affine'] as const).map((format) => () => integers(format, 'int8', 4096)),
   () => integers('Q4_1', 'int16', 4096),
+  ...lowRank('f32', 512, 576, 1536, 8),
+  ...lowRank('codebook4', 512, 576, 1536, 8),
   ...placed(4096 * 4096, 2, 4),
   () => lookup('Q4_1', 512, 49152, 2048),
   () => packed('codebook4', 512, 2048, 2048, { transposed: true }),

@@ -3,7 +3,7 @@ import type { Abilities } from '../abilities.ts';
 import { program, workgroupSum, type Program } from '../program.ts';
 import { fours, type Decoder } from './packed-decode.wgsl.ts';
 
-export interface IntegerVariant extends Abilities {
+export interface IntegerVariant extends Pick<Abilities, 'subgroups' | 'packedDots'> {
   readonly decoder: Decoder;
   readonly activations: 'int16' | 'int8';
   /** Of x, at most 4. */

@@ -1,13 +1,28 @@
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import type { NamedAttrMap, TensorInfo } from '@tensorflow/tfjs-core';
 import { loraGradOp, loraOp, loraProductGradOp, loraProductOp, type NoiseAttributes, type PackedShape } from '@niwaki/tensor';
+import { abilitiesOf } from '../abilities.ts';
 import { dispatch } from '../dispatch.ts';
 import { kernelOf, release, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
-import { dotSums, gradientColumns, loraDropped, loraFactorGradient, loraNarrow, loraWide, ranksEach } from './lora.wgsl.ts';
+import {
+  dotSums,
+  gradientColumns,
+  loraDenseProduct,
+  loraDropped,
+  loraFactorGradient,
+  loraInnerGradients,
+  loraNarrow,
+  loraPackedProduct,
+  loraWide,
+  ranksEach,
+} from './lora.wgsl.ts';
 import { matMulKernel } from './mat-mul.ts';
+import { mostVectorRows } from './mat-vec.wgsl.ts';
 import { draw } from './noise.ts';
-import { packedMatMulKernel } from './packed-matmul.ts';
+import { decoderOf, runLength } from './packed-decode.wgsl.ts';
+import { ordered, packedMatMulKernel } from './packed-matmul.ts';
+import { tileColumns, tileRows, tilesFor } from './tiles.wgsl.ts';
 
 type Inputs<X extends string> = { readonly [name in X]: TensorInfo };
 
@@ -21,15 +36,18 @@ export const loraKernel: Kernel = kernelOf(loraOp, (inputs, attributes, backend)
 export const loraGradKernel: Kernel = kernelOf(loraGradOp, (inputs, attributes, backend) => gradients(backend, inputs, attributes));
 
 export const loraProductKernel: Kernel = kernelOf(loraProductOp, ({ x, a, b, ...parts }, { packed, ...attributes }, backend) => {
-  const base = attributes.unread ? undefined : multiply(backend, x, parts, { packed, transposed: false });
-  const outputs = tail(backend, { x, a, b, ...(base && { base }) }, attributes);
-  if (base !== undefined) release(backend, base);
-  return outputs;
+  const inner = innerOf(backend, { x, a }, attributes);
+  const columns = b.shape[0]!;
+  if (attributes.unread) return [backend.makeTensorInfo([x.shape[0]!, columns], 'float32'), inner];
+  return [product(backend, { x, parts, packed, inner, factor: b, columns, transposed: false, scale: attributes.scale }), inner];
 });
 
 export const loraProductGradKernel: Kernel = kernelOf(
   loraProductGradOp,
   ({ dy, x, a, b, inner, ...parts }, { packed, ...attributes }, backend) => {
+    const through = { x: dy, parts, packed, factor: a, columns: a.shape[1]!, transposed: true, scale: 1 };
+    if (attributes.dropout === undefined)
+      return gradients(backend, { dy, x, a, b, inner }, attributes, (dInner) => product(backend, { ...through, inner: dInner }));
     const base = multiply(backend, dy, parts, { packed, transposed: true });
     const outputs = gradients(backend, { dy, x, a, b, inner, base }, attributes);
     release(backend, base);
@@ -39,36 +57,42 @@ export const loraProductGradKernel: Kernel = kernelOf(
 
 function tail(
   backend: WebGPUBackend,
-  { base, x, a, b }: Inputs<'x' | 'a' | 'b'> & { readonly base?: TensorInfo },
-  { scale, dropout, unread }: Attributes & { readonly unread: boolean },
+  { base, x, a, b }: Inputs<'base' | 'x' | 'a' | 'b'>,
+  attributes: Attributes & { readonly unread: boolean },
 ): TensorInfo[] {
-  const drop = dropout && dropper(backend, dropout);
-  const kept = drop?.apply(x) ?? x;
-  const inner = narrow(backend, { x: kept, factor: a, rank: a.shape[0]!, across: false, scale: 1 });
-  if (drop !== undefined) release(backend, drop.mask, kept);
+  const inner = innerOf(backend, { x, a }, attributes);
   const columns = b.shape[0]!;
-  if (unread) return [backend.makeTensorInfo([x.shape[0]!, columns], 'float32'), inner];
-  return [wide(backend, { ...(base && { base }), inner, factor: b, columns, across: true, scale }), inner];
+  if (attributes.unread) return [backend.makeTensorInfo([x.shape[0]!, columns], 'float32'), inner];
+  return [wide(backend, { base, inner, factor: b, columns, across: true, scale: attributes.scale }), inner];
 }
 
-/** dx, on top of a base where there is one, da, db. */
+/** x·aᵀ, x under dropout. */
+function innerOf(backend: WebGPUBackend, { x, a }: Inputs<'x' | 'a'>, { dropout }: Attributes): TensorInfo {
+  const drop = dropout && dropper(backend, dropout);
+  const kept = drop?.apply(x) ?? x;
+  const inner = narrow(backend, { x: kept, factor: a, rank: a.shape[0]! });
+  if (drop !== undefined) release(backend, drop.mask, kept);
+  return inner;
+}
+
+/** dx, on top of a base where there is one, da, db. @param through how dx comes from what reaches x·aᵀ, where nothing was dropped */
 function gradients(
   backend: WebGPUBackend,
   { base, dy, x, a, b, inner }: Inputs<'dy' | 'x' | 'a' | 'b' | 'inner'> & { readonly base?: TensorInfo },
   { scale, dropout }: Attributes,
+  through = (dInner: TensorInfo): TensorInfo =>
+    wide(backend, { ...(base && { base }), inner: dInner, factor: a, columns: a.shape[1]!, across: false, scale: 1 }),
 ): TensorInfo[] {
   const drop = dropout && dropper(backend, dropout);
   const kept = drop?.apply(x) ?? x;
-  const dInner = narrow(backend, { x: dy, factor: b, rank: b.shape[1]!, across: true, scale });
-  const da = factorGradient(backend, { x: kept, inner: dInner, shape: a.shape, across: false, scale: 1 });
-  const db = factorGradient(backend, { x: dy, inner, shape: b.shape, across: true, scale });
-  const back = { inner: dInner, factor: a, columns: a.shape[1]!, across: false, scale: 1 };
+  const { dInner, db } = innerGradients(backend, { dy, b, inner }, scale);
+  const da = factorGradient(backend, { x: kept, inner: dInner });
   if (drop === undefined) {
-    const dx = wide(backend, { ...(base && { base }), ...back });
+    const dx = through(dInner);
     release(backend, dInner);
     return [dx, da, db];
   }
-  const whole = wide(backend, back);
+  const whole = wide(backend, { inner: dInner, factor: a, columns: a.shape[1]!, across: false, scale: 1 });
   const dx = drop.apply(whole, base);
   release(backend, dInner, whole, kept, drop.mask);
   return [dx, da, db];
@@ -96,6 +120,43 @@ function dropper(backend: WebGPUBackend, dropout: NoiseAttributes): Dropper {
   };
 }
 
+interface LowRankProduct {
+  readonly x: TensorInfo;
+  /** Of the frozen matrix. */
+  readonly parts: { readonly [part: string]: TensorInfo };
+  readonly packed?: PackedShape | undefined;
+  readonly inner: TensorInfo;
+  readonly factor: TensorInfo;
+  readonly columns: number;
+  readonly transposed: boolean;
+  readonly scale: number;
+}
+
+/** x·Wᵀ + scale · inner·factor, or x·W where `transposed`: in one launch, but for a few rows, and for more parts than a shader may bind. */
+function product(backend: WebGPUBackend, { x, parts, packed, inner, factor, columns, transposed, scale }: LowRankProduct): TensorInfo {
+  const [rows, terms] = x.shape as [number, number];
+  // x, inner, factor and the result beside the parts.
+  if (rows <= mostVectorRows || Object.keys(parts).length + 4 > abilitiesOf(backend).buffers) {
+    const base = multiply(backend, x, parts, { packed, transposed });
+    const y = wide(backend, { base, inner, factor, columns, across: !transposed, scale });
+    release(backend, base);
+    return y;
+  }
+  const tiles = tilesFor(rows, columns);
+  const run = {
+    outputs: { y: { shape: [rows, columns] } },
+    uniforms: { rows, columns, terms, rank: inner.shape[1]!, scale },
+    groups: [Math.ceil(columns / tileColumns(tiles)), Math.ceil(rows / tileRows(tiles))] as const,
+  };
+  if (packed === undefined) {
+    const inputs = { a: x, b: parts['weight']!, inner, factor };
+    return dispatch(backend, loraDenseProduct({ transposed, tiles }), { ...run, inputs }).y;
+  }
+  const decoder = decoderOf(packed);
+  const variant = { decoder, aligned: packed.in % runLength === 0, transposed, tiles };
+  return dispatch(backend, loraPackedProduct(variant), { ...run, inputs: { x, ...ordered(decoder, parts), inner, factor } }).y;
+}
+
 /** x·Wᵀ, or x·W where `transposed`, of a frozen matrix. */
 function multiply(
   backend: WebGPUBackend,
@@ -111,20 +172,16 @@ function multiply(
   return Array.isArray(y) ? y[0]! : y;
 }
 
-interface Narrow {
-  readonly x: TensorInfo;
-  readonly factor: TensorInfo;
-  readonly rank: number;
-  readonly across: boolean;
-  readonly scale: number;
-}
-
-function narrow(backend: WebGPUBackend, { x, factor, rank, across, scale }: Narrow): TensorInfo {
+/** x·aᵀ. */
+function narrow(
+  backend: WebGPUBackend,
+  { x, factor, rank }: { readonly x: TensorInfo; readonly factor: TensorInfo; readonly rank: number },
+) {
   const [rows, terms] = x.shape as [number, number];
-  return dispatch(backend, loraNarrow(across), {
+  return dispatch(backend, loraNarrow, {
     inputs: { x, factor },
     outputs: { y: { shape: [rows, rank] } },
-    uniforms: { rows, terms, rank, scale },
+    uniforms: { rows, terms, rank, scale: 1 },
     groups: fold(rows * rank, dotSums),
   }).y;
 }
@@ -148,21 +205,27 @@ function wide(backend: WebGPUBackend, { base, inner, factor, columns, across, sc
   }).y;
 }
 
-interface FactorGradient {
-  readonly x: TensorInfo;
-  readonly inner: TensorInfo;
-  readonly shape: readonly number[];
-  readonly across: boolean;
-  readonly scale: number;
+/** What reaches x·aᵀ, and db. */
+function innerGradients(backend: WebGPUBackend, { dy, b, inner }: Inputs<'dy' | 'b' | 'inner'>, scale: number): Inputs<'dInner' | 'db'> {
+  const [rows, columns] = dy.shape as [number, number];
+  const rank = inner.shape[1]!;
+  const [first, across] = [Math.ceil((rows * rank) / dotSums), Math.ceil(columns / gradientColumns)];
+  return dispatch(backend, loraInnerGradients, {
+    inputs: { dy, b, inner },
+    outputs: { dInner: { shape: [rows, rank] }, db: { shape: b.shape } },
+    uniforms: { rows, columns, rank, narrow: first, across, scale },
+    groups: fold(first + across * Math.ceil(rank / ranksEach)),
+  });
 }
 
-function factorGradient(backend: WebGPUBackend, { x, inner, shape, across, scale }: FactorGradient): TensorInfo {
+/** da. */
+function factorGradient(backend: WebGPUBackend, { x, inner }: Inputs<'x' | 'inner'>): TensorInfo {
   const [rows, columns] = x.shape as [number, number];
   const rank = inner.shape[1]!;
-  return dispatch(backend, loraFactorGradient(across), {
+  return dispatch(backend, loraFactorGradient, {
     inputs: { x, inner },
-    outputs: { y: { shape } },
-    uniforms: { rows, columns, rank, scale },
+    outputs: { y: { shape: [rank, columns] } },
+    uniforms: { rows, columns, rank, scale: 1 },
     groups: [Math.ceil(columns / gradientColumns), Math.ceil(rank / ranksEach)],
   }).y;
 }

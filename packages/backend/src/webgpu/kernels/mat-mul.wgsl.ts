@@ -16,23 +16,7 @@ export type MatMulUniform = 'rows' | 'columns' | 'terms' | 'inner' | 'aOuter' | 
  * operand. The staging walks each operand along its memory, so that a transposition costs nothing.
  */
 export function matMulProgram({ transposeA, transposeB, tiles, onto }: MatMulVariant): Program<string, 'y', MatMulUniform> {
-  const ofA = (transposeA ? acrossTerms : alongTerms)('ROWS');
-  const ofB = (transposeB ? alongTerms : acrossTerms)('COLUMNS');
-  const stage = `
-    for (var i = lane; i < ROWS * DEPTH; i += LANES) {
-      let row = row0 + ${ofA.line};
-      let k = k0 + ${ofA.term};
-      var value = 0.0;
-      if (row < u.rows && k < u.terms) { value = a[aStart + ${transposeA ? 'k * u.rows + row' : 'row * u.terms + k'}]; }
-      putA(k - k0, row - row0, value);
-    }
-    for (var i = lane; i < COLUMNS * DEPTH; i += LANES) {
-      let column = column0 + ${ofB.line};
-      let k = k0 + ${ofB.term};
-      var value = 0.0;
-      if (column < u.columns && k < u.terms) { value = b[bStart + ${transposeB ? 'column * u.terms + k' : 'k * u.columns + column'}]; }
-      putB(k - k0, column - column0, value);
-    }`;
+  const stage = denseStage({ transposeA, transposeB, starts: { a: 'aStart + ', b: 'bStart + ' } });
   return program<string, 'y', MatMulUniform>({
     key: `mat-mul-${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}-${tilesKey(tiles)}${onto === undefined ? '' : `-onto-${onto}`}`,
     inputs: onto === 'sum' ? { a: 'f32', b: 'f32', sum: 'f32' } : { a: 'f32', b: 'f32' },
@@ -48,4 +32,29 @@ export function matMulProgram({ transposeA, transposeB, tiles, onto }: MatMulVar
   let yStart = group.z * u.rows * u.columns;
 ${tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column', ...(onto && { onto }) })}`,
   });
+}
+
+/** Statements that stage rows of `a` and columns of `b` for `tiledProduct`. @param starts WGSL: what is added to an operand's indices */
+export function denseStage({
+  transposeA,
+  transposeB,
+  starts = { a: '', b: '' },
+}: Pick<MatMulVariant, 'transposeA' | 'transposeB'> & { readonly starts?: Readonly<Record<'a' | 'b', string>> }): string {
+  const ofA = (transposeA ? acrossTerms : alongTerms)('ROWS');
+  const ofB = (transposeB ? alongTerms : acrossTerms)('COLUMNS');
+  return `
+    for (var i = lane; i < ROWS * DEPTH; i += LANES) {
+      let row = row0 + ${ofA.line};
+      let k = k0 + ${ofA.term};
+      var value = 0.0;
+      if (row < u.rows && k < u.terms) { value = a[${starts.a}${transposeA ? 'k * u.rows + row' : 'row * u.terms + k'}]; }
+      putA(k - k0, row - row0, value);
+    }
+    for (var i = lane; i < COLUMNS * DEPTH; i += LANES) {
+      let column = column0 + ${ofB.line};
+      let k = k0 + ${ofB.term};
+      var value = 0.0;
+      if (column < u.columns && k < u.terms) { value = b[${starts.b}${transposeB ? 'column * u.terms + k' : 'k * u.columns + column'}]; }
+      putB(k - k0, column - column0, value);
+    }`;
 }

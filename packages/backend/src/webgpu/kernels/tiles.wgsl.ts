@@ -71,10 +71,12 @@ export interface Product {
   readonly row0?: string;
   /** An array that the product is added to: its entry at `target`. */
   readonly onto?: string;
+  /** Another product of the same rows and columns, added in the same sums after the first one's terms. */
+  readonly tail?: Pick<Product, 'stage' | 'terms'>;
 }
 
 /** The body of `main` for workgroups (x: columns, y: rows). */
-export function tiledProduct({ tiles, stage, rows, columns, terms, target, onto, row0 = 'group.y * ROWS' }: Product): string {
+export function tiledProduct({ tiles, stage, rows, columns, terms, target, onto, tail, row0 = 'group.y * ROWS' }: Product): string {
   const [rowBlocks, columnBlocks] = [blocks(tiles.rowsEach, 'local.y'), blocks(tiles.columnsEach, 'local.x')];
   const type = tiles.columnsEach === 1 ? 'f32' : 'vec4<f32>';
   const sums = rowBlocks.flatMap(({ entries }, r) => entries.flatMap((_, i) => columnBlocks.map((__, c) => `sum${r}${i}${c}`)));
@@ -86,8 +88,20 @@ export function tiledProduct({ tiles, stage, rows, columns, terms, target, onto,
   let row0 = ${row0};
   let column0 = group.x * COLUMNS;
 ${sums.map((sum) => `  var ${sum} = ${type}(0.0);`).join('\n')}
-  for (var k0 = 0u; k0 < ${terms}; k0 += DEPTH) {
+${
+  tail === undefined
+    ? `  for (var k0 = 0u; k0 < ${terms}; k0 += DEPTH) {
+${stage}`
+    : `  let whole = (${terms} + DEPTH - 1u) / DEPTH * DEPTH;
+  for (var step = 0u; step < whole + ${tail.terms}; step += DEPTH) {
+    if (step < whole) {
+      let k0 = step;
 ${stage}
+    } else {
+      let k0 = step - whole;
+${tail.stage}
+    }`
+}
     workgroupBarrier();
     for (var k = 0u; k < DEPTH; k++) {
 ${rowBlocks.map((block, r) => `      let a${r} = ${load('A', block)};`).join('\n')}
