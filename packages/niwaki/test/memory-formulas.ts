@@ -20,7 +20,10 @@ export interface ModelShape {
 export interface Settings {
   readonly lora: number;
   readonly galore: number;
+  readonly frugal: number;
   readonly lisa: number;
+  readonly bottleneck: number;
+  readonly compacter: { readonly reduction: number; readonly division: number };
   readonly qst: number;
   readonly spiel: number;
   readonly s2ft: { readonly outputRatio: number; readonly downRatio: number };
@@ -160,6 +163,20 @@ type StateOf = (entry: Entry) => number;
 
 const adam: StateOf = ({ shape }) => 8 * sizeOf(shape);
 
+const lion: StateOf = ({ shape }) => 4 * sizeOf(shape);
+
+/** A number a row and one a column; of a vector one an entry. */
+const sm3: StateOf = ({ shape }) => 4 * shape.reduce((sum, side) => sum + side, 0);
+
+/** Moments of some columns of each matrix, and which they are. */
+const someColumns =
+  (density: number): StateOf =>
+  (entry) => {
+    if (entry.role !== 'matrix') return adam(entry);
+    const count = Math.floor(density * entry.shape[1]!);
+    return 8 * entry.shape[0]! * count + 4 * count;
+  };
+
 /** Two moments of a byte an entry and a scale a block of 256; below 4096 entries f32. */
 const adam8: StateOf = ({ shape }) => {
   const size = sizeOf(shape);
@@ -260,6 +277,40 @@ const loraEntries = (shape: ModelShape, rank: number): Trained =>
     [out, rank],
   ]);
 
+/** A magnitude a row too, and beside it a row's norm, which is known and not trained. */
+function doraEntries(shape: ModelShape, rank: number): Trained {
+  const { entries } = atLinears(shape, [], ([out, width]) => [[rank, width], [out, rank], [out]]);
+  return { entries, places: 4 * shape.layers * sumOf(linears(shape), ([, [out]]) => out) };
+}
+
+/** After attention and after the feed-forward of each block. */
+const afterSublayers = (shape: ModelShape, made: readonly (readonly number[])[]): readonly Entry[] =>
+  blocksOf(shape).flatMap((stage) =>
+    ['self_attn', 'mlp'].flatMap((name) =>
+      made.map((side, i): Entry => ({ path: `${stage}.${name}.${i}`, shape: side, role: 'other', stages: [stage] })),
+    ),
+  );
+
+function bottleneckEntries(shape: ModelShape, reduction: number): Trained {
+  const { width } = shape;
+  const inner = width / reduction;
+  return { entries: afterSublayers(shape, [[inner, width], [inner], [width, inner], [width]]) };
+}
+
+/** Factors of rank 1 at each place, the matrices that all of them share, and copies of all norms. */
+function compacterEntries(shape: ModelShape, { reduction, division }: Settings['compacter']): Trained {
+  const { width } = shape;
+  const inner = width / reduction;
+  const factors = [[width], [inner], [inner], [inner], [width], [width]];
+  return {
+    entries: [
+      { path: 'phm_rule', shape: [division, division, division], role: 'other', stages: blocksOf(shape) },
+      ...afterSublayers(shape, factors),
+      ...modelEntries(shape).filter(({ role }) => role === 'norm'),
+    ],
+  };
+}
+
 /** Each matrix gets its part of 1% of the model's parameters; a place is one word. Sums, their squares and the places of candidates. */
 function spielEntries(shape: ModelShape, density: number): Trained {
   const total = Math.floor(density * sumOf(modelEntries(shape), ({ shape: own }) => sizeOf(own)));
@@ -310,6 +361,15 @@ function qstEntries(shape: ModelShape, reduction: number): Trained {
 export const methodRows = {
   adamw: { title: 'everything, AdamW', base: 'f32', inPlace: true, trained: everything, state: () => adam },
   adamw8: { title: 'everything, AdamW in 8 bits', base: 'f32', inPlace: true, trained: everything, state: () => adam8 },
+  lion: { title: 'everything, Lion', base: 'f32', inPlace: true, trained: everything, state: () => lion },
+  sm3: { title: 'everything, SM3', base: 'f32', inPlace: true, trained: everything, state: () => sm3 },
+  frugal: {
+    title: 'FRUGAL, Adam and signSGD',
+    base: 'f32',
+    inPlace: true,
+    trained: everything,
+    state: ({ frugal: density }) => someColumns(density),
+  },
   lisa: {
     title: 'LISA, AdamW',
     base: 'f32',
@@ -339,6 +399,7 @@ export const methodRows = {
     trained: (shape, { lora }) => loraEntries(shape, lora),
     state: () => adam8,
   },
+  dora: { title: 'DoRA, AdamW', base: 'nf4Double', trained: (shape, { lora }) => doraEntries(shape, lora), state: () => adam },
   spiel: {
     title: 'SpIEL, accumulated gradients',
     base: 'nf4Double',
@@ -350,6 +411,18 @@ export const methodRows = {
         12 * sizeOf(shape),
   },
   s2ft: { title: 'S²FT, AdamW', base: 'nf4Double', trained: (shape, { s2ft }) => s2ftEntries(shape, s2ft), state: () => adam },
+  bottleneck: {
+    title: 'bottleneck adapters, AdamW',
+    base: 'nf4Double',
+    trained: (shape, { bottleneck }) => bottleneckEntries(shape, bottleneck),
+    state: () => adam,
+  },
+  compacter: {
+    title: 'Compacter, AdamW',
+    base: 'nf4Double',
+    trained: (shape, { compacter }) => compacterEntries(shape, compacter),
+    state: () => adam,
+  },
   qst: {
     title: 'QST, AdamW',
     base: 'nf4Double',

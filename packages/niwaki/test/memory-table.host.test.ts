@@ -4,16 +4,22 @@ import {
   adapt,
   agedAdamw,
   blockwiseBackprop,
+  bottleneck,
   causalLM,
+  compacter,
   createDraw,
   createStep,
   disposeBatch,
+  dora,
   encodeGgufBlocks,
+  evaluateBatch,
+  frugal,
   galore,
   ggufBlock,
   ia3,
   int8Weights,
   languageBatch,
+  lion,
   lisa,
   lnTuning,
   lora,
@@ -28,6 +34,7 @@ import {
   rowsOf,
   rtn,
   s2ft,
+  sm3,
   spiel,
   spielParticipant,
   type AdapterMethod,
@@ -100,22 +107,29 @@ interface Run {
 
 const adam = (): Transform => adamw({ learningRate });
 const onLinears = (method: AdapterMethod, optimizer = adam()): Run => ({ adapter: [method, 'all-linear'], optimizer });
+const afterSublayers = (method: AdapterMethod): Run => ({ adapter: [method, ['**.self_attn', '**.mlp']], optimizer: adam() });
 
 /** How each row of the table is run. */
 const runs: Readonly<Record<MethodName, (settings: Settings) => Run>> = {
   adamw: () => ({ optimizer: adam() }),
   adamw8: () => ({ optimizer: adamw({ learningRate, state: '8bit' }) }),
+  lion: () => ({ optimizer: lion({ learningRate }) }),
+  sm3: () => ({ optimizer: sm3({ learningRate }) }),
+  frugal: ({ frugal: density }) => ({ optimizer: frugal({ learningRate, density }) }),
   lisa: ({ lisa: active }) => ({ optimizer: adam(), participant: () => lisa({ active }) }),
   galore: ({ galore: rank }) => ({ optimizer: galore({ learningRate, rank, state: '8bit' }) }),
   qGalore: ({ galore: rank }) => ({ optimizer: qGalore({ learningRate, rank }) }),
   lora: ({ lora: rank }) => onLinears(lora({ rank })),
   qlora: ({ lora: rank }) => onLinears(lora({ rank })),
   qlora8: ({ lora: rank }) => onLinears(lora({ rank }), adamw({ learningRate, state: '8bit' })),
+  dora: ({ lora: rank }) => onLinears(dora({ rank })),
   spiel: ({ spiel: density }) => ({
     ...onLinears(spiel({ density }), agedAdamw({ learningRate })),
     participant: (set) => spielParticipant(set!),
   }),
   s2ft: ({ s2ft: ratios }) => ({ adapter: [s2ft(ratios), ['o_proj', 'down_proj']], optimizer: adam() }),
+  bottleneck: ({ bottleneck: reduction }) => afterSublayers(bottleneck({ reduction })),
+  compacter: ({ compacter: sizes }) => afterSublayers(compacter(sizes)),
   qst: ({ qst: reduction }) => ({ adapter: [qst({ reduction }), '**'], optimizer: adam() }),
   ia3: () => ({ adapter: [ia3(), ['k_proj', 'v_proj', 'down_proj']], optimizer: adam() }),
   lnTuning: () => ({ adapter: [lnTuning(), ['input_layernorm', 'post_attention_layernorm', 'norm']], optimizer: adam() }),
@@ -149,7 +163,10 @@ const shapes: Readonly<Record<string, ModelShape>> = {
 const small: Settings = {
   lora: 6,
   galore: 24,
+  frugal: 0.3,
   lisa: 1,
+  bottleneck: 4,
+  compacter: { reduction: 8, division: 4 },
   qst: 2,
   spiel: 0.01,
   s2ft: { outputRatio: 0.5, downRatio: 0.05 },
@@ -270,11 +287,16 @@ describe.each(Object.entries(shapes))('%s', (_, shape) => {
           (commit: CommitMode) =>
           (objective: Objective, estimator: Estimator): Step =>
             createStep({ model, objective, optimizer, estimator, commit, ...(participant && { participants: [participant(set)] }) });
+        // From the first forward on, what an adapter knows of its base has a buffer of its own.
+        await evaluateBatch(model, batch, causalLM());
         const found = await measured(stepOf('step'), batch, ledger);
         expect(found).toEqual({ gradients: expected.gradients, kept: expected.kept, state: expected.state });
         // Copies share a buffer with what they are of until they are trained.
         const adapter = ledger.bytes() - atBase - inBatch;
-        const own = [...(set?.sites.values() ?? [])].flatMap(({ parameters }) => Object.values(parameters));
+        const own = [
+          ...[...(set?.sites.values() ?? [])].flatMap(({ parameters }) => Object.values(parameters)),
+          ...(set?.replaced.values() ?? []),
+        ];
         expect(adapter).toBe(bytesOf(own));
         expectWithin(adapter, expected.adapter);
         const eager = stepOf('eager')(causalLM(), blockwiseBackprop());
@@ -304,7 +326,10 @@ const parameterCounts = { 'SmolLM2-135M': 134_515_008, 'Llama-3.2-1B': 1_235_814
 const usual: Settings = {
   lora: 16,
   galore: 128,
+  frugal: 0.25,
   lisa: 2,
+  bottleneck: 16,
+  compacter: { reduction: 16, division: 4 },
   qst: 16,
   spiel: 0.01,
   s2ft: { outputRatio: 0.052, downRatio: 0.02 },
@@ -391,7 +416,7 @@ ${table(
 One step on ${rows.batch} sequence of ${numbers(rows.time)} tokens, with blockwise backprop as it is by default. Adapters train over
 any of the formats above: what changes is the weights.
 
-- *Adapter*: what trains, and for SpIEL and S²FT the places where it goes. S²FT draws heads and channels, so that shapes alone
+- *Adapter*: what trains, for SpIEL and S²FT the places where it goes, for DoRA the norms of the rows. S²FT draws heads and channels, so that shapes alone
   say only what there is at most, of places and of gradients at once.
 - *Gradients*: all of them, as \`commit: 'step'\` holds them. *Eager*: what the plan of \`commit: 'eager'\` allows; a step that holds more
   fails. Of a parameter that several blocks read that is a sum and what is added to it, so that a prefix gains nothing.
@@ -404,9 +429,10 @@ Not in here, since no formula gives it to the byte, is what comes and goes withi
 of logits and its gradient (8 MiB each, more where the head trains), the update of one parameter, a matrix that is decoded or
 built for its product, and what a kernel needs within itself. Each step of \`train\` reports the peak that it measured.
 
-LoRA of rank ${usual.lora} at all linear maps; GaLore and Q-GaLore of rank ${usual.galore}; LISA with ${usual.lisa} active blocks; SpIEL with 1% of the
-model's entries; S²FT at \`o_proj\` and \`down_proj\` with its default ratios; QST with a reduction of ${usual.qst}; (IA)³ at \`k_proj\`, \`v_proj\` and
-\`down_proj\`; LN tuning at all norms; ${usual.prefix} virtual tokens.
+LoRA and DoRA of rank ${usual.lora} at all linear maps; GaLore and Q-GaLore of rank ${usual.galore}; FRUGAL with Adam on ${100 * usual.frugal}% of each
+matrix's columns; LISA with ${usual.lisa} active blocks; SpIEL with 1% of the model's entries; S²FT at \`o_proj\` and \`down_proj\` with its
+default ratios; bottleneck adapters and Compacter with a reduction of ${usual.bottleneck} after attention and feed-forward, Compacter with
+norms; QST with a reduction of ${usual.qst}; (IA)³ at \`k_proj\`, \`v_proj\` and \`down_proj\`; LN tuning at all norms; ${usual.prefix} virtual tokens.
 
 ${entries
   .map(
