@@ -1,6 +1,6 @@
 /** What both kinds of convolution share: images are NHWC, filters [height, width, in, out]. */
 
-/** Sizes of a convolution, as the caller wrote them: `convolutionFields` of src/wasm/kernels/convolution-gradients.ts. */
+/** Sizes of a convolution, as the caller wrote them: `convolutionFields` of src/wasm/kernels/convolution-sizes.ts. */
 @unmanaged
 export class Convolution {
   batch: i32;

@@ -1,5 +1,5 @@
 /**
- * Gradients of depthwise convolutions: 16 channels at a time, then 4, along rows of the image that stay in the first
+ * Depthwise convolutions and their gradients: 16 channels at a time, then 4, along rows of the image that stay in the first
  * cache. Output channel c · multiplier + q sees input channel c.
  */
 import { Convolution, firstInside, lastInside } from './convolution';
@@ -95,9 +95,67 @@ function addScaled(to: usize, stepTo: usize, from: usize, stepFrom: usize, count
   }
 }
 
-/** Bytes of scratch of both gradients: a strip's rows of x (or dx) and of dy, and its filter. */
+/** Bytes of scratch of each: a strip's rows of x (or dx) and of y (or dy), and its filter. */
 export function depthwiseBytes(inWidth: i32, outWidth: i32, taps: i32): i32 {
   return (inWidth + outWidth + taps) * 64;
+}
+
+/** The inverse of `stage`. */
+function unstage(from: usize, places: i32, channels: i32, first: i32, step: i32, count: i32, width: i32, out: usize): void {
+  let to = out + ((<usize>first) << 2);
+  for (let p = 0; p < places; p++) {
+    for (let i = 0; i < count; i++) store<f32>(to + ((<usize>(i * step)) << 2), load<f32>(from + ((<usize>i) << 2)));
+    from += (<usize>width) << 2;
+    to += (<usize>channels) << 2;
+  }
+}
+
+/** Task t: row t of y, of all results' rows. */
+export function depthwise(sizes: usize, x: usize, filter: usize, y: usize, first: i32, last: i32, scratch: usize): void {
+  const c = changetype<Convolution>(sizes);
+  const channels = c.inChannels;
+  const multiplier = c.outChannels / channels;
+  const strips = stripCount(channels);
+  const stagedX = scratch;
+  const stagedY = stagedX + c.inWidth * 64;
+  const factors = stagedY + c.outWidth * 64;
+  const rowBytes = (<usize>(c.outWidth * c.outChannels)) << 2;
+  for (let row = first; row < last; row++) {
+    const image = row / c.outHeight;
+    const oy = row - image * c.outHeight;
+    const yRow = y + row * rowBytes;
+    memory.fill(yRow, 0, rowBytes);
+    for (let strip = 0; strip < strips; strip++) {
+      const start = stripStart(channels, strip);
+      const width = stripWidth(channels - start);
+      const count = min(width, channels - start);
+      const bytes = (<usize>width) << 2;
+      const whole = count === width;
+      const alone = whole && multiplier === 1;
+      const a = alone ? yRow + ((<usize>start) << 2) : stagedY;
+      const stepA = alone ? (<usize>channels) << 2 : bytes;
+      for (let q = 0; q < multiplier; q++) {
+        if (!alone) memory.fill(stagedY, 0, c.outWidth * bytes);
+        for (let fy = 0; fy < c.filterHeight; fy++) {
+          const iy = oy * c.strideHeight + fy * c.dilationHeight - c.top;
+          if (iy < 0 || iy >= c.inHeight) continue;
+          const xRow = x + ((<usize>((image * c.inHeight + iy) * c.inWidth * channels)) << 2);
+          if (!whole) stage(xRow, c.inWidth, channels, start, 1, count, width, stagedX);
+          const b = whole ? xRow + ((<usize>start) << 2) : stagedX;
+          const stepB = whole ? (<usize>channels) << 2 : bytes;
+          for (let fx = 0; fx < c.filterWidth; fx++) {
+            const offset = fx * c.dilationWidth - c.left;
+            const from = firstInside(offset, c.strideWidth);
+            const to = lastInside(offset, c.strideWidth, c.inWidth, c.outWidth);
+            if (from >= to) continue;
+            stage(filter + ((<usize>((fy * c.filterWidth + fx) * c.outChannels)) << 2), 1, 0, start * multiplier + q, multiplier, count, width, factors);
+            addScaled(a + from * stepA, stepA, b + (from * c.strideWidth + offset) * stepB, c.strideWidth * stepB, to - from, width, factors);
+          }
+        }
+        if (!alone) unstage(stagedY, c.outWidth, c.outChannels, start * multiplier + q, multiplier, count, width, yRow);
+      }
+    }
+  }
 }
 
 /** Task t: one strip of one slab's share, out[slab] [filter height, width, in, multiplier], over `slabRows` rows of the results. */
@@ -144,10 +202,7 @@ export function depthwiseFilterGrad(sizes: usize, x: usize, dy: usize, out: usiz
           }
         }
       }
-      for (let tap = 0; tap < taps; tap++) {
-        const to = out + ((<usize>((slab * taps + tap) * c.outChannels + start * multiplier + q)) << 2);
-        for (let i = 0; i < count; i++) store<f32>(to + ((<usize>(i * multiplier)) << 2), load<f32>(sums + tap * bytes + ((<usize>i) << 2)));
-      }
+      unstage(sums, taps, c.outChannels, start * multiplier + q, multiplier, count, width, out + ((<usize>(slab * taps * c.outChannels)) << 2));
     }
   }
 }
@@ -196,12 +251,7 @@ export function depthwiseInputGrad(sizes: usize, dy: usize, filter: usize, dx: u
           }
         }
       }
-      if (!whole) {
-        for (let p = 0; p < c.inWidth; p++) {
-          const to = dxRow + ((<usize>(p * channels + start)) << 2);
-          for (let i = 0; i < count; i++) store<f32>(to + ((<usize>i) << 2), load<f32>(staged + p * bytes + ((<usize>i) << 2)));
-        }
-      }
+      if (!whole) unstage(staged, c.inWidth, channels, start, 1, count, width, dxRow);
     }
   }
 }

@@ -2,7 +2,7 @@ export * from './adam';
 export * from './add-all';
 export * from './attention';
 export * from './coded-adam';
-export * from './conv-gradients';
+export * from './conv';
 export * from './cross-entropy';
 export * from './depthwise';
 export * from './finite';

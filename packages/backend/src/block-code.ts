@@ -99,7 +99,7 @@ function fill(rows: Rows, boundaries: Float32Array, { from, zero, direction }: {
  * The same search for kernels on bits: magnitudes below 2^-23 share the first row, since the smallest boundary between codes
  * is above it; NaN and what is above 1 the last.
  */
-export const codeRows = 1 + 23 * 256 + 1;
+export const codeRows: number = 1 + 23 * 256 + 1;
 const rowsBefore = (0x34000000 >>> dropped) - 1;
 
 /** For each row, of negative numbers after those of positive ones where the map is signed: its boundary, and the codes up to it and beyond it. */

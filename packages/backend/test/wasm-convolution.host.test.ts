@@ -30,6 +30,9 @@ const convolutions: readonly (readonly [Shape, Shape, Attributes])[] = [
   [[2, 33, 37, 3], [3, 3, 3, 4], { strides: 1, pad: 'same' }],
   [[1, 6, 5, 7], [3, 1, 7, 300], { strides: 1, pad: 'valid' }],
   [[3, 1, 41, 6], [1, 5, 6, 8], { strides: 1, pad: 'same' }],
+  // Where tfjs-wasm gives zeros, and where it writes beyond its result.
+  [[2, 9, 8, 3], [2, 2, 3, 4], { strides: 3, pad: 'same' }],
+  [[1, 3, 4, 2], [3, 1, 2, 2], { strides: 1, pad: 1, dimRoundingMode: 'floor' }],
 ];
 
 const depthwise: readonly (readonly [Shape, Shape, Attributes])[] = [
@@ -41,6 +44,7 @@ const depthwise: readonly (readonly [Shape, Shape, Attributes])[] = [
   [[3, 6, 5, 5], [2, 3, 5, 3], { strides: 1, pad: explicit }],
   [[1, 11, 9, 4], [3, 3, 4, 1], { strides: 2, pad: 1, dimRoundingMode: 'floor' }],
   [[4, 33, 9, 18], [3, 3, 18, 2], { strides: 1, pad: 'same' }],
+  [[2, 9, 8, 3], [3, 1, 3, 2], { strides: 2, pad: 'same' }],
 ];
 
 const nameOf = (x: Shape, filter: Shape, { strides, pad, dimRoundingMode = '' }: Attributes): string =>
@@ -105,28 +109,30 @@ const sizesOf = (x: Shape, filter: Shape, { strides, pad, dimRoundingMode, dilat
 /** Both builds; that threads change nothing is a test of its own. */
 const builds = Object.entries(wasmBuilds).filter(([, { threads, relaxed }]) => threads === (relaxed === false ? 2 : 1));
 
-describe.each(builds)('Gradients of convolutions equal those of the cpu device (%s)', (_, options) => {
+describe.each(builds)('Convolutions and their gradients equal those of the cpu device (%s)', (_, options) => {
   beforeAll(() => useBuild(options));
 
   it.each(convolutions.map(([x, filter, attributes]) => [nameOf(x, filter, attributes), x, filter, attributes] as const))(
-    'of a filter and its image: %s',
+    'convolution: %s',
     async (_name, x, filter, attributes) => {
       const { outShape } = sizesOf(x, filter, attributes, false);
       const dy = [values(outShape), outShape] as const;
-      const given = { dataFormat: 'NHWC', ...attributes };
+      const given = { dataFormat: 'NHWC', dilations: 1, ...attributes };
+      await expectParity(kernel('Conv2D', given), { x: [values(x), x], filter: [values(filter), filter] });
       await expectParity(kernel('Conv2DBackpropFilter', { ...given, filterShape: filter }), { x: [values(x), x], dy });
       await expectParity(kernel('Conv2DBackpropInput', { ...given, inputShape: x }), { dy, filter: [values(filter), filter] });
     },
   );
 
-  it('of images with their channels first', async () => {
+  it('with the channels of images first', async () => {
     const [x, filter, dy] = [
       [2, 5, 9, 7],
       [3, 3, 5, 6],
       [2, 6, 5, 4],
     ] as const;
-    const attributes = { strides: 2, pad: 'same', dataFormat: 'NCHW' };
+    const attributes = { strides: 2, pad: 'same', dataFormat: 'NCHW', dilations: 1 };
     const given: Given = { x: [values(x), x], dy: [values(dy), dy], filter: [values(filter), filter] };
+    await expectParity(kernel('Conv2D', attributes), { x: given['x']!, filter: given['filter']! });
     await expectParity(kernel('Conv2DBackpropFilter', { ...attributes, filterShape: filter }), { x: given['x']!, dy: given['dy']! });
     await expectParity(kernel('Conv2DBackpropInput', { ...attributes, inputShape: x }), { dy: given['dy']!, filter: given['filter']! });
   });
@@ -154,11 +160,12 @@ describe.each(builds)('Gradients of convolutions equal those of the cpu device (
   });
 
   it.each(depthwise.map(([x, filter, attributes]) => [nameOf(x, filter, attributes), x, filter, attributes] as const))(
-    'of a depthwise filter and its image: %s',
+    'depthwise: %s',
     async (_name, x, filter, attributes) => {
       const { outShape } = sizesOf(x, filter, attributes, true);
       const all: Given = { x: [values(x), x], dy: [values(outShape), outShape], filter: [values(filter), filter] };
       const given = { dilations: 1, ...attributes };
+      await expectParity(kernel('DepthwiseConv2dNative', given), { x: all['x']!, filter: all['filter']! });
       await expectParity(kernel('DepthwiseConv2dNativeBackpropFilter', { ...given, filterShape: filter }), {
         x: all['x']!,
         dy: all['dy']!,
@@ -169,6 +176,35 @@ describe.each(builds)('Gradients of convolutions equal those of the cpu device (
       });
     },
   );
+
+  it('with dilated filters, and with a bias and an activation in one', async () => {
+    const x: Shape = [2, 11, 13, 5];
+    const [filter, depth, bias, alpha] = [[3, 2, 5, 6], [3, 2, 5, 2], [6], [10]] as const;
+    const inputs: Given = {
+      x: [values(x), x],
+      filter: [values(filter), filter],
+      depth: [values(depth), depth],
+      bias: [values(bias), bias],
+    };
+    const shared = { strides: 1, pad: 'same', dilations: [2, 3] as [number, number] } as const;
+    const image = (a: Record<string, tf.Tensor>): { x: tf.Tensor4D } => ({ x: a['x'] as tf.Tensor4D });
+    await expectParity(
+      (a) => [
+        tf.conv2d(image(a).x, a['filter'] as tf.Tensor4D, 1, 'same', 'NHWC', [2, 3]),
+        tf.depthwiseConv2d(image(a).x, a['depth'] as tf.Tensor4D, 1, 'same', 'NHWC', [2, 3]),
+        tf.fused.conv2d({ ...image(a), filter: a['filter'] as tf.Tensor4D, ...shared, bias: a['bias']!, activation: 'relu' }),
+        tf.fused.conv2d({ ...image(a), filter: a['filter'] as tf.Tensor4D, ...shared }),
+        tf.fused.depthwiseConv2d({
+          ...image(a),
+          filter: a['depth'] as tf.Tensor4D,
+          ...shared,
+          activation: 'prelu',
+          preluActivationWeights: a['alpha']!,
+        }),
+      ],
+      { ...inputs, alpha: [values(alpha), alpha] },
+    );
+  });
 
   it('of dilated depthwise filters, which the cpu device has only with zeros between the taps', async () => {
     const x: Shape = [2, 11, 13, 6];
@@ -318,11 +354,19 @@ it('trains a small net of convolutions by the losses of the cpu device', async (
 
 it('has the same bits on one thread and on two', async () => {
   const [x, deep] = [
-    [3, 41, 43, 24],
-    [3, 41, 43, 48],
+    [2, 31, 29, 24],
+    [2, 31, 29, 48],
   ] as [Shape, Shape];
   const [image, dy, wide, filter, square] = [values(x), values(x), values(deep), values([3, 3, 24, 2]), values([3, 3, 24, 48])];
   const all = (): Float32Array[] => [
+    ...run(kernel('Conv2D', { strides: 1, pad: 'same', dataFormat: 'NHWC', dilations: 1 }), {
+      x: [image, x],
+      filter: [square, [3, 3, 24, 48]],
+    }),
+    ...run(kernel('DepthwiseConv2dNative', { strides: 1, pad: 'same', dilations: 1 }), {
+      x: [image, x],
+      filter: [filter, [3, 3, 24, 2]],
+    }),
     ...run(kernel('Conv2DBackpropFilter', { strides: 1, pad: 'same', dataFormat: 'NHWC', filterShape: [3, 3, 24, 48] }), {
       x: [image, x],
       dy: [wide, deep],

@@ -6,15 +6,17 @@ import { attentionKernels } from './attention.ts';
 import { blockCodeKernels } from './block-code.ts';
 import { chooseKernels } from './choose.ts';
 import { codedAdamKernels } from './coded-adam.ts';
-import { convolutionGradientKernels } from './convolution-gradients.ts';
+import { convolutionKernels } from './convolution.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
+import { depthwiseKernels } from './depthwise.ts';
 import { fieldKernels } from './fields.ts';
 import { gatherKernels } from './gather.ts';
 import { groupedKernels } from './grouped-matmul.ts';
 import { integerMatMulKernel } from './integer-matmul.ts';
 import { loraKernels } from './lora.ts';
 import { matMulKernels } from './mat-mul.ts';
+import { maxPoolKernels } from './max-pool.ts';
 import { noiseKernels } from './noise.ts';
 import { oneHotKernels } from './one-hot.ts';
 import { packedKernels } from './packed-matmul.ts';
@@ -30,7 +32,9 @@ const families = [
   matMulKernels,
   addProductKernels,
   gatherKernels,
-  convolutionGradientKernels,
+  convolutionKernels,
+  depthwiseKernels,
+  maxPoolKernels,
   copyKernels,
   chooseKernels,
   noiseKernels,

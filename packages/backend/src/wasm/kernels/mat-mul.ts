@@ -1,8 +1,9 @@
-import { getKernel, type KernelConfig, type TensorInfo } from '@tensorflow/tfjs-core';
+import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import { ConfigError } from '@niwaki/tensor';
 import { broadcastBatches } from '../../batches.ts';
 import type { WasmDevice } from '../device.ts';
 import { checkDepths, multiply, multiplyBatch } from '../gemm.ts';
+import { finish, type Tail, type TailAttributes } from './finish.ts';
 import { sizeOf, wasmKernel } from './kernel.ts';
 
 interface Operands {
@@ -53,39 +54,12 @@ function matMul(device: WasmDevice, { a, b }: Operands, { transposeA, transposeB
   return out;
 }
 
-interface FusedOperands extends Operands {
-  readonly bias?: TensorInfo;
-  readonly preluActivationWeights?: TensorInfo;
-}
+/** The product, then its bias and activation. */
+const fusedMatMul = (
+  device: WasmDevice,
+  { bias, preluActivationWeights, ...operands }: FusedOperands,
+  attributes: FusedAttributes,
+): TensorInfo => finish(device, matMul(device, operands, attributes), { bias, preluActivationWeights }, attributes);
 
-interface FusedAttributes extends Transposed {
-  readonly activation: string;
-  readonly leakyreluAlpha: number;
-}
-
-const activationKernels: Readonly<Record<string, string>> = {
-  relu: 'Relu',
-  relu6: 'Relu6',
-  sigmoid: 'Sigmoid',
-  elu: 'Elu',
-  leakyrelu: 'LeakyRelu',
-  prelu: 'Prelu',
-};
-
-/** The product, then tfjs's own kernels for the bias and the activation. */
-function fusedMatMul(device: WasmDevice, inputs: FusedOperands, attributes: FusedAttributes): TensorInfo {
-  const { bias, preluActivationWeights: alpha } = inputs;
-  const { activation, leakyreluAlpha } = attributes;
-  const then = (kernelName: string, x: TensorInfo, make: (x: TensorInfo) => Record<string, TensorInfo>): TensorInfo => {
-    const { kernelFunc } = getKernel(kernelName, device.backendName);
-    const y = kernelFunc({ inputs: make(x), attrs: { alpha: leakyreluAlpha }, backend: device.backend }) as TensorInfo;
-    device.release(x);
-    return y;
-  };
-  let y = matMul(device, inputs, attributes);
-  if (bias !== undefined) y = then('Add', y, (x) => ({ a: x, b: bias }));
-  if (activation === undefined || activation === 'linear') return y;
-  const kernelName = activationKernels[activation];
-  if (kernelName === undefined) throw new ConfigError(`fused matMul: the wasm device has no activation '${activation}'`);
-  return then(kernelName, y, (x) => (alpha === undefined ? { x } : { x, alpha }));
-}
+type FusedOperands = Operands & Tail;
+type FusedAttributes = Transposed & TailAttributes;

@@ -1,6 +1,6 @@
 /**
- * The gradients of a convolution as products. A row of `windows` is what the filter sees at one place of the result:
- * windowsᵀ · dy is the filter's gradient. In turn an entry of the image sees the results that it took part in, and what it
+ * A convolution and its gradients as products. A row of `windows` is what the filter sees at one place of the result:
+ * windows · filter is the result, and windowsᵀ · dy the filter's gradient. In turn an entry of the image sees the results that it took part in, and what it
  * sees times the filter is its gradient. Either is laid out for one pass over the depth and the rows of one task, never as
  * a whole.
  */
@@ -22,7 +22,7 @@ export function convTaskColumns(): i32 {
   return TASK_COLUMNS;
 }
 
-/** Bytes of scratch of both gradients. */
+/** Bytes of scratch of each of the products. */
 export function convScratchBytes(): i32 {
   return EDGE + (2 * TASK_ROWS + TASK_COLUMNS) * DEPTH * 4;
 }
@@ -78,6 +78,32 @@ function layWindows(c: Convolution, x: usize, place: i32, places: i32, entry: i3
           image++;
         }
       }
+    }
+  }
+}
+
+/** Task t: one block of y [places of all results, out channels]. */
+export function convolve(sizes: usize, x: usize, filter: usize, y: usize, first: i32, last: i32, scratch: usize): void {
+  const c = changetype<Convolution>(sizes);
+  const rows = c.batch * c.outHeight * c.outWidth;
+  const columns = c.outChannels;
+  const entries = c.filterHeight * c.filterWidth * c.inChannels;
+  const across = (columns + TASK_COLUMNS - 1) / TASK_COLUMNS;
+  const windows = scratch + EDGE;
+  const tiles = windows + TASK_ROWS * DEPTH * 4;
+  const panels = tiles + TASK_ROWS * DEPTH * 4;
+  for (let task = first; task < last; task++) {
+    const n = (task % across) * TASK_COLUMNS;
+    const m = (task / across) * TASK_ROWS;
+    const width = least(TASK_COLUMNS, columns - n);
+    const height = least(TASK_ROWS, rows - m);
+    const to = y + ((<usize>(m * columns + n)) << 2);
+    for (let k = 0; k < entries; k += DEPTH) {
+      const depth = least(DEPTH, entries - k);
+      layWindows(c, x, m, height, k, depth, windows);
+      packTiles(windows, depth, 0, height, depth, tiles);
+      packPanels(filter + ((<usize>(k * columns + n)) << 2), columns, 0, width, depth, panels);
+      multiplyBlock(height, width, depth, tiles, panels, to, columns, k > 0 ? 1 : 0, scratch);
     }
   }
 }

@@ -1,0 +1,77 @@
+import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
+import type { WasmDevice } from '../device.ts';
+import {
+  checkFloats,
+  shareSizes,
+  sizesOf,
+  sumOfSlabs,
+  tapsOf,
+  type Attributes,
+  type FilterAttributes,
+  type InputAttributes,
+  type Sizes,
+} from './convolution-sizes.ts';
+import { finish, type Tail, type TailAttributes } from './finish.ts';
+import { sizeOf, wasmKernel } from './kernel.ts';
+
+type Operands = Readonly<Record<'x' | 'filter', TensorInfo>>;
+
+/**
+ * Depthwise convolutions and their gradients along rows of the image, 16 channels at a time, on all threads. tfjs-wasm has
+ * neither gradient, and gives zeros where its convolution does. Scratch: a row of either image of 16 channels a thread.
+ */
+export const depthwiseKernels = (device: WasmDevice): KernelConfig[] => [
+  wasmKernel<Operands, Attributes>(device, 'DepthwiseConv2dNative', ({ x, filter }, attributes) => convolve(device, x, filter, attributes)),
+  wasmKernel<Operands & Tail, Attributes & TailAttributes>(device, 'FusedDepthwiseConv2D', ({ x, filter, ...tail }, attributes) =>
+    finish(device, convolve(device, x, filter, attributes), tail, attributes),
+  ),
+  wasmKernel<Record<'x' | 'dy', TensorInfo>, FilterAttributes>(device, 'DepthwiseConv2dNativeBackpropFilter', ({ x, dy }, attributes) =>
+    filterGradient(device, x, dy, attributes),
+  ),
+  wasmKernel<Record<'dy' | 'filter', TensorInfo>, InputAttributes>(
+    device,
+    'DepthwiseConv2dNativeBackpropInput',
+    ({ dy, filter }, attributes) => inputGradient(device, dy, filter, attributes),
+  ),
+];
+
+const scratchBytes = ({ kernels }: WasmDevice, sizes: Sizes): number =>
+  kernels['depthwiseBytes']!(sizes.inWidth, sizes.outWidth, tapsOf(sizes));
+
+function convolve(device: WasmDevice, x: TensorInfo, filter: TensorInfo, attributes: Attributes): TensorInfo {
+  checkFloats('depthwiseConv2d', x, filter);
+  const sizes = sizesOf(x.shape, filter.shape, attributes, true);
+  const { at } = shareSizes(device, sizes);
+  const y = device.output(sizes.outShape);
+  device.run('depthwise', [at, ...[x, filter, y].map(device.address)], {
+    tasks: sizes.batchSize * sizes.outHeight,
+    work: sizeOf(sizes.outShape) * tapsOf(sizes),
+    scratchBytes: scratchBytes(device, sizes),
+  });
+  return y;
+}
+
+function filterGradient(device: WasmDevice, x: TensorInfo, dy: TensorInfo, attributes: FilterAttributes): TensorInfo {
+  checkFloats('depthwiseConv2d', x, dy);
+  const sizes = sizesOf(x.shape, attributes.filterShape, attributes, true);
+  return sumOfSlabs(device, sizes, [x, dy], {
+    kernel: 'depthwiseFilterGrad',
+    blocks: device.kernels['depthwiseStrips']!(sizes.inChannels),
+    length: sizes.batchSize * sizes.outHeight,
+    leastSlab: 8,
+    scratchBytes: scratchBytes(device, sizes),
+  });
+}
+
+function inputGradient(device: WasmDevice, dy: TensorInfo, filter: TensorInfo, attributes: InputAttributes): TensorInfo {
+  checkFloats('depthwiseConv2d', dy, filter);
+  const sizes = sizesOf(attributes.inputShape, filter.shape, attributes, true);
+  const { at } = shareSizes(device, sizes);
+  const dx = device.output(attributes.inputShape);
+  device.run('depthwiseInputGrad', [at, ...[dy, filter, dx].map(device.address)], {
+    tasks: sizes.batchSize * sizes.inHeight,
+    work: sizeOf(dy.shape) * tapsOf(sizes),
+    scratchBytes: scratchBytes(device, sizes),
+  });
+  return dx;
+}
