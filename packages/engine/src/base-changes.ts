@@ -1,4 +1,4 @@
-import { createHash, type Json } from '@niwaki/tensor';
+import { contentHash, type Json } from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { ApplyOptions, Made, Method } from './method.ts';
@@ -45,7 +45,7 @@ export async function recordChange(
 
 /** Names calibration batches by their numbers, as `BaseChange.calibration` does. Reads them back. */
 export async function calibrationHash(batches: readonly Batch[]): Promise<string> {
-  const hash = createHash();
+  const hash = contentHash();
   for (const batch of batches) {
     for (const name of Object.keys(batch).sort()) {
       const value = batch[name];

@@ -6,6 +6,7 @@ import {
   filesFolder,
   FormatError,
   load,
+  loadAdapter,
   loadResult,
   memory,
   memoryFolder,
@@ -72,6 +73,15 @@ async function opened(folder: RunFolder, options: { model?: string } = {}): Prom
   const { perplexity } = await evaluateText(model, tokenizer!, texts['held-out.txt']!, { context: 16 });
   model.dispose();
   return { perplexity, events };
+}
+/** The files of a folder, for those who only read. */
+async function filesIn(folder: RunFolder): Promise<Folder> {
+  const found = new Map<string, Uint8Array>();
+  for (const name of await folder.list()) {
+    const bytes = await folder.read(name);
+    if (bytes !== undefined) found.set(name, bytes);
+  }
+  return filesFolder(found);
 }
 const said = (events: readonly LoadResultEvent[]): string[] => events.flatMap((event) => (event.kind === 'warning' ? [event.message] : []));
 
@@ -143,9 +153,7 @@ describe('the folder of a recipe', () => {
     const base = await opened(folder, { model: 'tiny' });
     expect(base.perplexity).toBe(perplexity);
     expect(base.events.some(({ kind }) => kind === 'change')).toBe(true);
-    const files = new Map<string, Uint8Array>();
-    for (const file of await folder.inside('base').list()) files.set(file, (await folder.read(`base/${file}`))!);
-    saved.set('there', filesFolder(files));
+    saved.set('there', await filesIn(folder.inside('base')));
     const changed = await opened(folder, { model: 'there' });
     expect(changed.perplexity).toBe(perplexity);
     expect(changed.events.filter(({ kind }) => kind === 'change')).toEqual([]);
@@ -184,6 +192,29 @@ describe('the folder of a recipe', () => {
     delete files['others.txt'];
     await expect(loadResult(folder, { kit })).rejects.toThrow(/no file 'others\.txt'/);
     expect(memory().numTensors).toBe(before);
+  });
+
+  it.each<[string, Partial<Recipe>, string[]]>([
+    ['the same base', { quantize: { kind: 'nf4', blockSize: 32 } }, []],
+    [
+      'another one',
+      { quantize: { kind: 'nf4', blockSize: 64 } },
+      ['the adapter in memory was trained on another base: changes[0].options.blockSize was 32, is 64'],
+    ],
+    ['none', {}, [expect.stringMatching(/another base: changes\[0\] was \{"kind":"nf4".*, is absent$/) as never]],
+  ])('lets its adapter train on, and warns where it is not upon its base: %s', async (_, more, expected) => {
+    const { folder } = await trained({ quantize: { kind: 'nf4', blockSize: 32 } });
+    const adapter = await filesIn(folder);
+    const warnings: string[] = [];
+    const { model } = await runRecipe(
+      parseRecipe({ model: 'tiny', data: 'notes.txt', context: 16, steps: 1, initAdapter: 'before', ...more }),
+      {
+        kit: { ...kit, folder: () => folder, loadAdapter: (onto, __, options) => loadAdapter(onto, adapter, options) },
+        onEvent: (event) => void (event.kind === 'warning' && warnings.push(event.message)),
+      },
+    );
+    expect(warnings).toEqual(expected);
+    model.dispose();
   });
 
   it('has no base.json of an earlier run, nor one where the whole model trained', async () => {

@@ -1,14 +1,16 @@
-/**
- * Names a content so that a resumed run notices other data or another model: 64 bits, as 16 hex digits. Not
- * cryptographic: two lanes of FNV-1a over 32-bit words.
- */
+/** Takes a content in piece by piece; pieces keep their bounds, so that 'ab' and 'c' are not 'a' and 'bc'. */
 export interface ContentHash {
   words(values: Int32Array): void;
   text(value: string): void;
+  /** Of what came so far: 16 hex digits. */
   digest(): string;
 }
 
-export function createHash(): ContentHash {
+/**
+ * Names a content so that a resumed run notices other data, another model or another base: 64 bits. Not cryptographic: two
+ * lanes of FNV-1a over 32-bit words. The same on every device.
+ */
+export function contentHash(): ContentHash {
   let a = 0x811c9dc5;
   let b = 0x9747b28c;
   const word = (value: number): void => {

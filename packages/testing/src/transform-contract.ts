@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { causalLM, createStep, disposeBatch, languageBatch, type LanguageBatch, type Objective, type Step } from '@niwaki/engine';
 import { chain, clipByGlobalNorm, type Transform } from '@niwaki/optim';
 import type { Model } from '@niwaki/nn';
-import { createDraw, memory, mul, type Parameter, type Tensor } from '@niwaki/tensor';
+import { createDraw, descriptionOf, memory, mul, type Parameter, type Tensor } from '@niwaki/tensor';
 import { bytesOf, cloned, rows } from './contract-model.ts';
 import { tinyLlama } from './tiny-llama.ts';
 import { trial } from './transform-trial.ts';
@@ -47,6 +47,13 @@ export function transformContract(
       }
       expect(Math.max(...values.map((value, j) => Math.abs(value - target[j]!)))).toBeLessThan(reaches);
       run.dispose();
+    });
+
+    it('says what it was made with, as plain data', () => {
+      const { options } = make();
+      expect(options).toBeDefined();
+      expect(descriptionOf(make())).toEqual(descriptionOf(make()));
+      expect(JSON.stringify(descriptionOf(make()))).not.toContain('function');
     });
 
     it('lowers the loss of a model, holds the bytes that it declares, and keeps the form of its state', () =>

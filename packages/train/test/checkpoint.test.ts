@@ -95,6 +95,20 @@ describe.each(kinds)('a checkpoint in %s', (_name, make) => {
   });
 });
 
+it('a directory takes a file in pieces, which is there at its end or not at all', async () => {
+  const folder = diskFolder(join(directory, 'not/there/yet'));
+  const sink = await folder.sink!('deep/a.bin');
+  for (const piece of [[1, 2], [3]]) await sink.write(Uint8Array.from(piece));
+  expect(await folder.read('deep/a.bin')).toBeUndefined();
+  await sink.commit();
+  const second = await folder.sink!('deep/a.bin');
+  await second.write(Uint8Array.of(4));
+  await second.abandon();
+  expect([...(await folder.read('deep/a.bin'))!]).toEqual([1, 2, 3]);
+  expect(await folder.inside('deep').list()).toEqual(['a.bin']);
+  expect(await folder.read('deep/a.bin/b')).toBeUndefined();
+});
+
 describe('a checkpoint that fails', () => {
   const parameters = new Map([['p', tensor1d([1, 2, 3])]]);
 

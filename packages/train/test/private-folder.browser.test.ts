@@ -51,6 +51,19 @@ it('reads, writes, appends, renames and removes, in folders of folders', async (
   expect(await folder.list()).toEqual(['z']);
 });
 
+it('takes a file in pieces, which is there at its end or not at all', async () => {
+  const folder = (await privateFolder(crypto.randomUUID())).inside('base');
+  const sink = await folder.sink!('a.bin');
+  for (const piece of ['one', ' two']) await sink.write(bytes(piece));
+  expect((await folder.read('a.bin'))?.length ?? 0).toBe(0);
+  await sink.commit();
+  expect(text(await folder.read('a.bin'))).toBe('one two');
+  const second = await folder.sink!('a.bin');
+  await second.write(bytes('three'));
+  await second.abandon();
+  expect(text(await folder.read('a.bin'))).toBe('one two');
+});
+
 it('keeps checkpoints, and takes one that was not finished for none', async () => {
   const folder = (await privateFolder(crypto.randomUUID())).inside('checkpoints');
   const value = tensor1d([-0, 1e-42, 0.1]);

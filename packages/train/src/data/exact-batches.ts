@@ -1,4 +1,4 @@
-import { createHash, DataError } from '@niwaki/tensor';
+import { contentHash, DataError } from '@niwaki/tensor';
 import { languageBatch } from '@niwaki/engine';
 import * as v from 'valibot';
 import type { TrainData } from './train-data.ts';
@@ -24,7 +24,7 @@ export function exactBatches(json: unknown, { vocabularySize, name = 'batches' }
     });
   }
   const batches = parsed.output;
-  const hash = createHash();
+  const hash = contentHash();
   for (const rows of batches) for (const row of rows) hash.words(Int32Array.from(row));
   hash.text(JSON.stringify(batches.map((rows) => rows.length)));
   return {

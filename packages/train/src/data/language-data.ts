@@ -1,4 +1,4 @@
-import { createHash, DataError } from '@niwaki/tensor';
+import { contentHash, DataError } from '@niwaki/tensor';
 import { languageBatch, type LanguageBatch } from '@niwaki/engine';
 import { epochOrder } from './order.ts';
 import type { Row } from './pack.ts';
@@ -26,7 +26,7 @@ export interface LanguageDataOptions {
  */
 export function languageData(rows: readonly Row[], { vocabularySize, shuffle = true }: LanguageDataOptions): LanguageData {
   if (rows.length === 0) throw new DataError('there is no row to train on', { rows: 0 });
-  const hash = createHash();
+  const hash = contentHash();
   hash.text(String(shuffle));
   for (const { ids, targets, starts } of rows) for (const values of [ids, targets, starts]) hash.words(values);
   const count = (of: (row: Row) => number): number => rows.reduce((sum, row) => sum + of(row), 0);

@@ -1,4 +1,4 @@
-import { createHash, descriptionOf, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
+import { contentHash, descriptionOf, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import type { Step } from '@niwaki/engine';
 import {
@@ -134,7 +134,7 @@ const isLike = (a: Tensor, b: Tensor): boolean => a.dtype === b.dtype && a.shape
 
 /** Names a model's form: paths, shapes, roles, what of it is trained, and how each matrix is stored. Not its values. */
 export function modelHash(model: Model): string {
-  const hash = createHash();
+  const hash = contentHash();
   hash.text(model.info.family);
   const all = new Set([...model.parameters().values(), ...adapterParameters(model)]);
   const lines = [...all].map(({ path, shape, role, trainable }) => `${path} ${shape.join('x')} ${role} ${trainable}`);

@@ -1,10 +1,11 @@
-import { ConfigError, createHash, FormatError, type Json } from '@niwaki/tensor';
+import { ConfigError, contentHash, FormatError, type Json } from '@niwaki/tensor';
 import { baseChanges, type BaseChange } from '@niwaki/engine';
 import { parseJson } from '@niwaki/hub';
 import type { Model } from '@niwaki/nn';
 import { fingerprintOf, type Weight } from '@niwaki/weights';
 import * as v from 'valibot';
 import type { RunFolder } from '../checkpoint/run-folder.ts';
+import { differencesBetween, inWords } from '../checkpoint/run-identity.ts';
 import { baseNames, parseRecipe, type BaseOfRecipe } from './recipe.ts';
 
 const file = 'base.json';
@@ -92,8 +93,19 @@ export async function madeBase(model: Model): Promise<MadeBase | undefined> {
 export const isMade = async (model: Model, { form, sha256 }: MadeBase): Promise<boolean> =>
   formOf(model) === form && (await fingerprintOf(weightsOf(model))) === sha256;
 
+/** Tells where an adapter's folder says that it was trained on another base than the model's. */
+export async function warnOfOtherBase(model: Model, folder: RunFolder, warn: (message: string) => void): Promise<void> {
+  const record = await readBase(folder);
+  if (record === undefined) return;
+  const { made } = record;
+  if (made === undefined ? baseChanges(model).length === 0 : await isMade(model, made)) return;
+  const different = differencesBetween(made?.changes ?? [], baseChanges(model), 'changes');
+  const what = different.length === 0 ? 'its numbers are others' : different.map(inWords).join('; ');
+  warn(`the adapter in ${folder.name} was trained on another base: ${what}`);
+}
+
 function formOf(model: Model): string {
-  const hash = createHash();
+  const hash = contentHash();
   for (const [path, { kind, options }] of weightsOf(model)) hash.text(`${path} ${kind} ${JSON.stringify(options)}`);
   // What is rounded on its way in stands beside the weights.
   hash.text(JSON.stringify((model.info.config['niwaki'] as Json | undefined) ?? {}));

@@ -4,6 +4,7 @@ import type { AdapterMethod } from '@niwaki/peft';
 import type { Loaded } from '@niwaki/hub';
 import { siteParty, type AdapterSet, type Model, type Selector, type Site, type TokenBatch } from '@niwaki/nn';
 import { calibrationWindows } from '../data/calibration-windows.ts';
+import { warnOfOtherBase } from './base-record.ts';
 import { factoryOf, functionOf, isBound, pick, type Functions } from './factories.ts';
 import type { KitOptions, Placing, RecipeKit } from './kit.ts';
 import { kindOf, type BaseOfRecipe, type Factory, type Recipe } from './recipe.ts';
@@ -87,6 +88,7 @@ export async function prepareModel(
   await changeMatrices(recipe, kit, loaded, steps, { seed, onChange, text, ...stop });
   await onBase?.(adapter !== undefined || recipe.initAdapter !== undefined);
   if (recipe.initAdapter !== undefined) {
+    await warnOfOtherBase(model, kit.folder(recipe.initAdapter), warn);
     const set = await kit.loadAdapter(model, recipe.initAdapter, { trainable: true, onWarning: ({ message }) => warn(message), ...stop });
     agree(set, given, recipe.initAdapter);
     return set;
