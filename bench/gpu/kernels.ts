@@ -11,6 +11,7 @@ import {
   allFiniteOp,
   attentionGradOp,
   attentionOp,
+  codedAdamOp,
   crossEntropyGradOp,
   crossEntropyOp,
   dispose,
@@ -294,6 +295,21 @@ const rows: readonly (() => Row | readonly Row[])[] = [
       },
       { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
       12 * n,
+    ),
+  () =>
+    opRow(
+      'adam 16M, 8-bit moments',
+      codedAdamOp as never,
+      {
+        gradient: floats([n]),
+        momentumWords: ints([n / 4], (i) => Math.imul(i + 1, 0x9e3779b9)),
+        momentumScales: positive(floats([n / 256], 2)),
+        varianceWords: ints([n / 4], (i) => Math.imul(i + 5, 0x85ebca6b)),
+        varianceScales: positive(floats([n / 256], 3)),
+        factors: { shape: [3], values: Float32Array.of(0.19, 0.002, 1) },
+      },
+      { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true },
+      20 * n,
     ),
   () => opRow('allFinite 16M', allFiniteOp as never, { x: floats([n]) }, {}, n),
 ];

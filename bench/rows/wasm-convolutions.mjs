@@ -1,5 +1,9 @@
-/** Gradients of convolutions on the wasm device, against the cpu device of tfjs: without ours, the one on which a convolution trains in Node. */
+/**
+ * Convolutions on the wasm device. Gradients against the cpu device of tfjs: without ours, the one on which a convolution
+ * trains in Node. What tfjs-wasm has, against it.
+ */
 import '@tensorflow/tfjs-backend-cpu';
+import '@tensorflow/tfjs-backend-wasm';
 import { engine, setBackend } from '@tensorflow/tfjs-core';
 import { init } from '../../packages/backend/dist/index.js';
 import { tensor } from '../../packages/tensor/dist/index.js';
@@ -28,10 +32,10 @@ function least(kernels, turns) {
   return best.reduce((sum, each) => sum + each, 0);
 }
 
-const row = (name, floor, kernels) => ({
-  name: `wasm gradients of ${name}`,
+const row = (name, floor, kernels, { peer = 'cpu', turns: theirTurns = 1 } = {}) => ({
+  name: `wasm ${name}`,
   floor,
-  unit: "tfjs-cpu's speed",
+  unit: `tfjs-${peer}'s speed`,
   device: 'wasm',
   threads: 1,
   measure: async () => {
@@ -39,7 +43,7 @@ const row = (name, floor, kernels) => ({
     for (let round = 0; round < 2; round++) {
       for (const [who, use, turns] of [
         ['ours', () => init({ device: 'wasm', threads: 1 }), 10],
-        ['theirs', () => setBackend('cpu'), 1],
+        ['theirs', () => setBackend(peer), theirTurns],
       ]) {
         await use();
         const list = kernels();
@@ -69,6 +73,11 @@ function convolution(inChannels, outChannels) {
   ];
 }
 
+function forward(inChannels, outChannels) {
+  const [x, filter] = [wave([batch, side, side, inChannels], 0.3), wave([3, 3, inChannels, outChannels], 1.1)];
+  return ['Conv2D', { x, filter }, window];
+}
+
 function depthwise(channels) {
   const [x, dy, filter] = [
     wave([batch, side, side, channels], 0.3),
@@ -82,6 +91,8 @@ function depthwise(channels) {
 }
 
 export const rows = [
-  row('a convolution, 16 to 32 channels', 400, () => convolution(16, 32)),
-  row('a depthwise convolution, 64 channels', 200, () => depthwise(64)),
+  row('gradients of a convolution, 16 to 32 channels', 400, () => convolution(16, 32)),
+  row('gradients of a depthwise convolution, 64 channels', 200, () => depthwise(64)),
+  row("convolution's gradient of its image, 16 to 32 channels", 4, () => [convolution(16, 32)[1]], { peer: 'wasm', turns: 5 }),
+  row('convolution, 64 to 64 channels', 1, () => [forward(64, 64)], { peer: 'wasm', turns: 10 }),
 ];
