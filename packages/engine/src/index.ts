@@ -3,6 +3,7 @@ export * from './method.ts';
 export { baseChanges, calibrationHash, type BaseChange } from './base-changes.ts';
 export * from './hold.ts';
 export type { BlockProgress, Calibrate, Walk } from './calibration/calibrate.ts';
+export type { SiteRecord, WalkCheckpoint, WalkIdentity, WindowRecord } from './calibration/checkpoint.ts';
 export * from './calibration/collector.ts';
 export * from './calibration/collect-inputs.ts';
 export * from './calibration/statistics.ts';

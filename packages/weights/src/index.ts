@@ -22,6 +22,15 @@ export { isSparse, maskOf, packMask } from './entry-mask.ts';
 export { masked } from './masked.ts';
 export { sparseFormOf, sparseWeight, type SparseForm, type Store } from './sparse-weight.ts';
 export * from './stored-values.ts';
+export {
+  inputFrom,
+  recordOfInput,
+  recordOfWeight,
+  weightFrom,
+  type InputRecord,
+  type PartRecord,
+  type WeightRecord,
+} from './weight-record.ts';
 export { checkGroups, checkNOfM, indexBits, nOfM, packNOfM, type NOfM } from './n-of-m.ts';
 export { csr, packCsr, type CsrParts } from './csr.ts';
 export { checkPlaces, flatPlaces, packPlaces, placedParameters, sparseDelta, type SparseDeltaParts } from './sparse-delta.ts';

@@ -4,6 +4,7 @@ import type { Carry, Model, Site, Stage } from '@niwaki/nn';
 import { createBreath } from '../breath.ts';
 import type { Made, Method, Plan } from '../method.ts';
 import type { FitProgress } from './fit.ts';
+import { createRecorder, type Recorder, type WalkCheckpoint } from './checkpoint.ts';
 import { createLends } from './lends.ts';
 import { calibrationBatches, runStages, type CalibrationBatch } from './streams.ts';
 import { openWindow } from './window.ts';
@@ -32,6 +33,11 @@ export interface Calibrate {
    * A walk that was stopped and goes on at the next block gives what one without a stop gives.
    */
   readonly from?: string;
+  /**
+   * Where the walk keeps what each window left, and goes on from after a stop: with the model as it was loaded, it gives
+   * what a walk without a stop gives, bit for bit, however windows overlap. In place of `from`.
+   */
+  readonly checkpoint?: WalkCheckpoint;
   /** The model in float, where `model` holds replaced blocks already; needed to go on with 'float' and 'both'. */
   readonly reference?: Model;
   readonly onBlock?: (progress: BlockProgress) => void;
@@ -68,6 +74,10 @@ export interface CalibrationJob<P extends Plan> {
 export async function calibrate<P extends Plan>(job: CalibrationJob<P>): Promise<void> {
   const { model, method, sites, signal } = job;
   const { reference, onBlock } = job.calibrate;
+  const put: typeof job.put = (site, made) => {
+    job.put(site, made);
+    recorder.note(site, made);
+  };
   const stages = model.stages();
   const advance = method.walk?.advance ?? 'current';
   const windows = windowsOf(stages, sites, method);
@@ -80,14 +90,25 @@ export async function calibrate<P extends Plan>(job: CalibrationJob<P>): Promise
   let floats: Carry[] = [];
   let reached = windows[0]!.range[0];
   let ahead: Carry[] = [];
+  let recorder: Recorder;
   const run = (over: readonly Stage[], range: readonly [number, number], carries: readonly Carry[]): Promise<Carry[]> =>
     runAll(over, range, { carries, batches, kind: method.kind, ...(signal && { signal }) });
   const runFloats = async (to: number): Promise<Carry[]> => run(floatStages, [reached, to], floats);
   try {
+    recorder = await createRecorder(method, job.calibrate, { model, sites, windows: windows.length, lends, put: job.put });
+    const { done } = recorder;
     const nothing = batches.map((): Carry => ({}));
-    inputs = await run(advance === 'float' ? floatStages : stages, [0, reached], nothing);
-    if (advance === 'both') floats = await run(floatStages, [0, reached], nothing);
+    const start = windows[done]?.range[0];
+    // The float streams first: what is kept of earlier windows ends the float model.
+    if (start !== undefined && advance === 'float') inputs = await run(floatStages, [0, start], nothing);
+    if (start !== undefined && advance === 'both') {
+      reached = done === 0 ? start : windows[done - 1]!.range[1];
+      floats = await run(floatStages, [0, reached], nothing);
+    }
+    await recorder.restore();
+    if (start !== undefined && advance !== 'float') inputs = await run(stages, [0, start], nothing);
     for (const [w, { range, sites: inside }] of windows.entries()) {
+      if (w < done) continue;
       throwIfAborted(signal, method.kind);
       const next = windows[w + 1]?.range[0];
       const to = next ?? range[1];
@@ -101,20 +122,24 @@ export async function calibrate<P extends Plan>(job: CalibrationJob<P>): Promise
         if (reached > range[0]) floats = swap(floats, []);
       }
       const leaving = new Set(inside.filter((site) => !stages.slice(to).some((stage) => stage.sites.includes(site))));
-      await visitWindow(job, {
-        range,
-        sites: inside,
-        leaving,
-        lends,
-        batches,
-        inputs,
-        ...(advance === 'both' && { targets: ahead, ...(floats.length > 0 && { floatInputs: floats }) }),
-      });
+      await visitWindow(
+        { ...job, put },
+        {
+          range,
+          sites: inside,
+          leaving,
+          lends,
+          batches,
+          inputs,
+          ...(advance === 'both' && { targets: ahead, ...(floats.length > 0 && { floatInputs: floats }) }),
+        },
+      );
       if (next !== undefined) {
         if (advance === 'float') [inputs, ahead] = [swap(inputs, ahead), []];
         else inputs = swap(inputs, await run(stages, [range[0], next], inputs));
         if (advance === 'both') [floats, ahead, reached] = [swap(floats, ahead), [], range[1]];
       }
+      await recorder.keep(w);
       onBlock?.({
         done: w + 1,
         total: windows.length,

@@ -9,16 +9,26 @@ export interface Lends {
   lendInput(site: Site, input: ActivationQuantizer): void;
   of(site: Site): Weight | undefined;
   inputOf(site: Site): ActivationQuantizer | undefined;
+  /** Everything that stands in now. */
+  held(): readonly Held[];
   /** What is stored back at its site, before it is replaced for good. @returns what frees that which stood in and is not there for good now */
   take(site: Site): () => void;
   /** What is stored back at every site. */
   dispose(): void;
 }
 
+export interface Held {
+  readonly site: Site;
+  /** With the one beside it. */
+  readonly weight?: { readonly stored: Weight; readonly lent: Weight };
+  readonly input?: ActivationQuantizer;
+}
+
 /** What stands in may be built around parts of what it stands in for, and may stay for good: those live on. */
 export function createLends(model: Model): Lends {
   const weights = new Map<Site, { readonly stored: Weight; readonly lent: Weight }>();
   const inputs = new Map<Site, { readonly stored: ActivationQuantizer | undefined; readonly lent: ActivationQuantizer }>();
+  const sites = (): readonly Site[] => [...new Set([...weights.keys(), ...inputs.keys()])];
   const takeWeight = (site: Site): (() => void) => {
     const held = weights.get(site);
     if (held === undefined) return () => {};
@@ -52,9 +62,14 @@ export function createLends(model: Model): Lends {
     },
     of: (site) => weights.get(site)?.lent,
     inputOf: (site) => inputs.get(site)?.lent,
+    held: () =>
+      sites().map((site) => {
+        const [weight, input] = [weights.get(site), inputs.get(site)?.lent];
+        return { site, ...(weight && { weight }), ...(input && { input }) };
+      }),
     take,
     dispose: () => {
-      for (const site of new Set([...weights.keys(), ...inputs.keys()])) take(site)();
+      for (const site of sites()) take(site)();
     },
   };
 }
