@@ -81,6 +81,19 @@ describe('a model with rounded activations', () => {
     again.dispose();
   });
 
+  it('trains its steps in any run that has them train, beside what else does', async () => {
+    const model = await rounded([activations({ bits: 4, per: 'tensor' })]);
+    const steps = model.sites('all-linear').map(({ input }) => input!.parts['input_scale']!);
+    for (const parameter of model.parameters().values()) parameter.trainable = steps.includes(parameter);
+    const values = async (): Promise<number[]> => Promise.all(steps.map(async (step) => (await step.read().data())[0]!));
+    const before = await values();
+    const { losses, stateBytes } = await train(model, { steps: 5, rate: 2e-3 });
+    expect(losses.at(-1)).toBeLessThan(losses[0]!);
+    expect((await values()).every((value, i) => value !== before[i] && value > 0)).toBe(true);
+    expect(stateBytes).toBe(steps.length * 8);
+    model.dispose();
+  });
+
   it('takes a LoRA that trains over it, merges into its floats exactly, and leaves the rounding where it was', async () => {
     const model = await rounded([activations({ bits: 4 })]);
     const plain = await logitsOf(model);

@@ -9,7 +9,8 @@ import type { Model, Site } from './graph.ts';
  * the new order. Copies of the matrices of one coupling, f32, live meanwhile.
  * @param order for each place the place of now of the unit that comes there. Where one kv head serves several query heads,
  *   groups move as a whole, and query heads inside their group
- * @throws ConfigError for an order that is none, tears groups apart, or a weight that cannot be stored again without loss;
+ * @throws ConfigError for an order that is none, tears groups apart, a weight that cannot be stored again without loss, or
+ *   an input rounded by factors of its channels;
  *   StateError where an adapter or a set's own parameter depends on the order
  */
 export async function permuteUnits(model: Model, coupling: Coupling, order: readonly number[]): Promise<void> {
@@ -23,6 +24,7 @@ export async function permuteUnits(model: Model, coupling: Coupling, order: read
   const readers = coupling.readers.map((path) => ({ site: siteAt(model, path), index: expanded(order, size), axis: 1 as const }));
   const all = [...sides, ...readers];
   for (const { site } of all) checkSite(model, site);
+  for (const { site } of readers) checkInput(site);
   const made: { readonly site: Site; readonly weight: Weight; readonly bias?: Parameter }[] = [];
   try {
     for (const { site, index, axis } of all) made.push({ site, ...(await reordered(site, index, axis)) });
@@ -86,6 +88,14 @@ function checkSite(model: Model, { path, weight }: Site): void {
     path,
     kind: weight?.kind,
     help: 'Change the order of a float model, and quantize it afterwards.',
+  });
+}
+
+function checkInput({ path, input }: Site): void {
+  if (input?.parts['input_factors'] === undefined) return;
+  throw new ConfigError(`'${path}' rounds its input by factors of channels in the order of now`, {
+    path,
+    help: 'Take the rounding away first, with replaceInput(path, undefined), and measure it again afterwards.',
   });
 }
 

@@ -15,7 +15,7 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import { denseWeight, onScaledChannels, tensorQuantizer, tokenQuantizer } from '@niwaki/weights';
-import { createModel, forward, generate, tokenBatch, type Adapter, type HfConfig, type Model } from '../src/index.ts';
+import { createModel, forward, generate, permuteUnits, tokenBatch, type Adapter, type HfConfig, type Model } from '../src/index.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 
 const vocabularySize = 32;
@@ -132,6 +132,19 @@ describe('the input of a site', () => {
       const values = ((await logits.array()) as number[][][])[0]!;
       for (const tensor of [logits, ...Object.values(batch)]) if (tensor !== undefined && 'dispose' in tensor) tensor.dispose();
       expect(values.slice(ids.length - 1, -1).map((row) => row.indexOf(Math.max(...row)))).toEqual(first);
+    }));
+
+  it('goes on over units in another order, unless it knows its channels apart', () =>
+    onTiny(async (model) => {
+      const path = 'model.layers.0.mlp.down_proj';
+      const coupling = model.couplings.find(({ kind }) => kind === 'channels')!;
+      const backwards = Array.from({ length: coupling.units }, (_, i) => coupling.units - 1 - i);
+      model.replaceInput(path, coarse);
+      const before = await logitsOf(model);
+      await permuteUnits(model, coupling, backwards);
+      expect(gap(await logitsOf(model), before)).toBeLessThan(1e-5);
+      model.replaceInput(path, onScaledChannels(path, coarse, new Float32Array(32).fill(0.5)));
+      await expect(permuteUnits(model, coupling, backwards)).rejects.toThrow(/down_proj' rounds its input by factors of channels/);
     }));
 
   it('is its site’s: parameters and the disposal of what is replaced go with it', () =>

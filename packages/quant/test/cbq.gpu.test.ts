@@ -89,10 +89,12 @@ describe.skipIf(missing)('CBQ on WebGPU', () => {
     const model = await initializeModel(calibrationConfig, { seed: 1, trainable: false });
     const batches = calibrationSequences(2, 12).map((row) => tokenBatch([row], { vocabularySize: calibrationConfig.vocab_size }));
     const losses: number[] = [];
-    await quantize(model, cbq({ bits: 2, groupSize: 32, epochs: 2 }), { calibrate: { batches, onFit: ({ loss }) => losses.push(loss) } });
+    const activations = { bits: 4, per: 'tensor', attention: ['keys'] } as const;
+    const method = cbq({ bits: 2, groupSize: 32, epochs: 2, activations });
+    await quantize(model, method, { calibrate: { batches, onFit: ({ loss }) => losses.push(loss) } });
     expect(losses).toHaveLength(4);
     expect(losses.every(Number.isFinite)).toBe(true);
-    expect(model.sites('all-linear').every(({ weight }) => weight!.kind === 'affine')).toBe(true);
+    expect(model.sites('all-linear').every(({ weight, input }) => weight!.kind === 'affine' && input!.bits === 4)).toBe(true);
     batches.forEach(disposeBatch);
     model.dispose();
     expect(memory().numTensors).toBe(before);
