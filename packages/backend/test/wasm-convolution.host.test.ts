@@ -26,8 +26,8 @@ const convolutions: readonly (readonly [Shape, Shape, Attributes])[] = [
   [[2, 10, 11, 4], [3, 5, 4, 6], { strides: [1, 2], pad: explicit }],
   [[1, 12, 9, 2], [4, 3, 2, 3], { strides: 3, pad: 2, dimRoundingMode: 'floor' }],
   [[1, 12, 9, 2], [4, 3, 2, 3], { strides: 3, pad: 2, dimRoundingMode: 'ceil' }],
-  [[5, 6, 7, 40], [3, 3, 40, 19], { strides: 1, pad: 'same' }],
-  [[2, 33, 37, 3], [3, 3, 3, 4], { strides: 1, pad: 'same' }],
+  [[2, 5, 6, 40], [3, 3, 40, 19], { strides: 1, pad: 'same' }],
+  [[2, 33, 19, 3], [3, 3, 3, 4], { strides: 1, pad: 'same' }],
   [[1, 6, 5, 7], [3, 1, 7, 300], { strides: 1, pad: 'valid' }],
   [[3, 1, 41, 6], [1, 5, 6, 8], { strides: 1, pad: 'same' }],
   // Where tfjs-wasm gives zeros, and where it writes beyond its result.
@@ -43,7 +43,7 @@ const depthwise: readonly (readonly [Shape, Shape, Attributes])[] = [
   [[1, 8, 9, 37], [5, 3, 37, 2], { strides: 3, pad: 'same' }],
   [[3, 6, 5, 5], [2, 3, 5, 3], { strides: 1, pad: explicit }],
   [[1, 11, 9, 4], [3, 3, 4, 1], { strides: 2, pad: 1, dimRoundingMode: 'floor' }],
-  [[4, 33, 9, 18], [3, 3, 18, 2], { strides: 1, pad: 'same' }],
+  [[4, 17, 7, 18], [3, 3, 18, 2], { strides: 1, pad: 'same' }],
   [[2, 9, 8, 3], [3, 1, 3, 2], { strides: 2, pad: 'same' }],
 ];
 
@@ -277,13 +277,19 @@ describe.each(builds)('Convolutions and their gradients equal those of the cpu d
   });
 });
 
-it('takes floats only, and says so', async () => {
+it('says what it does not take', async () => {
   await useBuild({ threads: 1 });
   const x = tf.zeros([1, 3, 3, 1], 'int32');
   const attributes = { strides: 1, pad: 'same', dataFormat: 'NHWC', filterShape: [3, 3, 1, 1] };
   expect(() => kernel('Conv2DBackpropFilter', attributes)({ x, dy: x })).toThrow(ConfigError);
   expect(() => kernel('Conv2DBackpropFilter', attributes)({ x, dy: x })).toThrow(/float32 only, got int32/);
   x.dispose();
+  const image = tf.zeros([1, 2, 3, 3]);
+  const filter = tf.zeros([3, 3, 2, 1]);
+  const first = { strides: 1, pad: 'same', dataFormat: 'NCHW', dilations: 1 };
+  for (const name of ['FusedConv2D', 'DepthwiseConv2dNative', 'FusedDepthwiseConv2D'])
+    expect(() => kernel(name, first)({ x: image, filter })).toThrow(/channels last only/);
+  tf.dispose([image, filter]);
 });
 
 it('says that the heap is full, and works on', async () => {
@@ -300,7 +306,7 @@ it('says that the heap is full, and works on', async () => {
 });
 
 it('trains a small net of convolutions by the losses of the cpu device', async () => {
-  const [images, first] = [values([12, 11, 9, 2]), values([3, 3, 2, 8])];
+  const [images, first] = [values([6, 11, 9, 2]), values([3, 3, 2, 8])];
   const rest = (
     [
       [3, 3, 8, 2],
@@ -310,11 +316,11 @@ it('trains a small net of convolutions by the losses of the cpu device', async (
   ).map((shape) => [values(shape), shape] as const);
   const losses = (): number[] => {
     const before = tf.memory().numTensors;
-    const x = tf.tensor4d(images, [12, 11, 9, 2]);
+    const x = tf.tensor4d(images, [6, 11, 9, 2]);
     const labels = tf.tidy(() =>
       tf.oneHot(
         tf.tensor1d(
-          Int32Array.from({ length: 12 }, (_, i) => i % 5),
+          Int32Array.from({ length: 6 }, (_, i) => i % 5),
           'int32',
         ),
         5,
@@ -331,10 +337,10 @@ it('trains a small net of convolutions by the losses of the cpu device', async (
       const normal = tf.batchNorm(convolved, mean as tf.Tensor1D, variance as tf.Tensor1D, offset as tf.Tensor1D, scale as tf.Tensor1D);
       const pooled = tf.maxPool(tf.relu(normal), 2, 2, 'same');
       const separate = tf.relu(tf.separableConv2d(pooled, depth, point, 1, 'same'));
-      const features = tf.reshape(tf.avgPool(separate, [3, 3], [3, 2], 'same'), [12, 72]);
+      const features = tf.reshape(tf.avgPool(separate, [3, 3], [3, 2], 'same'), [6, 72]);
       return tf.losses.softmaxCrossEntropy(labels, tf.matMul(features, dense));
     };
-    const found = Array.from({ length: 12 }, () => {
+    const found = Array.from({ length: 8 }, () => {
       const value = optimizer.minimize(loss, true)!;
       const [number] = value.dataSync();
       value.dispose();
@@ -392,5 +398,5 @@ it('has the same bits on one thread and on two', async () => {
   await useBuild({ threads: 1 });
   const alone = all();
   await useBuild({ threads: 2 });
-  expect(all()).toEqual(alone);
+  all().forEach((list, i) => expect(distance(list, alone[i]!)).toBe(0));
 });

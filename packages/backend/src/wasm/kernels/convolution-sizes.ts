@@ -104,3 +104,12 @@ export function checkFloats(name: string, ...tensors: readonly TensorInfo[]): vo
   if (other === undefined) return;
   throw new ConfigError(`${name}: the wasm device computes in float32 only, got ${other.dtype}`, { help: "Cast to 'float32' first." });
 }
+
+/** @throws ConfigError where channels come first */
+export function checkChannelsLast(name: string, { dataFormat }: Attributes): void {
+  if (dataFormat !== 'NCHW') return;
+  throw new ConfigError(`${name}: the wasm device takes images with their channels last only, got 'NCHW'`, {
+    dataFormat,
+    help: 'Transpose to [batch, height, width, channels].',
+  });
+}

@@ -1,6 +1,7 @@
 import { getKernel, type KernelConfig, type TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import {
+  checkChannelsLast,
   checkFloats,
   placesOf,
   shareSizes,
@@ -24,9 +25,10 @@ type Operands = Readonly<Record<'x' | 'filter', TensorInfo>>;
  */
 export const convolutionKernels = (device: WasmDevice): KernelConfig[] => [
   wasmKernel<Operands, Attributes>(device, 'Conv2D', ({ x, filter }, attributes) => convolve(device, x, filter, attributes)),
-  wasmKernel<Operands & Tail, Attributes & TailAttributes>(device, 'FusedConv2D', ({ x, filter, ...tail }, attributes) =>
-    finish(device, convolve(device, x, filter, attributes), tail, attributes),
-  ),
+  wasmKernel<Operands & Tail, Attributes & TailAttributes>(device, 'FusedConv2D', ({ x, filter, ...tail }, attributes) => {
+    checkChannelsLast('fused conv2d', attributes);
+    return finish(device, convolve(device, x, filter, attributes), tail, attributes);
+  }),
   wasmKernel<Record<'x' | 'dy', TensorInfo>, FilterAttributes>(device, 'Conv2DBackpropFilter', ({ x, dy }, attributes) =>
     filterGradient(device, x, dy, attributes),
   ),

@@ -1,6 +1,7 @@
 import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
 import {
+  checkChannelsLast,
   checkFloats,
   shareSizes,
   sizesOf,
@@ -40,6 +41,7 @@ const scratchBytes = ({ kernels }: WasmDevice, sizes: Sizes): number =>
 
 function convolve(device: WasmDevice, x: TensorInfo, filter: TensorInfo, attributes: Attributes): TensorInfo {
   checkFloats('depthwiseConv2d', x, filter);
+  checkChannelsLast('depthwiseConv2d', attributes);
   const sizes = sizesOf(x.shape, filter.shape, attributes, true);
   const { at } = shareSizes(device, sizes);
   const y = device.output(sizes.outShape);
