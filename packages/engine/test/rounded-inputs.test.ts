@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { denseParameter, memory, mul, tidy, type Tensor2D } from '@niwaki/tensor';
 import { denseWeight, tensorQuantizer, tokenQuantizer, type ActivationQuantizer } from '@niwaki/weights';
 import { tokenBatch, type Model, type Site } from '@niwaki/nn';
-import { applyMethod, defineMethod, disposeBatch, type Method, type Window } from '@niwaki/engine';
+import { applyMethod, collectInputs, defineMethod, disposeBatch, inputAbsMean, type Method, type Window } from '@niwaki/engine';
 import { logits, onTiny } from '../../testing/src/contract-model.ts';
 
 const grid = { bits: 4, symmetric: true };
@@ -119,3 +119,29 @@ describe('an input that is lent', () => {
       expect(memory().numTensors).toBe(tensors);
     }));
 });
+
+it('statistics are of what each matrix multiplies with, taken once where that is the same', () =>
+  onTiny(async (model) => {
+    const [q, k, v] = ['q_proj', 'k_proj', 'v_proj'].map((name) => model.sites(`model.layers.0.self_attn.${name}`)[0]!);
+    const batch = tokenBatch([[1, 2, 3, 4]], model.info);
+    const means = async (): Promise<{ readonly same: string; readonly values: readonly number[] }> => {
+      const { of, release } = await collectInputs(model, [q!, k!, v!], { mean: inputAbsMean() }, { batches: [batch], kind: 'test' });
+      const [a, b, c] = [of.get(q!)!.mean, of.get(k!)!.mean, of.get(v!)!.mean];
+      const same = [a === b, b === c].join();
+      const values = [(await a.data())[0]!, (await b.data())[0]!, (await c.data())[0]!];
+      release();
+      return { same, values };
+    };
+    const plain = await means();
+    expect(plain.same).toBe('true,true');
+    model.replaceInput(q!.path, tokenQuantizer({ bits: 2, symmetric: true }));
+    const one = await means();
+    expect(one.same).toBe('false,true');
+    expect(one.values[0]).not.toBe(plain.values[0]);
+    expect(one.values.slice(1)).toEqual(plain.values.slice(1));
+    for (const { path } of [q!, k!, v!]) model.replaceInput(path, tokenQuantizer({ bits: 2, symmetric: true }));
+    expect((await means()).same).toBe('true,true');
+    model.replaceInput(k!.path, stepAt(k!));
+    expect((await means()).same).toBe('false,false');
+    disposeBatch(batch);
+  }));

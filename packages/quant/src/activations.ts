@@ -10,6 +10,7 @@ import {
   minimum,
   min,
   mul,
+  NumericError,
   round,
   square,
   stack,
@@ -58,7 +59,8 @@ export function activationOptions(
  * Stored: nothing per token, 4 or 8 bytes a site per tensor. Work per tensor: two forwards of each block over the batches,
  * and 24 roundings of each input in the second. Products stay in f32: this is what low-bit activations cost in quality, and
  * what a device with integer products would compute.
- * @throws ConfigError for options out of range, an embedding, an operand per tensor, or calibration batches missing or too many
+ * @throws ConfigError for options out of range, an operand per tensor, or calibration batches missing or too many;
+ * NotFoundError for an embedding; NumericError for an input that is not finite
  * @example await quantize(model, activations({ bits: 8 }))
  */
 export function activations(options: ActivationOptions = {}): Method {
@@ -96,6 +98,7 @@ const shares = Array.from({ length: 24 }, (_, i) => 0.93 ** i);
 /**
  * The step of each site's input: of some shares of its range the one that loses least of the squares, over all rows that
  * count. Two passes of the window.
+ * @throws NumericError that names the site whose input is not finite
  * @param factors of an input's channels, where these are scaled before they are rounded
  */
 export async function tensorSteps(
@@ -106,7 +109,13 @@ export async function tensorSteps(
 ): Promise<ReadonlyMap<Site, TensorStep>> {
   const ranges = await window.collect(sites, { range: inputRange(factors) });
   const errors = await window.collect(sites, { step: leastError(grid, factors, (site) => ranges.get(site)!.range) });
-  return new Map(sites.map((site) => [site, errors.get(site)!.step]));
+  return new Map(
+    sites.map((site) => {
+      const { step } = errors.get(site)!;
+      if (Number.isFinite(step.scale)) return [site, step];
+      throw new NumericError(`what '${site.path}' is given on the calibration batches is not finite`, { path: site.path });
+    }),
+  );
 }
 
 type Interval = readonly [least: number, most: number];

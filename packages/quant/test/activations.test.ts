@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { ConfigError, memory, NotFoundError, tidy, type Tensor2D } from '@niwaki/tensor';
+import { ConfigError, memory, mul, NotFoundError, ones, tidy, type Tensor2D } from '@niwaki/tensor';
 import { initializeModel, tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
 import { applyMethod, defineMethod, disposeBatch, type Method, type Window } from '@niwaki/engine';
 import { createCall, type TensorStep } from '@niwaki/weights';
@@ -86,6 +86,13 @@ describe('rounded activations', () => {
     await expect(quantize(model, activations(), { at: 'embed_tokens' })).rejects.toThrow(NotFoundError);
     const operands = quantize(model, activations({ per }), { at: ['all-linear', 'keys'], calibrate: { batches } });
     await expect(operands).rejects.toThrow(/layers.0.self_attn.keys' is an operand of attention, which is rounded per token/);
+    const norm = model.parameters().get('model.layers.0.input_layernorm.weight')!;
+    norm.write(tidy(() => mul(norm.read(), Infinity)));
+    await expect(quantize(model, activations({ per }), { calibrate: { batches } })).rejects.toThrow(
+      /layers.0.self_attn.q_proj' is given .* not finite/,
+    );
+    expect(model.sites('all-linear').every(({ input }) => input === undefined)).toBe(true);
+    norm.write(ones([...norm.shape]));
     await quantize(model, activations({ per }), { calibrate: { batches } });
     await expect(quantize(model, awq({ groupSize: 32, fold: true }), { calibrate: { batches } })).rejects.toThrow(ConfigError);
     batches.forEach(disposeBatch);

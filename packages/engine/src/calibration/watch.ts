@@ -8,15 +8,23 @@ export interface InputGroup {
   readonly sites: readonly Site[];
 }
 
-/** Sites by distinct input. Where an adapter sits at a site, it may change what reaches the matrix: that site is its own group. */
+/**
+ * Sites by distinct input. Where an adapter sits at a site, it may change what reaches the matrix: that site is its own
+ * group. So is one that rounds its input in a step of its own; those that round rows the same way stay together.
+ */
 export function inputGroups(sites: readonly Site[], model: Model): readonly InputGroup[] {
   const groups = new Map<string, Site[]>();
   for (const site of sites) {
     const adapted = [...model.adapters.values()].some((set) => set.sites.has(site.path));
-    const id = adapted ? `${site.inputId}@${site.path}` : site.inputId;
+    const id = adapted ? `${site.inputId}@${site.path}` : `${site.inputId}${roundingOf(site)}`;
     groups.set(id, [...(groups.get(id) ?? []), site]);
   }
   return [...groups].map(([id, members]) => ({ id, sites: members }));
+}
+
+function roundingOf({ path, input }: Site): string {
+  if (input === undefined) return '';
+  return Object.keys(input.parts).length > 0 ? `@${path}` : `#${input.bits}${input.symmetric ? '' : ' asymmetric'}`;
 }
 
 /**
