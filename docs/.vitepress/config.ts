@@ -63,6 +63,7 @@ export default defineConfig({
             { text: 'QST', link: '/methods/qst' },
             { text: 'SpIEL', link: '/methods/spiel' },
             { text: 'GGUF blocks', link: '/methods/gguf-blocks' },
+            { text: 'Stacks of experts', link: '/methods/experts' },
             { text: '8-bit optimizers, Lion', link: '/methods/eight-bit-optimizers' },
             { text: 'GaLore', link: '/methods/galore' },
             { text: 'Q-GaLore', link: '/methods/q-galore' },

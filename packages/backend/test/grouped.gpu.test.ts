@@ -1,5 +1,13 @@
 import { init } from '@niwaki/backend';
-import { countingSortOp, groupedMatMulGradOp, groupedMatMulOp, packedGroupedMatMulOp, type PackedFormat } from '@niwaki/tensor';
+import {
+  countingSortOp,
+  cutWordsOp,
+  joinWordsOp,
+  groupedMatMulGradOp,
+  groupedMatMulOp,
+  packedGroupedMatMulOp,
+  type PackedFormat,
+} from '@niwaki/tensor';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { packedFixture, stackedFixture, widthsOf } from './packed-fixture.ts';
@@ -97,6 +105,20 @@ describe.skipIf(missing)('products over runs of rows on WebGPU', () => {
     const [x, runs] = [floats([65, 7]), runsOf([60, -3, 900, 4])];
     const [dw] = await onGpu(groupedMatMulGradOp as never, { dy: floats([65, 5]), x, runs }, {});
     expect(dw!.values.every((value) => Number.isFinite(value))).toBe(true);
+  });
+
+  test('packed words are joined and cut bit for bit', async () => {
+    // More digits than f32 has.
+    const words = (length: number, seed: number): Host => ints([length], (i) => Math.imul(i + seed, 0x9e3779b1));
+    const [joined] = await expectParity(
+      joinWordsOp as never,
+      { words0: words(65, 1), words1: words(1, 9), words2: words(300, 3) },
+      { parts: 3 },
+      0,
+    );
+    expect(joined!.values.slice(65, 67)).toEqual(Int32Array.of(Math.imul(9, 0x9e3779b1), Math.imul(3, 0x9e3779b1)));
+    const [cut] = await expectParity(cutWordsOp as never, { words: words(300, 3) }, { from: 7, count: 65 }, 0);
+    expect(cut!.values).toEqual(words(300, 3).values.slice(7, 72));
   });
 
   test.each([

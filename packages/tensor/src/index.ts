@@ -39,6 +39,7 @@ export { checkRuns, type Runs } from './ops/runs.ts';
 export { groupedMatMul, groupedMatMulGradOp, groupedMatMulOp, type GroupedOptions } from './ops/grouped-matmul.ts';
 export { packedGroupedMatMul, packedGroupedMatMulOp } from './ops/packed-grouped-matmul.ts';
 export * from './ops/token-order.ts';
+export * from './ops/copy-words.ts';
 export * from './ops/block-quantize.ts';
 export * from './ops/coded-adam.ts';
 export * from './ops/unpack-fields.ts';

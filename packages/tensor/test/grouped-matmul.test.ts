@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import {
+  add,
   concat,
   dispose,
   floatToHalf,
@@ -107,6 +108,19 @@ describe('a product over runs of rows', () => {
     expect(valuesOf(() => groupedMatMul(x, w, runs, { unread: true }), [x, w], dy).gradients).toEqual(both.gradients);
     expect(valuesOf(() => groupedMatMul(x, w, runs, { unread: true, frozen: true }), [x], dy).gradients).toEqual([both.gradients[0]]);
     dispose([x, w, dy, runs]);
+  });
+
+  it('over parts of a stack, each with its part of the runs, adds up to the whole', () => {
+    const before = memory().numTensors;
+    const [x, w, dy, runs] = make([0, 4, 7, 10]);
+    const [whole, sum] = tidy(() => {
+      const part = (e: number, some: number): Tensor =>
+        groupedMatMul(x, slice(w, [e, 0, 0], [some, out, width]), slice(runs, [e], [some + 1]));
+      return [groupedMatMul(x, w, runs), add(part(0, 1), part(1, 2))].map(host);
+    });
+    expect(sum).toEqual(whole);
+    dispose([x, w, dy, runs]);
+    expect(memory().numTensors).toBe(before);
   });
 
   it('refuses what does not fit together', () => {

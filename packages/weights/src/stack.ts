@@ -1,8 +1,10 @@
 import {
   concat,
   ConfigError,
+  cutWords,
   denseParameter,
   groupedMatMul,
+  joinWords,
   packedGroupedMatMul,
   reshape,
   ShapeError,
@@ -106,11 +108,10 @@ interface StackedPart {
 function stackPart(path: string, parts: readonly Parameter[]): StackedPart {
   const { role, shape, file } = parts[0]!;
   const count = parts.length;
-  const { size } = parts[0]!.read();
-  const value = tidy(() => {
-    const flat = concat(parts.map((part) => reshape(part.read(), [size])));
-    return file === undefined ? reshape(flat, [count, ...shape]) : flat;
-  });
+  const values = parts.map((part) => part.read());
+  const { size } = values[0]!;
+  const value =
+    file === undefined ? tidy(() => reshape(concat(values.map((each) => reshape(each, [size]))), [count, ...shape])) : joinWords(values);
   const parameter = denseParameter(path, value, {
     role,
     shape: [count, ...shape],
@@ -120,10 +121,11 @@ function stackPart(path: string, parts: readonly Parameter[]): StackedPart {
   return {
     parameter,
     at: (i, target) => {
-      const own = tidy(() => {
-        const flat = slice(reshape(parameter.read(), [count * size]), [i * size], [size]);
-        return file === undefined ? reshape(flat, [...shape]) : flat;
-      });
+      const whole = parameter.read();
+      const own =
+        file === undefined
+          ? tidy(() => reshape(slice(reshape(whole, [count * size]), [i * size], [size]), [...shape]))
+          : cutWords(whole, i * size, size);
       return denseParameter(target, own, { role, shape, ...(file && { file }) });
     },
   };

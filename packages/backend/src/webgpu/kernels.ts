@@ -8,6 +8,7 @@ import { dequantizeBlocksKernel, quantizeBlocksKernel } from './kernels/block-co
 import { chooseKernel } from './kernels/choose.ts';
 import { codedAdamKernel } from './kernels/coded-adam.ts';
 import { commitUpdateKernel } from './kernels/commit-update.ts';
+import { cutWordsKernel, joinWordsKernel } from './kernels/copy-words.ts';
 import { countingSortKernel } from './kernels/counting-sort.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
 import { expandGroupsKernel, pickGroupsKernel } from './kernels/groups.ts';
@@ -44,10 +45,12 @@ const kernels: readonly Kernel[] = [
   quantizeBlocksKernel,
   cumprodKernel,
   cumsumKernel,
+  cutWordsKernel,
   groupedMatMulGradKernel,
   groupedMatMulKernel,
   expandGroupsKernel,
   integerMatMulKernel,
+  joinWordsKernel,
   loraKernel,
   loraGradKernel,
   loraProductKernel,
