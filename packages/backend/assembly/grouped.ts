@@ -11,7 +11,7 @@ import { DEPTH, packTiles } from './packing';
 /** Bytes of one product of `multiplyTable`: the addresses a, b, c of its whole rows, its rows, its depth, and its block of columns. */
 const DENSE: i32 = 24;
 
-/** Task t: `taskColumns` columns of the t-th product of a table. The first columns of a and b are `lda` and `ldb` entries apart; c is dense. */
+/** Task t: `taskColumns` columns of the t-th product of a table. Rows of a and b are `lda` and `ldb` entries apart; c is dense. */
 export function multiplyTable(
   table: usize,
   lda: i32,

@@ -20,6 +20,7 @@ const tolerance = 1e-5;
 const runsOf = (ends: readonly number[]): Host => ({ shape: [ends.length], values: Int32Array.from(ends) });
 
 const cases = [
+  ['no rows at all', [0, 0], 0],
   ['one row', [0, 1], 1],
   ['runs of 1, 7, 64 and 65', [0, 1, 8, 72, 137], 137],
   ['runs without rows', [0, 0, 7, 7, 71, 71], 71],

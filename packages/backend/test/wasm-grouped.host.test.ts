@@ -23,6 +23,7 @@ const tolerance = 1e-5;
 
 /** Rows of each run, rows before the first and after the last. */
 const runsOf = {
+  'no rows at all': [0, 0],
   'one row': [0, 1],
   'runs of 1, 7, 64 and 65': [0, 1, 8, 72, 137],
   'few rows each': [0, 1, 3, 6, 10],

@@ -1,4 +1,4 @@
-import { ConfigError } from '../errors.ts';
+import { ShapeError } from '../errors.ts';
 import { runOp, withGradient, type Op } from '../op.ts';
 import { matMul, tensor2d, type Tensor, type Tensor2D } from '../tfjs.ts';
 import type { PackedParts, PackedShape } from '../packed/layout.ts';
@@ -54,7 +54,7 @@ export function packedGroupedMatMul(
   expectWidth(x, [shape.out, shape.in]);
   for (const [i, { size }] of tensors.entries()) {
     if (size % count === 0) continue;
-    throw new ConfigError(`a stack of ${count} matrices has parts of ${count} equal sections, '${names[i]}' holds ${size} values`, {
+    throw new ShapeError(`a stack of ${count} matrices has parts of ${count} equal sections, '${names[i]}' holds ${size} values`, {
       part: names[i],
       size,
       count,

@@ -75,8 +75,9 @@ function multiply(device: WasmDevice, x: TensorInfo, w: TensorInfo, runs: Tensor
   const [, out, width] = w.shape as [number, number, number];
   const [rows, depth] = x.shape as [number, number];
   const columns = transposed ? width : out;
-  const { pieces, ...rest } = cut(device, runs, rows);
-  const { y, at } = output(device, rows, columns, { pieces, ...rest });
+  const divided = cut(device, runs, rows);
+  const { pieces } = divided;
+  const { y, at } = output(device, rows, columns, divided);
   const taskColumns = columnsOfTask(device, columns, pieces.length);
   const blocks = Math.ceil(columns / taskColumns);
   const [atX, atW] = [device.address(x), device.address(w)];
