@@ -21,6 +21,7 @@ import {
   ropeOp,
   runOp,
   scalar,
+  sumSquares,
   sumSquaresOp,
   swigluGradOp,
   swigluOp,
@@ -181,14 +182,33 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
 
   test.each([[1], [7], [64], [65], [1000]])('commitUpdate of %i entries, and of none where it is refused', async (n) => {
     const inputs = { old: floats([n]), update: floats([n], 2) };
-    await expectParity(commitUpdateOp as never, { ...inputs, ok: { shape: [], values: Float32Array.of(1) } }, { keep: 0.99 });
+    await expectParity(commitUpdateOp as never, { ...inputs, ok: { shape: [], values: Float32Array.of(1) } }, { keep: 0.99, scale: -0.3 });
     inputs.update.values.fill(NaN);
-    const [kept] = await onGpu(commitUpdateOp as never, { ...inputs, ok: { shape: [], values: Float32Array.of(0) } }, { keep: 0.99 });
+    const [kept] = await onGpu(
+      commitUpdateOp as never,
+      { ...inputs, ok: { shape: [], values: Float32Array.of(0) } },
+      { keep: 0.99, scale: -0.3 },
+    );
     expect(kept!.values).toEqual(inputs.old.values);
   });
 
   test.each([[0], [1], [7], [65], [8193], [70_000]])('sumSquares of %i entries', async (n) => {
     await expectParity(sumSquaresOp as never, { x: floats([n]) }, {}, 1e-5);
+  });
+
+  test.each([
+    [3, 5],
+    [10, 700],
+    [31, 3000],
+  ])('sumSquares of %i tensors of about %i entries, an empty one among them', async (tensors, n) => {
+    const inputs = Object.fromEntries(Array.from({ length: tensors }, (_, i) => [`g${i}`, floats([i === 1 ? 0 : n + i * i], i + 1)]));
+    await expectParity(sumSquaresOp as never, inputs, {}, 1e-5);
+  });
+
+  test('sumSquares of nothing is 0', async () => {
+    const found = sumSquares([]);
+    expect(await found.data()).toEqual(Float32Array.of(0));
+    found.dispose();
   });
 
   test.each([[1], [7], [65], [5000], [40_000]])('allFinite finds one bad entry among %i, by its bits', async (n) => {

@@ -62,12 +62,15 @@ export function dense(gradient: Gradient, { path, shape }: Parameter): Tensor {
 /** Σ g² over the gradients of a step, on the device; the squares of noise coefficients where it was never written out. */
 export function squaredNorm(gradients: Iterable<readonly [Parameter, Gradient]>): Scalar {
   return tidy(() => {
+    const whole: Tensor[] = [];
     const parts: Tensor[] = [];
     for (const [parameter, gradient] of gradients) {
-      if (gradient.kind === 'noise') parts.push(...gradient.terms.map(({ coefficient }) => square(coefficient)));
-      // A tidy each: the squares of all gradients together would be a second copy of them.
-      else parts.push(tidy(() => sumSquares(dense(gradient, parameter))));
+      if (gradient.kind === 'dense') whole.push(gradient.value);
+      else if (gradient.kind === 'noise') parts.push(...gradient.terms.map(({ coefficient }) => square(coefficient)));
+      // A tidy each: written out, they would be as large as their parameters.
+      else parts.push(tidy(() => sumSquares([dense(gradient, parameter)])));
     }
+    if (whole.length > 0) parts.push(sumSquares(whole));
     return parts.length === 0 ? scalar(0) : (total(parts) as Scalar);
   });
 }

@@ -92,7 +92,9 @@ function checkMeasures(parts: readonly Transform[]): boolean {
   );
 }
 
+/** One after another: what is kept of a value is kept of the rest, and factors of the update multiply. */
 function combined(before: Commit | undefined, after: Commit | undefined): Commit | undefined {
-  if (before?.decay === undefined || after?.decay === undefined) return before === undefined ? after : { ...before, ...after };
-  return { ...before, ...after, decay: 1 - (1 - before.decay) * (1 - after.decay) };
+  if (before === undefined || after === undefined) return before ?? after;
+  const kept = ({ decay = 0 }: Commit): number => 1 - decay;
+  return { ...before, ...after, decay: 1 - kept(before) * kept(after), scale: (before.scale ?? 1) * (after.scale ?? 1) };
 }

@@ -24,7 +24,7 @@ export function addDecayedWeights(
     update: (update, state, { rate, parameter }) => {
       const decay = rate * valueFor(rateScale, parameter) * valueFor(weightDecay, parameter);
       if (decay === 0) return { update, state };
-      return { update: order === 'before' ? update : dense(mul(valueOf(update), 1 - decay)), state, how: { decay } };
+      return { update, state, how: order === 'before' ? { decay } : { decay, scale: 1 - decay } };
     },
   };
 }

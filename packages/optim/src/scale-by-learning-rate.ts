@@ -1,18 +1,17 @@
-import { mul, outOfRange } from '@niwaki/tensor';
-import { dense, valueOf } from './dense-update.ts';
+import { outOfRange } from '@niwaki/tensor';
 import { valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
 
-/** Turns a direction into a step downhill: times -rate, the rate of the step's schedule. No state. @param options `rateScale`: a factor of a group's own */
+/**
+ * Turns a direction into a step downhill: times -rate, the rate of the step's schedule, as it is committed. No state.
+ * @param options `rateScale`: a factor of a group's own
+ */
 export function scaleByLearningRate({ rateScale = 1 }: { rateScale?: PerParameter } = {}): Transform<Record<never, never>> {
   return {
     name: 'rate',
     options: { rateScale },
     init: () => ({}),
-    update: (gradient, state, { rate, parameter }) => ({
-      update: dense(mul(valueOf(gradient), -rate * valueFor(rateScale, parameter))),
-      state,
-    }),
+    update: (update, state, { rate, parameter }) => ({ update, state, how: { scale: -rate * valueFor(rateScale, parameter) } }),
   };
 }
 

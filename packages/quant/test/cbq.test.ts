@@ -152,8 +152,8 @@ async function decideRounding(weight: FakeQuant, { x, y, steps, learningRate, de
       for (const [i, parameter] of parameters.entries()) {
         const old = states.get(parameter)!;
         const context = { parameter, attempt: step, updates: scalar(step + 1), rate: learningRate, progress, draw: createDraw(0, step) };
-        const { update, state } = optimizer.update({ kind: 'dense', value: gradients[i]! }, old, context);
-        parameter.commit(update, scalar(1));
+        const { update, state, how } = optimizer.update({ kind: 'dense', value: gradients[i]! }, old, context);
+        parameter.commit(update, scalar(1), how);
         for (const tensor of Object.values(state)) keep(tensor as Tensor);
         for (const tensor of Object.values(old)) (tensor as Tensor).dispose();
         states.set(parameter, state);

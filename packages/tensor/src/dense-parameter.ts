@@ -86,9 +86,10 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
 
 /** decay → add → constraint, and the old value bit for bit where the step was refused. */
 function committed(old: Tensor, update: Gradient, ok: Scalar, how: Commit | undefined, constraint: Constraint | undefined): Tensor {
-  if (constraint === undefined) return commitUpdate(old, denseUpdate(update, old), ok, 1 - (how?.decay ?? 0));
-  const decayed = how?.decay ? mul(old, 1 - how.decay) : old;
-  let next = add(decayed, denseUpdate(update, old));
+  const moved = denseUpdate(update, old);
+  const { decay = 0, scale = 1 } = how ?? {};
+  if (constraint === undefined) return commitUpdate(old, moved, ok, { keep: 1 - decay, scale });
+  let next = add(decay === 0 ? old : mul(old, 1 - decay), scale === 1 ? moved : mul(moved, scale));
   if (constraint?.mask && 'bits' in constraint.mask) next = mul(next, entryMask(constraint.mask.bits, old.shape));
   if (constraint?.floor !== undefined) next = maximum(next, constraint.floor);
   if (constraint?.box) next = minimum(maximum(next, constraint.box[0]), constraint.box[1]);

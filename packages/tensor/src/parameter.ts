@@ -79,6 +79,8 @@ export interface Constraint {
 export interface Commit {
   /** Decoupled weight decay of this step: the value shrinks by (1 - decay) before the update is added. */
   readonly decay?: number;
+  /** Multiplies the update as it is added, default 1: the learning rate with its sign, and what else holds for all entries alike. */
+  readonly scale?: number;
   /** Where a storage that rounds by chance draws; the step gives one, `path#rounding`, where a transform does not. */
   readonly noise?: Noise;
   readonly changes?: { readonly fraction: number; readonly trust?: number };

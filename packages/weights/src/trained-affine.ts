@@ -120,11 +120,16 @@ function matrixOf(
   let trainable = false;
   const codes = (): GroupCodes => ({ codes: qweight!.read(), scales: scales!.read(), zeros: zeros!.read() });
   /** Select: what a refused step must leave is there, bit for bit. */
-  const put = (update: Tensor, settings: { shrink: number; noise?: Noise }, select: (next: Tensor, old: Tensor) => Tensor): void => {
+  const put = (
+    update: Tensor,
+    { scale = 1, ...settings }: { shrink: number; scale?: number; noise?: Noise },
+    select: (next: Tensor, old: Tensor) => Tensor,
+  ): void => {
     const old = codes();
     const next = tidy(() => {
+      const moved = scale === 1 ? update : mul(update, scale);
       // What is 0 gets nothing, and 0 is a code in every range.
-      const kept = mask === undefined ? update : mul(update, entryMask(mask.read(), shape));
+      const kept = mask === undefined ? moved : mul(moved, entryMask(mask.read(), shape));
       const made = updateGroups(old, kept, { groupSize, ...settings });
       return [select(made.codes, old.codes), select(made.scales, old.scales), select(made.zeros, old.zeros)];
     });
@@ -162,7 +167,8 @@ function matrixOf(
           help: 'Commit with { noise }.',
         });
       }
-      put(denseUpdate(update, path), { shrink: 1 - (how?.decay ?? 0), ...(noise && { noise }) }, (next, old) => choose(ok, next, old));
+      const { decay = 0, scale = 1 } = how ?? {};
+      put(denseUpdate(update, path), { shrink: 1 - decay, scale, ...(noise && { noise }) }, (next, old) => choose(ok, next, old));
     },
     raw: async () => {
       const values = dense();
