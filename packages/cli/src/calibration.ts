@@ -1,4 +1,5 @@
 import {
+  calibrationFolder,
   calibrationWindows,
   disposeBatch,
   isCalibrated,
@@ -8,6 +9,7 @@ import {
   type MethodProgress,
   type Placing,
   type TokenBatch,
+  type WalkCheckpoint,
 } from 'niwaki';
 import type { Command } from 'commander';
 import { UsageError } from './failure.ts';
@@ -21,17 +23,27 @@ export interface CalibrationFlags {
   readonly calibrate?: string;
   readonly calibrateWindows?: number;
   readonly calibrateContext?: number;
+  readonly checkpoint?: string;
+  readonly resume?: boolean;
 }
 
 export const withCalibration = (command: Command, methods: string): Command =>
   command
     .option('--calibrate <file>', `text like what the model will see, .jsonl or plain, for ${methods}`)
     .option('--calibrate-windows <n>', 'windows of it, at even distances over the file (default: 32)', count)
-    .option('--calibrate-context <n>', "tokens of a window (default: 256, or the model's context where that is less)", count);
+    .option('--calibrate-context <n>', "tokens of a window (default: 256, or the model's context where that is less)", count)
+    .option('--checkpoint <dir>', 'folder for what each block leaves, to go on from after a stop')
+    .option('--resume', 'go on from what --checkpoint holds');
 
 /** Whether the flags give a method what it needs, and nothing that it does not read. Before a model is loaded. */
-export function checkCalibration(method: Method, { calibrate, calibrateWindows, calibrateContext }: CalibrationFlags, free: string): void {
+export function checkCalibration(method: Method, flags: CalibrationFlags, free: string): void {
+  const { calibrate, calibrateWindows, calibrateContext, checkpoint, resume } = flags;
   const { kind } = method;
+  if (resume && checkpoint === undefined) {
+    throw new UsageError('--resume goes on from what --checkpoint holds, which is not given', {
+      help: 'Name the folder that the stopped run was given as --checkpoint.',
+    });
+  }
   if (isCalibrated(method)) {
     if (calibrate !== undefined) return;
     throw new UsageError(`${kind} chooses by what its inputs look like: give --calibrate, a text file`, {
@@ -39,7 +51,7 @@ export function checkCalibration(method: Method, { calibrate, calibrateWindows, 
       help: `A few thousand tokens of text like what the model will see, never the text you measure with. Without text: ${free}.`,
     });
   }
-  if (calibrate === undefined && calibrateWindows === undefined && calibrateContext === undefined) return;
+  if ([calibrate, calibrateWindows, calibrateContext, checkpoint].every((flag) => flag === undefined)) return;
   throw new UsageError(`${kind} reads no text: leave --calibrate and its flags away`, { kind });
 }
 
@@ -72,7 +84,7 @@ export async function applyMethodTo<T>(
     const onProgress = ({ done, total, path }: MethodProgress): void => progress.update(done, total, path);
     return { result: await run({ ...placing, onProgress }).finally(progress.stop) };
   }
-  const { calibrate: name, calibrateWindows: windows, calibrateContext: context } = flags;
+  const { calibrate: name, calibrateWindows: windows, calibrateContext: context, checkpoint: folder, resume = false } = flags;
   const batches = calibrationWindows(text, tokenizer, model.info, {
     name: name!,
     ...(windows !== undefined && { windows }),
@@ -82,12 +94,22 @@ export async function applyMethodTo<T>(
   terminal.err(`calibrating ${method.kind} with ${inCount(looked.windows)} windows, ${inCount(looked.tokens)} tokens\n`);
   const { tell, stop } = tellCalibration(terminal, progress);
   try {
-    return { result: await run({ ...placing, calibrate: { batches, ...tell } }), looked };
+    const checkpoint = folder === undefined ? undefined : tellingResume(calibrationFolder(folder, { resume }), terminal);
+    return { result: await run({ ...placing, calibrate: { batches, ...tell, ...(checkpoint && { checkpoint }) } }), looked };
   } finally {
     stop();
     batches.forEach(disposeBatch);
   }
 }
+
+const tellingResume = (kept: WalkCheckpoint, terminal: Terminal): WalkCheckpoint => ({
+  ...kept,
+  begin: async (walk) => {
+    const done = await kept.begin(walk);
+    if (done > 0) terminal.err(`resumed after ${done} of ${walk.windows} windows\n`);
+    return done;
+  },
+});
 
 const sizeOf = (batches: readonly TokenBatch[]): Looked => ({
   windows: batches.length,

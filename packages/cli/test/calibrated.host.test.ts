@@ -96,6 +96,38 @@ describe('quantize with text', () => {
   });
 });
 
+describe('a stopped command', () => {
+  it.each([
+    ['quantize', /quantizing 1\/2/, ['--quantize', 'gptq', '--group-size', '16']],
+    ['quantize', /quantizing 1\/2/, ['--quantize', 'awq', '--group-size', '16']],
+    ['prune', /pruning 1\/2/, ['--prune', 'sparsegpt']],
+  ])('goes on with --resume to the files of one that was not stopped: %s %s %j', async (command, words, more) => {
+    const before = memory().numTensors;
+    const name = more.join('').replaceAll('-', '');
+    const [whole, resumed, checkpoint] = ['whole', 'resumed', 'walk'].map((what) => folder.at(`${what}-${name}`)) as [
+      string,
+      string,
+      string,
+    ];
+    const args = [command, '--model', model, ...more, ...looking(), '--json', ...cpu];
+    expect((await call([...args, '--out', whole])).code).toBe(0);
+    const { code } = await stoppedAt(words, [...args, '--out', resumed, '--checkpoint', checkpoint]);
+    expect(code).toBe(1);
+    const again = await call([...args, '--out', resumed, '--checkpoint', checkpoint]);
+    expect(again.json()).toMatchObject({
+      error: { name: 'CheckpointError', message: expect.stringMatching(/stopped after window 1 of 2/) as string },
+    });
+    const answer = await call([...args, '--out', resumed, '--checkpoint', checkpoint, '--resume']);
+    expect(answer.err).toContain('resumed after 1 of 2 windows\n');
+    expect(answer.code).toBe(0);
+    for (const file of await readdir(whole)) {
+      const [expected, given] = await Promise.all([whole, resumed].map((of) => readFile(`${of}/${file}`)));
+      expect([file, given!.equals(expected!)]).toEqual([file, true]);
+    }
+    expect(memory().numTensors).toBe(before);
+  });
+});
+
 describe('prune', () => {
   const zerosOf = async (of: string): Promise<number> => {
     // 14 matrices of 4,608 entries in all: what a pruner finds there that takes nothing more.
@@ -171,6 +203,8 @@ describe('wrong usage ends with 2 before a model is loaded, failures with 1', ()
     ['gptq without text', 2, ['quantize', '--quantize', 'gptq'], /gptq chooses by what its inputs look like: give --calibrate/],
     ['wanda without text', 2, ['prune'], /give --calibrate[^]*Without text: --prune magnitude/],
     ['nf4 with text', 2, ['quantize', '--calibrate', 'text.txt'], /nf4 reads no text/],
+    ['a resume of nothing', 2, ['quantize', '--quantize', 'gptq', '--resume'], /--resume goes on from what --checkpoint holds/],
+    ['rtn with a checkpoint', 2, ['quantize', '--quantize', 'rtn', '--checkpoint', 'walk'], /rtn reads no text/],
     ['magnitude with windows', 2, ['prune', '--prune', 'magnitude', '--calibrate-windows', '3'], /magnitude reads no text/],
     ['bits for nf4', 2, ['quantize', '--bits', '3'], /nf4 has no --bits[^]*--no-double-quant/],
     ['nested scales for rtn', 2, ['quantize', '--quantize', 'rtn', '--no-double-quant'], /rtn has no --no-double-quant/],

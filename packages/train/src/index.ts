@@ -9,6 +9,7 @@ export { epochOrder } from './data/order.ts';
 export { memoryFolder, type RunFolder } from './checkpoint/run-folder.ts';
 export { directoryFolder, privateFolder } from './checkpoint/directory-folder.ts';
 export { diskFolder } from './checkpoint/disk-folder.ts';
+export { calibrationFolder, type CalibrationFolderOptions } from './checkpoint/calibration-folder.ts';
 export {
   CheckpointError,
   checkpointNames,

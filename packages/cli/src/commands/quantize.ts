@@ -1,23 +1,19 @@
 import { ConfigError, recipeKit, saveQuantized, weightBytes, type KitOptions, type Method, type Model } from 'niwaki';
-import { InvalidArgumentError, Option, type Command } from 'commander';
-import { applyMethodTo, checkCalibration, withCalibration, type CalibrationFlags } from '../calibration.ts';
+import { InvalidArgumentError, type Command } from 'commander';
+import { changeModel, withChange, type Change, type ChangeFlags } from '../change-model.ts';
 import { UsageError } from '../failure.ts';
-import { count, patterns, withCommon, type CommonFlags } from '../flags.ts';
+import { count } from '../flags.ts';
 import { inBytes } from '../number.ts';
-import { checkKind, loadWithProgress, openDevice } from '../open-model.ts';
+import { checkKind } from '../open-model.ts';
 import type { Result } from '../result.ts';
-import { inWords, scorerOf, withScoring, type ScoringFlags } from '../scoring.ts';
 import type { Terminal } from '../terminal.ts';
 
-interface QuantizeFlags extends CommonFlags, CalibrationFlags, ScoringFlags {
-  readonly model: string;
+interface QuantizeFlags extends ChangeFlags {
   readonly quantize: string;
-  readonly at: string | string[];
   readonly bits?: number;
   readonly groupSize?: number | 'row';
   readonly activationBits?: number;
   readonly doubleQuant: boolean;
-  readonly out: string;
 }
 
 const codes = ['--no-double-quant'];
@@ -42,55 +38,37 @@ function groupSize(text: string): number | 'row' {
 }
 
 export const quantizeFlags = (command: Command): Command =>
-  withScoring(
-    withCalibration(
-      withCommon(command)
-        .description('store a model in less, as a Hugging Face folder')
-        .requiredOption('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny)')
-        .requiredOption('--out <dir>', 'folder of the result')
+  withChange(command, {
+    description: 'store a model in less, as a Hugging Face folder',
+    methods: 'gptq, awq and cbq',
+    own: (own) =>
+      own
         .option('--quantize <kind>', `one of ${Object.keys(takes).join(', ')}`, 'nf4')
-        .addOption(
-          new Option('--at <patterns>', 'which matrices: paths or patterns, separated by commas').argParser(patterns).default('all-linear'),
-        )
         .option('--bits <n>', 'of a code, for rtn, gptq, awq and cbq: 2, 3, 4 or 8 (default: 4)', count)
         .option('--group-size <n>', "entries that share a scale: a multiple of 8, or 'row' (default: 64)", groupSize)
         .option('--activation-bits <n>', 'also round what the matrices multiply with, per token: 2 to 8 (default: floats)', count)
         .option('--no-double-quant', 'keep the scales of nf4 and fp4 in 32 bits'),
-      'gptq, awq and cbq',
-    ),
-  );
+  });
 
 /** Quantizes and saves; the result says what it weighed and weighs. */
 export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Promise<Result> {
   const method = quantizerOf(flags);
   const rounding = roundingOf(flags);
-  checkCalibration(method, flags, '--quantize rtn, nf4 or fp4');
-  const text = flags.calibrate === undefined ? undefined : await recipeKit.readText(flags.calibrate);
-  const score = await scorerOf(flags, terminal);
-  await openDevice(flags, terminal);
   const { signal } = terminal;
-  const loaded = await loadWithProgress(flags.model, terminal);
-  const { model, tokenizer } = loaded;
-  try {
-    const before = bytesOf(model);
-    const was = await score(loaded, 'before');
-    const { looked } = await applyMethodTo(
-      loaded,
-      { method, at: flags.at, label: 'quantizing', flags, text, run: (placing) => recipeKit.quantizeModel(model, method, placing) },
-      terminal,
-    );
-    if (rounding !== undefined) await recipeKit.quantizeModel(model, rounding, { at: flags.at, seed: 0, signal });
-    const after = bytesOf(model);
-    const is = await score(loaded, 'after');
-    await saveQuantized(model, flags.out, { ...(tokenizer && { tokenizer }), signal });
-    const perplexity = was === undefined ? undefined : { before: was, after: is! };
-    return {
-      json: { out: flags.out, before, after, ...(looked && { calibration: { ...looked } }), ...(perplexity && { perplexity }) },
-      text: `${perplexity ? inWords(perplexity) : ''}${inBytes(before)} → ${inBytes(after)}, saved in ${flags.out}\n`,
-    };
-  } finally {
-    model.dispose();
-  }
+  const change: Change = {
+    method,
+    label: 'quantizing',
+    free: '--quantize rtn, nf4 or fp4',
+    apply: async (model, placing) => {
+      const before = bytesOf(model);
+      await recipeKit.quantizeModel(model, method, placing);
+      if (rounding !== undefined) await recipeKit.quantizeModel(model, rounding, { at: flags.at, seed: 0, signal });
+      const after = bytesOf(model);
+      return { json: { before, after }, text: `${inBytes(before)} → ${inBytes(after)}` };
+    },
+    save: ({ model, tokenizer }) => saveQuantized(model, flags.out, { ...(tokenizer && { tokenizer }), signal }),
+  };
+  return changeModel(flags, change, terminal);
 }
 
 /** The method, where its flags are its own and in range. */

@@ -1,4 +1,4 @@
-import { ConfigError, tensor, type Parameter, type RawTensor, type Tensor } from '@niwaki/tensor';
+import { ConfigError, contentHash, tensor, type Parameter, type RawTensor, type Tensor } from '@niwaki/tensor';
 import { inputFrom, recordOfInput, recordOfWeight, weightFrom, type InputRecord, type WeightRecord } from '@niwaki/weights';
 import type { Model, Point, Site } from '@niwaki/nn';
 import { calibrationHash } from '../base-changes.ts';
@@ -10,7 +10,7 @@ import type { Lends } from './lends.ts';
 export interface WalkIdentity {
   /** Recipe of the method. */
   readonly method: string;
-  /** Selected sites with their shapes. */
+  /** How many sites are selected, and a name for them and their shapes. */
   readonly sites: string;
   /** Names the batches. */
   readonly calibration: string;
@@ -82,7 +82,7 @@ export async function createRecorder<P extends Plan>(
   }
   const done = await checkpoint.begin({
     method: JSON.stringify(method),
-    sites: sites.map(({ path, weight }) => `${path} [${weight?.shape.join() ?? ''}]`).join('; '),
+    sites: named(sites),
     calibration: await calibrationHash(batches),
     windows,
   });
@@ -123,6 +123,12 @@ export async function createRecorder<P extends Plan>(
       noted.clear();
     },
   };
+}
+
+function named(sites: readonly Site[]): string {
+  const hash = contentHash();
+  for (const { path, weight } of sites) hash.text(`${path} [${weight?.shape.join() ?? ''}]`);
+  return `${sites.length} (${hash.digest()})`;
 }
 
 /** Where something may be put or lent: what multiplies rows. */
