@@ -21,7 +21,7 @@ import { disposeWeight, type Weight, type WeightStack } from './weight.ts';
  * Matrices of one shape and format as one stack, e.g. the experts of a layer: a product gives each its own run of rows, in
  * one launch, and reads those alone that have rows. Dense matrices train as one parameter [count, out, in], whose matrices
  * without rows get zeros for a gradient; packed ones (4-bit codebooks, affine codes, GGUF blocks) are frozen, and decoded as
- * they are multiplied. Nobody can ask for the gradient of a frozen stack.
+ * they are multiplied, with rows as they are whatever `activations` says. Nobody can ask for the gradient of a frozen stack.
  *
  * Parts: those of one matrix under their names, each with all matrices after one another. Bytes are the sum of theirs.
  * @param path of the stack: the parts are named `path.weight`, `path.weight.absmax`, …

@@ -173,6 +173,21 @@ describe('a stack', () => {
     expect(memory().numTensors).toBe(before);
   });
 
+  it('of one weight several times has as many copies of it, as a dense layer that becomes experts', async () => {
+    const before = memory().numTensors;
+    const weight = await kinds['GGUF blocks']!(0);
+    const [dense, bytes] = [denseOf(weight), weightBytes(weight)];
+    const stack = weightStack('experts', [weight, weight, weight]);
+    expect(weightBytes(stack)).toBe(3 * bytes);
+    for (const i of [0, 1, 2]) {
+      const one = stack.at(i);
+      expect(denseOf(one)).toEqual(dense);
+      disposeWeight(one);
+    }
+    disposeWeight(stack);
+    expect(memory().numTensors).toBe(before);
+  });
+
   it('gives one matrix in its format again', async () => {
     const before = memory().numTensors;
     const stack = weightStack('experts', await make('GGUF blocks'));
