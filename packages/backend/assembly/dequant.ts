@@ -4,7 +4,7 @@
  * of packages/tensor/src/packed/layout.ts, in every build.
  */
 import { half, halves } from './half';
-import { lookup } from './lanes';
+import { highNibbles, lookup, lowNibbles } from './lanes';
 
 /** Formats by number, in the order of the list in src/wasm/kernels/packed-matmul.ts. */
 export const CODEBOOK4: i32 = 0;
@@ -114,7 +114,6 @@ function decodeCodebook(parts: Parts, nested: bool, first: u32, count: i32, out:
   const p1 = v128.load(planes, 16);
   const p2 = v128.load(planes, 32);
   const p3 = v128.load(planes, 48);
-  const mask = i8x16.splat(15);
   const size = parts.blockSize;
   const end = first + count;
   let block = first / size;
@@ -132,8 +131,8 @@ function decodeCodebook(parts: Parts, nested: bool, first: u32, count: i32, out:
     let at = parts.data + (e >> 1);
     for (; e + 32 <= stop; e += 32) {
       const bytes = v128.load(at);
-      const high = i8x16.shr_u(bytes, 4);
-      const low = v128.and(bytes, mask);
+      const high = highNibbles(bytes);
+      const low = lowNibbles(bytes);
       lookup16(v128.shuffle<i8>(high, low, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), p0, p1, p2, p3, scale, out);
       lookup16(v128.shuffle<i8>(high, low, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), p0, p1, p2, p3, scale, out + 64);
       at += 16;
@@ -201,26 +200,24 @@ function scaleAdd16(bytes: v128, scale: v128, offset: v128, out: usize): void {
 }
 
 function decodeQ4_0(at: usize, count: i32, out: usize): void {
-  const mask = i8x16.splat(15);
   const eight = i8x16.splat(8);
   for (let i = 0; i < count; i += 32) {
     const scale = f32x4.splat(half(at));
     const bytes = v128.load(at, 2);
-    scale16(i8x16.sub(v128.and(bytes, mask), eight), scale, out);
-    scale16(i8x16.sub(i8x16.shr_u(bytes, 4), eight), scale, out + 64);
+    scale16(i8x16.sub(lowNibbles(bytes), eight), scale, out);
+    scale16(i8x16.sub(highNibbles(bytes), eight), scale, out + 64);
     at += 18;
     out += 128;
   }
 }
 
 function decodeQ4_1(at: usize, count: i32, out: usize): void {
-  const mask = i8x16.splat(15);
   for (let i = 0; i < count; i += 32) {
     const scale = f32x4.splat(half(at));
     const offset = f32x4.splat(half(at + 2));
     const bytes = v128.load(at, 4);
-    scaleAdd16(v128.and(bytes, mask), scale, offset, out);
-    scaleAdd16(i8x16.shr_u(bytes, 4), scale, offset, out + 64);
+    scaleAdd16(lowNibbles(bytes), scale, offset, out);
+    scaleAdd16(highNibbles(bytes), scale, offset, out + 64);
     at += 20;
     out += 128;
   }
@@ -238,46 +235,64 @@ function decodeQ8_0(at: usize, count: i32, out: usize): void {
 
 /** Super-blocks of 256: 8 sub-blocks of 32 with 6-bit scale and min each; a 32-byte run holds two sub-blocks, one per nibble. */
 function decodeQ4_K(at: usize, count: i32, out: usize): void {
-  const mask = i8x16.splat(15);
   for (let i = 0; i < count; i += 256) {
-    const d = half(at);
-    const dmin = half(at + 2);
-    const pairs = at + 4;
-    for (let j = 0; j < 8; j += 2) {
-      const bytes0 = v128.load(at + 16 + ((<usize>j) << 4));
-      const bytes1 = v128.load(at + 16 + ((<usize>j) << 4), 16);
-      const s0 = f32x4.splat(d * <f32>sixBitScale(pairs, j));
-      const m0 = f32x4.splat(-(dmin * <f32>sixBitMin(pairs, j)));
-      const s1 = f32x4.splat(d * <f32>sixBitScale(pairs, j + 1));
-      const m1 = f32x4.splat(-(dmin * <f32>sixBitMin(pairs, j + 1)));
-      scaleAdd16(v128.and(bytes0, mask), s0, m0, out);
-      scaleAdd16(v128.and(bytes1, mask), s0, m0, out + 64);
-      scaleAdd16(i8x16.shr_u(bytes0, 4), s1, m1, out + 128);
-      scaleAdd16(i8x16.shr_u(bytes1, 4), s1, m1, out + 192);
-      out += 256;
+    const d = f32x4.splat(half(at));
+    const dmin = f32x4.splat(-half(at + 2));
+    for (let h = 0; h < 2; h++) {
+      const scales = f32x4.mul(d, sixBitScales(at + 4, h));
+      const minima = f32x4.mul(dmin, sixBitMins(at + 4, h));
+      const codes = at + 16 + (h << 6);
+      decodePair(codes, v128.shuffle<i32>(scales, scales, 0, 0, 0, 0), v128.shuffle<i32>(scales, scales, 1, 1, 1, 1), v128.shuffle<i32>(minima, minima, 0, 0, 0, 0), v128.shuffle<i32>(minima, minima, 1, 1, 1, 1), out);
+      decodePair(codes + 32, v128.shuffle<i32>(scales, scales, 2, 2, 2, 2), v128.shuffle<i32>(scales, scales, 3, 3, 3, 3), v128.shuffle<i32>(minima, minima, 2, 2, 2, 2), v128.shuffle<i32>(minima, minima, 3, 3, 3, 3), out + 256);
+      out += 512;
     }
     at += 144;
   }
 }
 
+/** The two sub-blocks that share 32 bytes, one in the lower nibbles and one in the upper. */
 // @ts-ignore: decorator
 @inline
-export function sixBitScale(at: usize, j: i32): u32 {
-  if (j < 4) return load<u8>(at + j) & 63;
-  return (load<u8>(at + j + 4) & 15) | ((load<u8>(at + j - 4) >> 6) << 4);
+function decodePair(codes: usize, scale0: v128, scale1: v128, minimum0: v128, minimum1: v128, out: usize): void {
+  const first = v128.load(codes);
+  const second = v128.load(codes, 16);
+  scaleAdd16(lowNibbles(first), scale0, minimum0, out);
+  scaleAdd16(lowNibbles(second), scale0, minimum0, out + 64);
+  scaleAdd16(highNibbles(first), scale1, minimum1, out + 128);
+  scaleAdd16(highNibbles(second), scale1, minimum1, out + 192);
+}
+
+/** Scales of the sub-blocks 4h to 4h + 3 of Q4_K: six bits each, of the last four the upper two above those of the first. */
+// @ts-ignore: decorator
+@inline
+export function sixBitScales(at: usize, h: i32): v128 {
+  const bytes = h === 0 ? load<u32>(at) & 0x3f3f3f3f : (load<u32>(at, 8) & 0x0f0f0f0f) | ((load<u32>(at) >> 2) & 0x30303030);
+  return bytesToFloats(bytes);
+}
+
+/** Their minima, which lie likewise. */
+// @ts-ignore: decorator
+@inline
+export function sixBitMins(at: usize, h: i32): v128 {
+  const bytes = h === 0 ? load<u32>(at, 4) & 0x3f3f3f3f : ((load<u32>(at, 8) >> 4) & 0x0f0f0f0f) | ((load<u32>(at, 4) >> 2) & 0x30303030);
+  return bytesToFloats(bytes);
 }
 
 // @ts-ignore: decorator
 @inline
-export function sixBitMin(at: usize, j: i32): u32 {
-  if (j < 4) return load<u8>(at + j + 4) & 63;
-  return (load<u8>(at + j + 4) >> 4) | ((load<u8>(at + j) >> 6) << 4);
+function bytesToFloats(bytes: u32): v128 {
+  return f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_u(i16x8.extend_low_i8x16_u(i32x4.splat(bytes))));
+}
+
+/** 16 codes of Q6_K, 32 more than what they stand for: four bits from the low nibbles of one vector, two from the low ends of another's bytes. */
+// @ts-ignore: decorator
+@inline
+export function sixBitCodes(low: v128, high: v128): v128 {
+  return v128.or(lowNibbles(low), i16x8.shl(v128.and(high, i8x16.splat(3)), 4));
 }
 
 /** Super-blocks of 256 in two halves of 128; a half has four runs of 32 whose low 4 bits and high 2 bits lie apart. */
 function decodeQ6_K(at: usize, count: i32, out: usize): void {
-  const low = i8x16.splat(15);
-  const two = i8x16.splat(3);
   const bias = i8x16.splat(32);
   for (let i = 0; i < count; i += 256) {
     const d = half(at + 208);
@@ -289,14 +304,10 @@ function decodeQ6_K(at: usize, count: i32, out: usize): void {
         const high = v128.load(at + 128 + 32 * h + 16 * part);
         const scales = at + 192 + 8 * h + part;
         const to = out + ((<usize>(128 * h + 16 * part)) << 2);
-        const q0 = v128.or(v128.and(first, low), i8x16.shl(v128.and(high, two), 4));
-        const q1 = v128.or(v128.and(second, low), i8x16.shl(v128.and(i8x16.shr_u(high, 2), two), 4));
-        const q2 = v128.or(i8x16.shr_u(first, 4), i8x16.shl(v128.and(i8x16.shr_u(high, 4), two), 4));
-        const q3 = v128.or(i8x16.shr_u(second, 4), i8x16.shl(i8x16.shr_u(high, 6), 4));
-        scale16(i8x16.sub(q0, bias), f32x4.splat(d * <f32>load<i8>(scales)), to);
-        scale16(i8x16.sub(q1, bias), f32x4.splat(d * <f32>load<i8>(scales, 2)), to + 128);
-        scale16(i8x16.sub(q2, bias), f32x4.splat(d * <f32>load<i8>(scales, 4)), to + 256);
-        scale16(i8x16.sub(q3, bias), f32x4.splat(d * <f32>load<i8>(scales, 6)), to + 384);
+        scale16(i8x16.sub(sixBitCodes(first, high), bias), f32x4.splat(d * <f32>load<i8>(scales)), to);
+        scale16(i8x16.sub(sixBitCodes(second, i16x8.shr_u(high, 2)), bias), f32x4.splat(d * <f32>load<i8>(scales, 2)), to + 128);
+        scale16(i8x16.sub(sixBitCodes(i16x8.shr_u(first, 4), i16x8.shr_u(high, 4)), bias), f32x4.splat(d * <f32>load<i8>(scales, 4)), to + 256);
+        scale16(i8x16.sub(sixBitCodes(i16x8.shr_u(second, 4), i16x8.shr_u(high, 6)), bias), f32x4.splat(d * <f32>load<i8>(scales, 6)), to + 384);
       }
     }
     at += 210;
@@ -332,16 +343,15 @@ function decodeAffine(parts: Parts, symmetric: bool, first: u32, count: i32, out
     if (bits === 4) {
       const scale = f32x4.splat(s);
       const zeros = i8x16.splat(<i8>zero);
-      const mask = i8x16.splat(15);
-      if (e & 1) {
+          if (e & 1) {
         store<f32>(out, s * <f32>(streamCode(data, bits, e) - zero));
         out += 4;
         e += 1;
       }
       for (; e + 32 <= stop; e += 32) {
         const bytes = v128.load(data + (e >> 1));
-        const low = v128.and(bytes, mask);
-        const high = i8x16.shr_u(bytes, 4);
+        const low = lowNibbles(bytes);
+        const high = highNibbles(bytes);
         scale16(i8x16.sub(v128.shuffle<i8>(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), zeros), scale, out);
         scale16(i8x16.sub(v128.shuffle<i8>(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), zeros), scale, out + 64);
         out += 128;

@@ -1,9 +1,11 @@
 /**
  * A few rows of x times packed rows in integers: x is rounded to codes of 16 or 8 bits with one scale for each 32 entries
  * (packages/tensor/src/ops/integer-matmul.ts says how), codes meet codes, and each block's sum is scaled once. Where W has
- * zeros or minima, w = scale · (code - zero) + minimum, the sums of x over a block stand in for them.
+ * zeros or minima, w = scale · (code - zero) + minimum, the sums of x over a block stand in for them. Rows of W are read one
+ * after another: machines fetch ahead of one stream, not of several short ones.
  */
-import { AFFINE, AFFINE_SYMMETRIC, blockScale, CODEBOOK4, CODEBOOK4_NESTED, Parts, PLANES, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, sixBitMin, sixBitScale } from './dequant';
+import { codesAt, fourOffsets, fourScales, fourWords, hasFour, isAffine, isCodebook, runBytes, runOffset, runScale } from './blocks';
+import { AFFINE, CODEBOOK4, CODEBOOK4_NESTED, Parts, PLANES, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, sixBitCodes, sixBitMins, sixBitScales } from './dequant';
 import { half, halves } from './half';
 import { dotBytes, highNibbles, laneMax, laneSum, least, lookup, lowNibbles, madd } from './lanes';
 import { RELAXED } from './variant';
@@ -16,18 +18,6 @@ export function takesBytes(format: i32, bits: i32): i32 {
 /** Whether a byte of W holds two neighbors, so that x comes as the 16 even entries of a block and then the odd ones. */
 export function takesPairs(format: i32, bits: i32): i32 {
   return isCodebook(format) || (isAffine(format) && bits === 4) ? 1 : 0;
-}
-
-// @ts-ignore: decorator
-@inline
-function isAffine(format: i32): bool {
-  return format === AFFINE || format === AFFINE_SYMMETRIC;
-}
-
-// @ts-ignore: decorator
-@inline
-function isCodebook(format: i32): bool {
-  return format === CODEBOOK4 || format === CODEBOOK4_NESTED;
 }
 
 /** Blocks whose largest entry is below 2^-100 count as zeros: their scale's inverse would not be finite. */
@@ -110,72 +100,101 @@ export function multiplyIntegers(
   const end = least(columns, last * taskColumns);
   const codesStep = <usize>(bytes ? width : width << 1);
   const blocksStep = <usize>(width >> 3);
-  const four = takesPairs(format, table.bits) && <u32>width % table.blockSize === 0;
-  for (let n = first * taskColumns; n < end;) {
-    const entry = <u32>n * width;
-    const together = four && n + 4 <= end;
+  for (let n = first * taskColumns; n < end; n++) {
     for (let m = 0; m < rows; m++) {
       const q = codes + m * codesStep;
       const s = scales + m * blocksStep;
       const t = sums + m * blocksStep;
-      const out = c + ((<usize>(m * columns + n)) << 2);
-      if (together) dotFour(bytes, format, table, entry, width, q, s, t, out);
-      else store<f32>(out, RELAXED && bytes ? dotInBytes(format, table, entry, width, q, s, t) : dotInWords(format, table, entry, width, q, s, t));
+      const entry = <u32>n * width;
+      store<f32>(c + ((<usize>(m * columns + n)) << 2), RELAXED && bytes ? dotInBytes(format, table, entry, width, q, s, t) : dotInWords(format, table, entry, width, q, s, t));
     }
-    n += together ? 4 : 1;
   }
-}
-
-function dotFour(bytes: i32, format: i32, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize, c: usize): void {
-  if (RELAXED && bytes) {
-    if (format === CODEBOOK4) dotPairs4(true, true, false, parts, first, width, q, s, t, c);
-    else if (format === CODEBOOK4_NESTED) dotPairs4(true, true, true, parts, first, width, q, s, t, c);
-    else dotPairs4(true, false, false, parts, first, width, q, s, t, c);
-  } else if (format === CODEBOOK4) dotPairs4(false, true, false, parts, first, width, q, s, t, c);
-  else if (format === CODEBOOK4_NESTED) dotPairs4(false, true, true, parts, first, width, q, s, t, c);
-  else dotPairs4(false, false, false, parts, first, width, q, s, t, c);
 }
 
 function dotInBytes(format: i32, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  const data = parts.data;
-  switch (format) {
-    case CODEBOOK4:
-      return dotPairs(true, true, false, parts, first, width, q, s, t);
-    case CODEBOOK4_NESTED:
-      return dotPairs(true, true, true, parts, first, width, q, s, t);
-    case Q4_0:
-      return dotBlocks(Q4_0, true, data + 18 * (first / 32), width, q, s, t);
-    case Q4_1:
-      return dotBlocks(Q4_1, true, data + 20 * (first / 32), width, q, s, t);
-    case Q4_K:
-      return dotQ4_K(true, data + 144 * (first / 256), width, q, s, t);
-    case Q6_K:
-      return dotQ6_K(true, data + 210 * (first / 256), width, q, s);
-    default:
-      return dotPairs(true, false, false, parts, first, width, q, s, t);
-  }
+  if (format === CODEBOOK4) return bytesCodebook(parts, first, width, q, s, t);
+  if (format === CODEBOOK4_NESTED) return bytesNestedCodebook(parts, first, width, q, s, t);
+  if (format === Q4_0) return bytesQ4_0(parts, first, width, q, s, t);
+  if (format === Q4_1) return bytesQ4_1(parts, first, width, q, s, t);
+  if (format === Q4_K) return bytesQ4_K(parts, first, width, q, s, t);
+  if (format === Q6_K) return bytesQ6_K(parts, first, width, q, s, t);
+  return bytesAffine4(parts, first, width, q, s, t);
 }
 
 function dotInWords(format: i32, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  const data = parts.data;
-  switch (format) {
-    case CODEBOOK4:
-      return dotPairs(false, true, false, parts, first, width, q, s, t);
-    case CODEBOOK4_NESTED:
-      return dotPairs(false, true, true, parts, first, width, q, s, t);
-    case Q4_0:
-      return dotBlocks(Q4_0, false, data + 18 * (first / 32), width, q, s, t);
-    case Q4_1:
-      return dotBlocks(Q4_1, false, data + 20 * (first / 32), width, q, s, t);
-    case Q8_0:
-      return dotBlocks(Q8_0, false, data + 34 * (first / 32), width, q, s, t);
-    case Q4_K:
-      return dotQ4_K(false, data + 144 * (first / 256), width, q, s, t);
-    case Q6_K:
-      return dotQ6_K(false, data + 210 * (first / 256), width, q, s);
-    default:
-      return parts.bits === 8 ? dotAffine8(parts, first, width, q, s, t) : dotPairs(false, false, false, parts, first, width, q, s, t);
-  }
+  if (format === CODEBOOK4) return wordsCodebook(parts, first, width, q, s, t);
+  if (format === CODEBOOK4_NESTED) return wordsNestedCodebook(parts, first, width, q, s, t);
+  if (format === Q4_0) return wordsQ4_0(parts, first, width, q, s, t);
+  if (format === Q4_1) return wordsQ4_1(parts, first, width, q, s, t);
+  if (format === Q8_0) return wordsQ8_0(parts, first, width, q, s, t);
+  if (format === Q4_K) return wordsQ4_K(parts, first, width, q, s, t);
+  if (format === Q6_K) return wordsQ6_K(parts, first, width, q, s, t);
+  return parts.bits === 4 ? wordsAffine4(parts, first, width, q, s, t) : wordsAffine8(parts, first, width, q, s, t);
+}
+
+/** Exported, as each is to stay a function of its own: engines allot registers for a whole function at a time. */
+export function bytesCodebook(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(CODEBOOK4, 4, true, parts, first, width, q, s, t);
+}
+
+export function bytesNestedCodebook(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(CODEBOOK4_NESTED, 4, true, parts, first, width, q, s, t);
+}
+
+export function bytesAffine4(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(AFFINE, 4, true, parts, first, width, q, s, t);
+}
+
+export function bytesQ4_0(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(Q4_0, 4, true, parts, first, width, q, s, t);
+}
+
+export function bytesQ4_1(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(Q4_1, 4, true, parts, first, width, q, s, t);
+}
+
+export function bytesQ4_K(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotQ4_K(true, parts, first, width, q, s, t);
+}
+
+export function bytesQ6_K(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotQ6_K(true, parts, first, width, q, s, t);
+}
+
+export function wordsCodebook(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(CODEBOOK4, 4, false, parts, first, width, q, s, t);
+}
+
+export function wordsNestedCodebook(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(CODEBOOK4_NESTED, 4, false, parts, first, width, q, s, t);
+}
+
+export function wordsAffine4(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(AFFINE, 4, false, parts, first, width, q, s, t);
+}
+
+export function wordsAffine8(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(AFFINE, 8, false, parts, first, width, q, s, t);
+}
+
+export function wordsQ4_0(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(Q4_0, 4, false, parts, first, width, q, s, t);
+}
+
+export function wordsQ4_1(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(Q4_1, 4, false, parts, first, width, q, s, t);
+}
+
+export function wordsQ8_0(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotRuns(Q8_0, 8, false, parts, first, width, q, s, t);
+}
+
+export function wordsQ4_K(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotQ4_K(false, parts, first, width, q, s, t);
+}
+
+export function wordsQ6_K(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  return dotQ6_K(false, parts, first, width, q, s, t);
 }
 
 /** 16 codes, unsigned bytes, times 16 words of x. */
@@ -200,71 +219,19 @@ function nibbles(bytes: bool, low: v128, high: v128, q: usize): v128 {
   return i32x4.add(unsignedWords(low, q), unsignedWords(high, q + 32));
 }
 
-/** The codes of one block of Q4_0, Q4_1 or Q8_0 times 32 entries of x. */
+/** 32 codes, or what a rounded codebook has for them, times 32 entries of x. */
 // @ts-ignore: decorator
 @inline
-function block32(format: i32, bytes: bool, at: usize, q: usize): v128 {
-  if (format === Q8_0) return i32x4.add(signedWords(v128.load(at, 2), q), signedWords(v128.load(at, 18), q + 32));
-  const codes = v128.load(format === Q4_1 ? at + 4 : at + 2);
-  return nibbles(bytes, lowNibbles(codes), highNibbles(codes), q);
-}
-
-/** GGUF's blocks of 32, four at a time: their halves are converted together. */
-// @ts-ignore: decorator
-@inline
-function dotBlocks(format: i32, bytes: bool, at: usize, width: i32, q: usize, s: usize, t: usize): f32 {
-  const step: usize = format === Q4_0 ? 18 : format === Q4_1 ? 20 : 34;
-  const stepX: usize = bytes ? 32 : 64;
-  const zero = f32x4.splat(0);
-  let total0 = zero;
-  let total1 = zero;
-  let offsets = zero;
-  let i = 0;
-  for (; i + 128 <= width; i += 128) {
-    const words = i32x4(load<u32>(at), load<u32>(at + step), load<u32>(at + 2 * step), load<u32>(at + 3 * step));
-    const d = halves(words);
-    const scale = f32x4.mul(d, v128.load(s));
-    if (format === Q4_0) offsets = madd(d, v128.load(t), offsets);
-    total0 = madd(v128.shuffle<i32>(scale, scale, 0, 0, 0, 0), f32x4.convert_i32x4_s(block32(format, bytes, at, q)), total0);
-    total1 = madd(v128.shuffle<i32>(scale, scale, 1, 1, 1, 1), f32x4.convert_i32x4_s(block32(format, bytes, at + step, q + stepX)), total1);
-    total0 = madd(v128.shuffle<i32>(scale, scale, 2, 2, 2, 2), f32x4.convert_i32x4_s(block32(format, bytes, at + 2 * step, q + 2 * stepX)), total0);
-    total1 = madd(v128.shuffle<i32>(scale, scale, 3, 3, 3, 3), f32x4.convert_i32x4_s(block32(format, bytes, at + 3 * step, q + 3 * stepX)), total1);
-    if (format === Q4_1) offsets = madd(halves(i32x4.shr_u(words, 16)), v128.load(t), offsets);
-    at += 4 * step;
-    q += 4 * stepX;
-    s += 16;
-    t += 16;
-  }
-  let offset = laneSum(offsets);
-  for (; i < width; i += 32) {
-    const d = half(at);
-    if (format === Q4_0) offset += d * load<f32>(t);
-    if (format === Q4_1) offset += half(at + 2) * load<f32>(t);
-    total0 = madd(f32x4.splat(d * load<f32>(s)), f32x4.convert_i32x4_s(block32(format, bytes, at, q)), total0);
-    at += step;
-    q += stepX;
-    s += 4;
-    t += 4;
-  }
-  const total = laneSum(f32x4.add(total0, total1));
-  // Codes are 8 more than what they stand for.
-  if (format === Q4_0) return total - 8 * offset;
-  return total + offset;
-}
-
-/** A block of 32 as it is multiplied: codes of nibbles, or what a codebook has for them. */
-// @ts-ignore: decorator
-@inline
-function pairs32(bytes: bool, book: bool, at: usize, p0: v128, p1: v128, q: usize): v128 {
+function dotCodes(format: i32, bits: i32, bytes: bool, at: usize, p0: v128, p1: v128, q: usize): v128 {
+  if (format === Q8_0) return i32x4.add(signedWords(v128.load(at), q), signedWords(v128.load(at, 16), q + 32));
+  if (bits === 8) return i32x4.add(unsignedWords(v128.load(at), q), unsignedWords(v128.load(at, 16), q + 32));
   const codes = v128.load(at);
-  const low = lowNibbles(codes);
-  const high = highNibbles(codes);
   // The even entries are the low nibbles of integers, and the high ones of bitsandbytes' codes.
-  if (!book) return nibbles(bytes, low, high, q);
-  if (bytes) {
-    return i32x4.add(i32x4.extadd_pairwise_i16x8_s(dotBytes(v128.load(q), lookup(p0, high))), i32x4.extadd_pairwise_i16x8_s(dotBytes(v128.load(q, 16), lookup(p0, low))));
-  }
-  return i32x4.add(lookupWords(high, p0, p1, q), lookupWords(low, p0, p1, q + 32));
+  if (!isCodebook(format)) return nibbles(bytes, lowNibbles(codes), highNibbles(codes), q);
+  const even = highNibbles(codes);
+  const odd = lowNibbles(codes);
+  if (!bytes) return i32x4.add(lookupWords(even, p0, p1, q), lookupWords(odd, p0, p1, q + 32));
+  return i32x4.add(i32x4.extadd_pairwise_i16x8_s(dotBytes(v128.load(q), lookup(p0, even))), i32x4.extadd_pairwise_i16x8_s(dotBytes(v128.load(q, 16), lookup(p0, odd))));
 }
 
 /** 16 codebook values of 16 bits times 16 words of x. */
@@ -278,183 +245,90 @@ function lookupWords(codes: v128, p0: v128, p1: v128, q: usize): v128 {
   return i32x4.add(i32x4.dot_i16x8_s(low, v128.load(q)), i32x4.dot_i16x8_s(high, v128.load(q, 16)));
 }
 
-/** Codebook (`book`) or affine codes of 4 bits, blocks of whole multiples of 32. */
-// @ts-ignore: decorator
-@inline
-function dotPairs(bytes: bool, book: bool, nested: bool, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  const planes = changetype<usize>(parts) + PLANES;
-  const p0 = v128.load(planes);
-  const p1 = v128.load(planes, 16);
-  const stepX: usize = bytes ? 32 : 64;
-  const size = parts.blockSize;
-  const zeros = book ? 0 : parts.zeros;
-  const fixed: f32 = book ? (bytes ? 64 : 0) : 8;
-  const end = first + width;
-  let at = parts.data + (first >> 1);
-  let total = f32x4.splat(0);
-  let offset: f32 = 0;
-  let block = first / size;
-  let blockEnd = (block + 1) * size;
-  while (first < end) {
-    const stop = blockEnd < end ? blockEnd : end;
-    let a = f32x4.splat(0);
-    let b = a;
-    let sum: f32 = 0;
-    for (; first + 64 <= stop; first += 64) {
-      a = madd(v128.load32_splat(s), f32x4.convert_i32x4_s(pairs32(bytes, book, at, p0, p1, q)), a);
-      b = madd(v128.load32_splat(s, 4), f32x4.convert_i32x4_s(pairs32(bytes, book, at + 16, p0, p1, q + stepX)), b);
-      if (!book || bytes) sum += load<f32>(t) + load<f32>(t, 4);
-      at += 32;
-      q += 2 * stepX;
-      s += 8;
-      t += 8;
-    }
-    if (first < stop) {
-      a = madd(v128.load32_splat(s), f32x4.convert_i32x4_s(pairs32(bytes, book, at, p0, p1, q)), a);
-      if (!book || bytes) sum += load<f32>(t);
-      at += 16;
-      q += stepX;
-      s += 4;
-      t += 4;
-      first += 32;
-    }
-    const scale = scaleOf(parts, book, nested, block);
-    total = madd(f32x4.splat(scale), f32x4.add(a, b), total);
-    if (!book || bytes) offset += scale * (zeros === 0 ? fixed : <f32>load<u8>(zeros + block)) * sum;
-    block += 1;
-    blockEnd += size;
-  }
-  const dot = laneSum(total) - offset;
-  return book ? parts.unit * dot : dot;
-}
-
 /**
- * `dotPairs` for four rows of W side by side, which share what is read of x. Only where rows are whole blocks.
- * @param c where the four results go, one after another
+ * A row of a format whose codes come in runs of 32. Scales are read for four runs at once, codes for two, whose sums do not
+ * wait for one another: the words of x that meet more would not fit the registers.
  */
 // @ts-ignore: decorator
 @inline
-function dotPairs4(bytes: bool, book: bool, nested: bool, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize, c: usize): void {
+function dotRuns(format: i32, bits: i32, bytes: bool, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
   const planes = changetype<usize>(parts) + PLANES;
   const p0 = v128.load(planes);
   const p1 = v128.load(planes, 16);
+  const step = runBytes(format, bits);
+  const codes = codesAt(format);
   const stepX: usize = bytes ? 32 : 64;
-  const size = parts.blockSize;
-  const zeros = book ? 0 : parts.zeros;
-  const fixed: f32 = book ? (bytes ? 64 : 0) : 8;
-  const rowBytes = <usize>(width >> 1);
-  const blocks = <u32>width / size;
-  let at = parts.data + (first >> 1);
-  let block = first / size;
-  let total0 = f32x4.splat(0);
-  let total1 = total0;
-  let total2 = total0;
-  let total3 = total0;
-  // One lane a row.
-  let offsets = total0;
-  for (let end = block + blocks; block < end; block++) {
-    let a0 = f32x4.splat(0);
-    let a1 = a0;
-    let a2 = a0;
-    let a3 = a0;
-    let sum: f32 = 0;
-    for (let left = size; left > 0; left -= 32) {
-      const scale = v128.load32_splat(s);
-      a0 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at, p0, p1, q)), a0);
-      a1 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at + rowBytes, p0, p1, q)), a1);
-      a2 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at + 2 * rowBytes, p0, p1, q)), a2);
-      a3 = madd(scale, f32x4.convert_i32x4_s(pairs32(bytes, book, at + 3 * rowBytes, p0, p1, q)), a3);
-      if (!book || bytes) sum += load<f32>(t);
-      at += 16;
-      q += stepX;
-      s += 4;
-      t += 4;
-    }
-    const scales = f32x4(
-      scaleOf(parts, book, nested, block),
-      scaleOf(parts, book, nested, block + blocks),
-      scaleOf(parts, book, nested, block + 2 * blocks),
-      scaleOf(parts, book, nested, block + 3 * blocks),
-    );
-    total0 = madd(v128.shuffle<i32>(scales, scales, 0, 0, 0, 0), a0, total0);
-    total1 = madd(v128.shuffle<i32>(scales, scales, 1, 1, 1, 1), a1, total1);
-    total2 = madd(v128.shuffle<i32>(scales, scales, 2, 2, 2, 2), a2, total2);
-    total3 = madd(v128.shuffle<i32>(scales, scales, 3, 3, 3, 3), a3, total3);
-    if (book && !bytes) continue;
-    const zero =
-      zeros === 0
-        ? f32x4.splat(fixed)
-        : f32x4.convert_i32x4_s(i32x4(load<u8>(zeros + block), load<u8>(zeros + block + blocks), load<u8>(zeros + block + 2 * blocks), load<u8>(zeros + block + 3 * blocks)));
-    offsets = madd(f32x4.mul(scales, zero), f32x4.splat(sum), offsets);
-  }
-  const sums = f32x4.sub(f32x4(laneSum(total0), laneSum(total1), laneSum(total2), laneSum(total3)), offsets);
-  v128.store(c, book ? f32x4.mul(f32x4.splat(parts.unit), sums) : sums);
-}
-
-// @ts-ignore: decorator
-@inline
-function scaleOf(parts: Parts, book: bool, nested: bool, block: u32): f32 {
-  return book ? blockScale(parts, nested, block) : load<f32>(parts.scales + ((<usize>block) << 2));
-}
-
-function dotAffine8(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  const size = parts.blockSize;
-  const zeros = parts.zeros;
+  // A codebook has no offset of its own, but its bytes are 64 more than what they stand for.
+  const moved = isCodebook(format) ? bytes : format !== Q8_0;
+  const zero = f32x4.splat(0);
+  let at = parts.data + (first >> 5) * step;
+  let total0 = zero;
+  let total1 = zero;
+  let offsets = zero;
   const end = first + width;
-  let at = parts.data + first;
-  let total = f32x4.splat(0);
-  let offset: f32 = 0;
-  let group = first / size;
-  while (first < end) {
-    const stop = first + size;
-    let a = f32x4.splat(0);
-    let sum: f32 = 0;
-    for (; first < stop; first += 32) {
-      const dot = i32x4.add(unsignedWords(v128.load(at), q), unsignedWords(v128.load(at, 16), q + 32));
-      a = madd(v128.load32_splat(s), f32x4.convert_i32x4_s(dot), a);
-      sum += load<f32>(t);
-      at += 32;
-      q += 64;
-      s += 4;
-      t += 4;
+  const endOfFours = hasFour(format, parts, width) ? first + (width & ~127) : first;
+  for (; first < endOfFours; first += 128) {
+    const words = fourWords(format, at);
+    const four = fourScales(format, parts, first, words);
+    let scale = f32x4.mul(four, v128.load(s));
+    if (moved) offsets = madd(fourOffsets(format, bits, parts, first, words, four), v128.load(t), offsets);
+    for (let two = 0; two < 2; two++) {
+      total0 = madd(v128.shuffle<i32>(scale, scale, 0, 0, 0, 0), f32x4.convert_i32x4_s(dotCodes(format, bits, bytes, at + codes, p0, p1, q)), total0);
+      total1 = madd(v128.shuffle<i32>(scale, scale, 1, 1, 1, 1), f32x4.convert_i32x4_s(dotCodes(format, bits, bytes, at + codes + step, p0, p1, q + stepX)), total1);
+      scale = v128.shuffle<i32>(scale, scale, 2, 3, 0, 1);
+      at += 2 * step;
+      q += 2 * stepX;
     }
-    const scale = load<f32>(parts.scales + ((<usize>group) << 2));
-    const zero: f32 = zeros === 0 ? 128 : <f32>load<u8>(zeros + group);
-    total = madd(f32x4.splat(scale), a, total);
-    offset += scale * zero * sum;
-    group += 1;
+    s += 16;
+    t += 16;
   }
-  return laneSum(total) - offset;
+  let offset = laneSum(offsets);
+  for (; first < end; first += 32) {
+    const scale = runScale(format, parts, first, at);
+    if (moved) offset += runOffset(format, bits, parts, first, at, scale) * load<f32>(t);
+    total0 = madd(f32x4.splat(scale * load<f32>(s)), f32x4.convert_i32x4_s(dotCodes(format, bits, bytes, at + codes, p0, p1, q)), total0);
+    at += step;
+    q += stepX;
+    s += 4;
+    t += 4;
+  }
+  const total = laneSum(f32x4.add(total0, total1));
+  const dot = moved ? total + offset : total;
+  return isCodebook(format) ? parts.unit * dot : dot;
 }
 
 // @ts-ignore: decorator
 @inline
-function dotQ4_K(bytes: bool, at: usize, width: i32, q: usize, s: usize, t: usize): f32 {
+function dotQ4_K(bytes: bool, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  let at = parts.data + 144 * (first / 256);
   const stepX: usize = bytes ? 32 : 64;
   let total0 = f32x4.splat(0);
   let total1 = total0;
-  let offset: f32 = 0;
+  let offsets = total0;
   for (let i = 0; i < width; i += 256) {
-    const d = half(at);
-    const dmin = half(at + 2);
-    const pairs = at + 4;
+    const pair = halves(v128.load16x4_u(at));
+    const d = v128.shuffle<i32>(pair, pair, 0, 0, 0, 0);
+    const dmin = v128.shuffle<i32>(pair, pair, 1, 1, 1, 1);
     let codes = at + 16;
-    for (let j = 0; j < 8; j += 2) {
+    for (let h = 0; h < 2; h++) {
+      const scales = f32x4.mul(f32x4.mul(d, sixBitScales(at + 4, h)), v128.load(s));
+      offsets = madd(f32x4.mul(dmin, sixBitMins(at + 4, h)), v128.load(t), offsets);
       const bytes0 = v128.load(codes);
       const bytes1 = v128.load(codes, 16);
-      const low = nibbles(bytes, lowNibbles(bytes0), lowNibbles(bytes1), q);
-      const high = nibbles(bytes, highNibbles(bytes0), highNibbles(bytes1), q + stepX);
-      total0 = madd(f32x4.splat(d * <f32>sixBitScale(pairs, j) * load<f32>(s)), f32x4.convert_i32x4_s(low), total0);
-      total1 = madd(f32x4.splat(d * <f32>sixBitScale(pairs, j + 1) * load<f32>(s, 4)), f32x4.convert_i32x4_s(high), total1);
-      offset += dmin * (<f32>sixBitMin(pairs, j) * load<f32>(t) + <f32>sixBitMin(pairs, j + 1) * load<f32>(t, 4));
-      codes += 32;
-      q += 2 * stepX;
-      s += 8;
-      t += 8;
+      const bytes2 = v128.load(codes, 32);
+      const bytes3 = v128.load(codes, 48);
+      total0 = madd(v128.shuffle<i32>(scales, scales, 0, 0, 0, 0), f32x4.convert_i32x4_s(nibbles(bytes, lowNibbles(bytes0), lowNibbles(bytes1), q)), total0);
+      total1 = madd(v128.shuffle<i32>(scales, scales, 1, 1, 1, 1), f32x4.convert_i32x4_s(nibbles(bytes, highNibbles(bytes0), highNibbles(bytes1), q + stepX)), total1);
+      total0 = madd(v128.shuffle<i32>(scales, scales, 2, 2, 2, 2), f32x4.convert_i32x4_s(nibbles(bytes, lowNibbles(bytes2), lowNibbles(bytes3), q + 2 * stepX)), total0);
+      total1 = madd(v128.shuffle<i32>(scales, scales, 3, 3, 3, 3), f32x4.convert_i32x4_s(nibbles(bytes, highNibbles(bytes2), highNibbles(bytes3), q + 3 * stepX)), total1);
+      codes += 64;
+      q += 4 * stepX;
+      s += 16;
+      t += 16;
     }
     at += 144;
   }
-  return laneSum(f32x4.add(total0, total1)) - offset;
+  return laneSum(f32x4.sub(f32x4.add(total0, total1), offsets));
 }
 
 /** 16 codes of Q6_K, 32 more than what they stand for, times 16 entries of x. */
@@ -462,40 +336,37 @@ function dotQ4_K(bytes: bool, at: usize, width: i32, q: usize, s: usize, t: usiz
 @inline
 function sixBits(bytes: bool, codes: v128, q: usize): v128 {
   const bias = i8x16.splat(32);
-  if (!bytes) return signedWords(i8x16.sub(codes, bias), q);
+  if (!bytes) return f32x4.convert_i32x4_s(signedWords(i8x16.sub(codes, bias), q));
   const x = v128.load(q);
-  return i32x4.extadd_pairwise_i16x8_s(i16x8.sub(dotBytes(x, codes), dotBytes(x, bias)));
+  return f32x4.convert_i32x4_s(i32x4.extadd_pairwise_i16x8_s(i16x8.sub(dotBytes(x, codes), dotBytes(x, bias))));
 }
 
 /** Scales are for 16 entries, two to a scale of x. */
 // @ts-ignore: decorator
 @inline
-function dotQ6_K(bytes: bool, at: usize, width: i32, q: usize, s: usize): f32 {
+function dotQ6_K(bytes: bool, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
+  let at = parts.data + 210 * (first / 256);
   const stepX: usize = bytes ? 32 : 64;
-  const two = i8x16.splat(3);
   let total = f32x4.splat(0);
   for (let i = 0; i < width; i += 256) {
-    let sum = f32x4.splat(0);
+    let sum0 = f32x4.splat(0);
+    let sum1 = sum0;
     for (let h = 0; h < 2; h++) {
+      const pairs = v128.load8x8_s(at + 192 + (h << 3));
       for (let part = 0; part < 2; part++) {
         const ql = at + 64 * h + 16 * part;
-        const first = v128.load(ql);
-        const second = v128.load(ql, 32);
+        const low0 = v128.load(ql);
+        const low1 = v128.load(ql, 32);
         const high = v128.load(at + 128 + 32 * h + 16 * part);
-        const scales = at + 192 + 8 * h + part;
         const from = q + 4 * h * stepX + part * (stepX >> 1);
-        const q0 = v128.or(lowNibbles(first), i16x8.shl(v128.and(high, two), 4));
-        const q1 = v128.or(lowNibbles(second), i16x8.shl(v128.and(i16x8.shr_u(high, 2), two), 4));
-        const q2 = v128.or(highNibbles(first), i8x16.shl(v128.and(highNibbles(high), two), 4));
-        const q3 = v128.or(highNibbles(second), i16x8.shl(v128.and(i16x8.shr_u(high, 6), two), 4));
-        const x = s + (h << 4);
-        sum = madd(f32x4.splat(<f32>load<i8>(scales) * load<f32>(x)), f32x4.convert_i32x4_s(sixBits(bytes, q0, from)), sum);
-        sum = madd(f32x4.splat(<f32>load<i8>(scales, 2) * load<f32>(x, 4)), f32x4.convert_i32x4_s(sixBits(bytes, q1, from + stepX)), sum);
-        sum = madd(f32x4.splat(<f32>load<i8>(scales, 4) * load<f32>(x, 8)), f32x4.convert_i32x4_s(sixBits(bytes, q2, from + 2 * stepX)), sum);
-        sum = madd(f32x4.splat(<f32>load<i8>(scales, 6) * load<f32>(x, 12)), f32x4.convert_i32x4_s(sixBits(bytes, q3, from + 3 * stepX)), sum);
+        const scales = f32x4.mul(f32x4.convert_i32x4_s(i32x4.shr_s(i32x4.shl(pairs, part ? 0 : 16), 16)), v128.load(s + (h << 4)));
+        sum0 = madd(v128.shuffle<i32>(scales, scales, 0, 0, 0, 0), sixBits(bytes, sixBitCodes(low0, high), from), sum0);
+        sum1 = madd(v128.shuffle<i32>(scales, scales, 1, 1, 1, 1), sixBits(bytes, sixBitCodes(low1, i16x8.shr_u(high, 2)), from + stepX), sum1);
+        sum0 = madd(v128.shuffle<i32>(scales, scales, 2, 2, 2, 2), sixBits(bytes, sixBitCodes(i16x8.shr_u(low0, 4), i16x8.shr_u(high, 4)), from + 2 * stepX), sum0);
+        sum1 = madd(v128.shuffle<i32>(scales, scales, 3, 3, 3, 3), sixBits(bytes, sixBitCodes(i16x8.shr_u(low1, 4), i16x8.shr_u(high, 6)), from + 3 * stepX), sum1);
       }
     }
-    total = madd(f32x4.splat(half(at + 208)), sum, total);
+    total = madd(f32x4.splat(half(at + 208)), f32x4.add(sum0, sum1), total);
     at += 210;
     q += 8 * stepX;
     s += 32;

@@ -31,6 +31,8 @@ const cases: readonly (readonly [PackedFormat, out: number, width: number, block
       [65, 96, 64],
       [33, 480, 128],
       [300, 544, 64],
+      [9, 416, 32],
+      [6, 512, 128],
     ].map(([out, width, size]) => [format, out!, width!, size!] as const),
   ),
   ...(['Q4_0', 'Q4_1', 'Q8_0'] as const).flatMap((format) =>
@@ -51,6 +53,8 @@ const cases: readonly (readonly [PackedFormat, out: number, width: number, block
       [
         [7, 32, 32],
         [65, 288, 96],
+        [9, 416, 32],
+        [6, 576, 64],
         [301, 352, 352],
       ].map(([out, width, size]) => [format, out!, width!, size!, bits] as const),
     ),
@@ -165,6 +169,7 @@ it('gives the same bits on one thread and on two', async () => {
     for (const one of [
       ['codebook4', 1030, 1088, 64],
       ['Q4_1', 1030, 1088, 32],
+      ['affine', 1030, 1088, 64],
     ] as const) {
       for (const mode of modes) {
         const results: Float32Array[] = [];

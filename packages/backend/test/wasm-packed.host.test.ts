@@ -8,6 +8,7 @@ import {
   packedRowsOp,
   runOp,
   tensor1d,
+  tensor2d,
   tidy,
 } from '@niwaki/tensor';
 import type { GgufFormat, PackedShape, PackedTensors, Tensor, Tensor1D, Tensor2D } from '@niwaki/tensor';
@@ -106,6 +107,9 @@ const shapes: readonly PackedShape[] = [
         [65, 96, 32],
         [70, 320, 64],
         [3, 40, 8],
+        [35, 416, 32],
+        [9, 768, 384],
+        [6, 512, 128],
       ].map(([out, width, blockSize]) => ({ format, bits, out: out!, in: width!, blockSize: blockSize! })),
     ),
   ),
@@ -168,4 +172,24 @@ describe.each(Object.entries(wasmBuilds))('Packed products (%s)', (_, options) =
     });
     dispose(parts as { [name: string]: Tensor });
   });
+});
+
+it('gives a row of x the same bits on one thread and on two', async () => {
+  for (const relaxed of [true, false]) {
+    for (const shape of [
+      { format: 'affine', bits: 3, out: 1030, in: 1088, blockSize: 64 },
+      { format: 'Q4_1', out: 1030, in: 1088, blockSize: 32 },
+      { format: 'Q4_K', out: 1030, in: 1024, blockSize: 256 },
+    ] as const) {
+      const parts = packed(shape);
+      const x = random([1, shape.in]).dataSync();
+      const results: Float32Array[] = [];
+      for (const threads of [1, 2]) {
+        await useBuild({ threads, relaxed });
+        results.push(tidy(() => packedMatMul(tensor2d(x, [1, shape.in]), parts, shape).dataSync() as Float32Array));
+      }
+      expect(results[1]).toEqual(results[0]);
+      dispose(parts as { [name: string]: Tensor });
+    }
+  }
 });

@@ -36,6 +36,7 @@ const SCRATCH_BYTES = 7;
 const ASLEEP = 8;
 const TICKET = 9;
 const FAILED = 10;
+const STEP = 11;
 const argumentsAt = 64;
 const controlBytes = 1024;
 
@@ -56,16 +57,17 @@ receive(({ module, memory, control, names, spins }) => {
       Atomics.add(words, ${ASLEEP}, 1);
       Atomics.wait(words, ${SEQUENCE}, sequence);
       Atomics.sub(words, ${ASLEEP}, 1);
+      polls = 0;
     }
     seen = sequence;
     Atomics.add(words, ${ACTIVE}, 1);
     if (Atomics.load(words, ${SEQUENCE}) === sequence) {
       const kernel = kernels[names[words[${KERNEL}]]];
       const args = Array.from(values.subarray(0, words[${ARGUMENTS}]));
-      const count = words[${COUNT}];
+      const count = words[${COUNT}], step = words[${STEP}];
       const scratch = (words[${SCRATCH}] >>> 0) + Atomics.add(words, ${TICKET}, 1) * words[${SCRATCH_BYTES}];
       try {
-        for (let task; (task = Atomics.add(words, ${NEXT}, 1)) < count;) kernel(...args, task, task + 1, scratch);
+        for (let task; (task = Atomics.add(words, ${NEXT}, step)) < count;) kernel(...args, task, Math.min(count, task + step), scratch);
       } catch {
         Atomics.store(words, ${FAILED}, 1);
       }
@@ -147,6 +149,9 @@ export async function startPool({ module, memory, kernels, threads }: PoolOption
       words[ARGUMENTS] = args.length;
       values.set(args);
       words[COUNT] = count;
+      // Few calls of the kernel, each over neighbors in memory, and still enough of them that threads end together.
+      const step = Math.max(1, Math.floor(count / (8 * threads)));
+      words[STEP] = step;
       words[SCRATCH] = own;
       words[SCRATCH_BYTES] = scratchBytes;
       words[TICKET] = 1;
@@ -154,7 +159,7 @@ export async function startPool({ module, memory, kernels, threads }: PoolOption
       sequence = (sequence + 1) & 0x7fff_ffff;
       Atomics.store(words, SEQUENCE, sequence);
       if (Atomics.load(words, ASLEEP) > 0) Atomics.notify(words, SEQUENCE);
-      for (let task: number; (task = Atomics.add(words, NEXT, 1)) < count;) run(...args, task, task + 1, own);
+      for (let task: number; (task = Atomics.add(words, NEXT, step)) < count;) run(...args, task, Math.min(count, task + step), own);
       sequence = (sequence + 1) & 0x7fff_ffff;
       Atomics.store(words, SEQUENCE, sequence);
       const done = performance.now();

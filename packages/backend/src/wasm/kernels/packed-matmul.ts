@@ -148,17 +148,15 @@ export const hasOneRow = (device: WasmDevice, { format, in: width, blockSize }: 
 
 /** One row of x, what generation multiplies: codes are scaled after they are summed. */
 export function multiplyOneRow(device: WasmDevice, x: number, parts: Parts, shape: PackedShape, y: number, section?: Section): void {
-  const { in: width, out: columns } = shape;
-  const blocks = width / 32;
+  const { in: width, out: columns, bits = 0 } = shape;
   const format = formatNumbers.indexOf(shape.format);
   const spread = device.kernels['takesSpread']!(format) === 1;
-  const sums = device.shared(tableBytes + blocks * (spread ? 144 : 16)) + tableBytes;
-  device.run('blockSums', [x, sums], { tasks: blocks, work: width });
-  const row = spread ? sums + blocks * 16 : x;
-  if (spread) device.run('spreadNibbles', [x, row], { tasks: blocks, work: width });
+  const spreadAt = device.shared(tableBytes + (spread ? width * 4 + width / 8 : 0)) + tableBytes;
+  const sums = spreadAt + width * 4;
+  if (spread) device.run('spreadRow', [x, width, format, bits, spreadAt, sums], { tasks: Math.ceil(width / 64), work: width });
   const table = writeTable(device, parts, shape, section && { section });
   const taskColumns = 32;
-  device.run('multiplyOneRow', [row, sums, format, table, width, y, columns, taskColumns], {
+  device.run('multiplyOneRow', [spread ? spreadAt : x, sums, format, table, width, y, columns, taskColumns], {
     tasks: Math.ceil(columns / taskColumns),
     work: columns * width * 4,
   });
