@@ -1,4 +1,4 @@
-import { ConfigError, contentHash, tensor, type Parameter, type RawTensor, type Tensor } from '@niwaki/tensor';
+import { ConfigError, contentHash, StateError, tensor, type Parameter, type RawTensor, type Tensor } from '@niwaki/tensor';
 import { inputFrom, recordOfInput, recordOfWeight, weightFrom, type InputRecord, type WeightRecord } from '@niwaki/weights';
 import type { Model, Point, Site } from '@niwaki/nn';
 import { calibrationHash } from '../base-changes.ts';
@@ -113,13 +113,15 @@ export async function createRecorder<P extends Plan>(
         put[path] = { ...(weight && { weight: await recordOfWeight(weight) }), ...(input && { input: await recordOfInput(input) }) };
       }
       const lent: Record<string, SiteRecord> = {};
-      for (const { site, weight, input } of lends.held()) {
+      const held = lends.held();
+      for (const { site, weight, input } of held) {
         lent[site.path] = {
           ...(weight && { weight: await recordOfWeight(weight.lent, weight.stored) }),
           ...(input && { input: await recordOfInput(input) }),
         };
       }
-      await checkpoint.write(window, { put, changed: await changedSince(model, versions, sites), lent });
+      const recorded = [...sites, ...held.map(({ site }) => site)];
+      await checkpoint.write(window, { put, changed: await changedSince(model, versions, recorded), lent });
       noted.clear();
     },
   };
@@ -137,9 +139,11 @@ const points: readonly Point[] = ['linear', 'conv', 'embedding', 'head', 'operan
 const versionsOf = (model: Model): Map<Parameter, number> =>
   new Map([...model.parameters().values()].map((parameter) => [parameter, parameter.version]));
 
-/** Copies of what was written since then and is in no record of a selected site; the versions become those of now. */
-async function changedSince(model: Model, versions: Map<Parameter, number>, sites: readonly Site[]): Promise<Record<string, RawTensor>> {
-  const own = new Set(sites.flatMap(({ weight, input }) => [...Object.values(weight?.parts ?? {}), ...Object.values(input?.parts ?? {})]));
+/** Copies of what was written since then and belongs to none of these sites; the versions become those of now. */
+async function changedSince(model: Model, versions: Map<Parameter, number>, recorded: readonly Site[]): Promise<Record<string, RawTensor>> {
+  const own = new Set(
+    recorded.flatMap(({ weight, input }) => [...Object.values(weight?.parts ?? {}), ...Object.values(input?.parts ?? {})]),
+  );
   const changed: Record<string, RawTensor> = {};
   for (const [parameter, version] of versionsOf(model)) {
     const before = versions.get(parameter);
@@ -155,7 +159,13 @@ async function writeChanged(model: Model, changed: WindowRecord['changed']): Pro
   const parameters = model.parameters();
   const before = new Map<Parameter, RawTensor>();
   for (const [path, raw] of Object.entries(changed)) {
-    const parameter = parameters.get(path)!;
+    const parameter = parameters.get(path);
+    if (parameter === undefined) {
+      throw new StateError(`the walk that is kept changed '${path}', which this model does not have`, {
+        path,
+        help: 'Load the model that the walk began on, with what was on it.',
+      });
+    }
     before.set(parameter, await copyOf(parameter.read()));
     parameter.write(tensorOf(raw));
   }
