@@ -1,7 +1,9 @@
-import { program, reduction } from '../program.ts';
-import type { Reduction } from './reduce-all.ts';
+import { program, reduction, type Program } from '../program.ts';
 
-const stage = (key: string, bad: string): Reduction =>
+/** One flag a workgroup, which walks over `count` entries in steps of all workgroups' threads. */
+export type FiniteStage = Program<'x', 'result', 'count'>;
+
+const stage = (key: string, bad: string): FiniteStage =>
   program({
     key,
     inputs: { x: 'u32' },
@@ -19,7 +21,7 @@ const stage = (key: string, bad: string): Reduction =>
   });
 
 /** One flag per workgroup. An exponent of all ones is a NaN or an infinity; comparing floats would let a compiler assume there are none. */
-export const finiteBits: Reduction = stage('all-finite', '(x[i] & 0x7f800000u) == 0x7f800000u');
+export const finiteBits: FiniteStage = stage('all-finite', '(x[i] & 0x7f800000u) == 0x7f800000u');
 
 /** One flag of flags: 0.0 has no bits. */
-export const finiteFlags: Reduction = stage('all-finite-flags', 'x[i] == 0u');
+export const finiteFlags: FiniteStage = stage('all-finite-flags', 'x[i] == 0u');

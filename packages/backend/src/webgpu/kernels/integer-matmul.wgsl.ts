@@ -19,8 +19,8 @@ const block = 32;
 export const integerColumns = 8;
 const sums = integerColumns / 4;
 
-/** No more threads than there are blocks, nearly. */
-export const integerThreads = (terms: number): number => (terms > block * block ? 2 * block : block);
+/** One for each block of a short row. */
+export const integerThreads = (terms: number): number => (terms > 32 * block ? 64 : 32);
 
 /**
  * x̂·Ŵᵀ for a few rows of x. Eight bits: bytes with bytes, four at a time, summed in i32. Sixteen bits: integers in f32, whose
@@ -42,7 +42,7 @@ export function integerProduct(variant: IntegerVariant): Program<string, 'y', 'c
     declarations: `
 ${decoder.code}
 ${sum.code}
-${rounding(integerLevels[activations].x)}
+${levels}
 ${bytes ? byteProducts(variant) : floatProducts(decoder)}
 // The integers of a block, the sums of its halves, and what they are multiples of.
 struct Block { words: array<${bytes ? 'u32' : 'vec4<f32>'}, ${words.length}>, sums: vec2<f32>, scale: f32 }
@@ -54,7 +54,7 @@ fn blockOf(at: u32) -> Block {
     let sizes = bitcast<vec4<u32>>(fours[i]) & vec4<u32>(0x7fffffffu);
     peak = max(peak, max(max(sizes.x, sizes.y), max(sizes.z, sizes.w)));
   }
-  let level = levelOf(peak);
+  let level = levelOf(peak, ${integerLevels[activations].x}.0);
   var rounded: Block;
   rounded.scale = level.scale;
   for (var i = 0u; i < ${words.length}u; i++) {
@@ -64,7 +64,7 @@ fn blockOf(at: u32) -> Block {
 ${words.map((i) => `  rounded.words[${i}] = ${packed(variant, i)};`).join('\n')}
   return rounded;
 }`,
-    main: `${bookPrologue(decoder, integerLevels[activations].codebook)}
+    main: `${bookPrologue(variant)}
   let column0 = groupIndex * ${integerColumns}u;
 ${rowsOf.flatMap((row) => Array.from({ length: sums }, (_, s) => `  var sum${row}${s} = vec4<f32>(0.0);`)).join('\n')}
   for (var at = lane; at < u.terms / ${block}u; at += LANES) {
@@ -87,15 +87,15 @@ ${rowsOf
   });
 }
 
-/** What a block's integers are multiples of, as the reference has it; by bits, since WGSL need not know what is not finite. */
-const rounding = (most: number): string => `
+/** What integers up to `most` are multiples of, as the reference has it; by bits, since WGSL need not know what is not finite. */
+const levels = `
 struct Level { inverse: f32, scale: f32 }
-fn levelOf(peak: u32) -> Level {
+fn levelOf(peak: u32, most: f32) -> Level {
   // 2^-100: smaller ones count as zeros.
   if (peak < 0x0d800000u) { return Level(0.0, 0.0); }
   if (peak >= 0x7f800000u) { return Level(0.0, bitcast<f32>(peak | 0x7fc00000u)); }
   let largest = bitcast<f32>(peak);
-  return Level(${most}.0 / largest, largest / ${most}.0);
+  return Level(most / largest, largest / most);
 }`;
 
 /** Word i of a block of x, its entries in the order of the codes' word that it meets. */
@@ -136,15 +136,14 @@ ${codes === 'floats' ? '' : fours[codes]}
 fn productOf(codes: u32, x: vec4<f32>) -> f32 { return dot(fourOf(codes), x); }`;
 
 /** A codebook's values as integers, and what they are multiples of. */
-function bookPrologue({ codes }: Decoder, most: number): string {
-  if (codes !== 'codebook') return '';
+function bookPrologue({ decoder, activations }: IntegerVariant): string {
+  if (decoder.codes !== 'codebook') return '';
   const value = 'round(codebook[lane] * bookLevel.inverse)';
   return `
   var bookPeak = 0u;
   for (var i = 0u; i < 16u; i++) { bookPeak = max(bookPeak, bitcast<u32>(codebook[i]) & 0x7fffffffu); }
-  var bookLevel = Level(0.0, 0.0);
-  if (bookPeak >= 0x0d800000u) { bookLevel = Level(${most}.0 / bitcast<f32>(bookPeak), bitcast<f32>(bookPeak) / ${most}.0); }
-  if (lane < 16u) { book[lane] = ${most > 127 ? value : `bitcast<u32>(i32(${value})) & 255u`}; }
+  let bookLevel = levelOf(bookPeak, ${integerLevels[activations].codebook}.0);
+  if (lane < 16u) { book[lane] = ${activations === 'int8' ? `bitcast<u32>(i32(${value})) & 255u` : value}; }
   workgroupBarrier();`;
 }
 
@@ -153,24 +152,22 @@ function fourColumns({ decoder, activations }: IntegerVariant, s: number, rows: 
   const { codes, places, sharing } = decoder;
   const { stride } = places;
   const bytes = activations === 'int8';
-  // Word i of the block's codes: runs give two of them, or one where the other belongs to another block.
   const read = Array.from({ length: block / 4 }, (_, i) => i);
-  const at = (i: number): [run: string, half: 'x' | 'y'] =>
-    stride === 4 ? [`e + ${8 * (i >> 1)}u`, i % 2 === 0 ? 'x' : 'y'] : [`e + ${4 * (i % 4)}u`, i < 4 ? 'x' : 'y'];
-  const runs =
-    stride <= 16
-      ? [...new Set(read.map((i) => at(i)[0]))].map((run, r) => `      let run${r} = codesOf(${run});`)
-      : read.map((i) => `      let run${i} = codesOf((e & ~${stride}u) + ${4 * i}u);`);
+  // A run gives two words of the block's codes, or one where the other belongs to another block.
+  const parted = stride >= block;
+  const runs = read
+    .slice(0, parted ? 8 : 4)
+    .map((i) => `      let run${i} = codesOf(${parted ? `(e & ~${stride}u)` : 'e'} + ${(stride === 4 ? 8 : 4) * i}u);`);
   const word = (i: number): string => {
-    if (stride > 16) return `select(run${i}.x, run${i}.y, second)`;
-    return `run${stride === 4 ? i >> 1 : i % 4}.${at(i)[1]}`;
+    if (parted) return `select(run${i}.x, run${i}.y, (e & ${stride}u) != 0u)`;
+    return stride === 4 ? `run${i >> 1}.${i % 2 === 0 ? 'x' : 'y'}` : `run${i % 4}.${i < 4 ? 'x' : 'y'}`;
   };
   const parts = sharing === 16 ? [read.slice(0, 4), read.slice(4)] : [read];
   const scale = codes === 'codebook' ? ' * bookLevel.scale' : '';
   return `    for (var c = 0u; c < 4u; c++) {
       let own = vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(c);
       let e = min(column0 + ${4 * s}u + c, u.columns - 1u) * u.terms + k;
-${stride > 16 ? `      let second = (e & ${stride}u) != 0u;\n` : ''}${runs.join('\n')}
+${runs.join('\n')}
 ${read.map((i) => `      let word${i} = ${word(i)};`).join('\n')}
 ${parts
   .map((part, p) => {

@@ -1,5 +1,4 @@
 import { program, reduction, type Program } from '../program.ts';
-import type { Reduction } from './reduce-all.ts';
 
 const header = { workgroup: 256, declarations: reduction('sumOf', 'a + b') } as const;
 
@@ -25,7 +24,7 @@ ${names.map((name) => `  for (var i = index; i < u.of_${name}; i += groups.x * L
 }
 
 /** Of what `sumOfSquares` found. */
-export const sumOfParts: Reduction = program({
+export const sumOfParts: Program<'x', 'result', 'count'> = program({
   ...header,
   key: 'sum-parts',
   inputs: { x: 'f32' },
