@@ -20,7 +20,7 @@ function jobName({ job, batch, length, memoryBudget, activations = 'exact' }) {
 
 /** One card's part of the page. */
 export function sectionOf(folder) {
-  const { card, date, parity } = JSON.parse(readFileSync(new URL('about.json', folder), 'utf8'));
+  const { card, date, parity, since } = JSON.parse(readFileSync(new URL('about.json', folder), 'utf8'));
   const [peak, ...kernels] = linesOf(new URL('kernels.jsonl', folder));
   const jobs = ['jobs', 'torch'].flatMap((name) => linesOf(new URL(`${name}.jsonl`, folder)));
   const megabytes = (bytes) => (bytes === undefined ? '–' : `${Math.round(bytes / 1e6)} MB`);
@@ -28,7 +28,7 @@ export function sectionOf(folder) {
 
 Every GPU test of every package on the card: ${parity}. Multiply-adds in registers ran at ${peak.teraflops} TFLOP/s, a copy
 at ${peak.gigabytesPerSecond} GB/s: the roofline of the kernels below.
-
+${since === undefined ? '' : `\nChanged or added since, and not measured on this card yet: ${since}.\n`}
 A model of SmolLM2-135M's shape with random weights, whole processes, Node against torch on the same card within minutes:
 
 ${table(
