@@ -226,6 +226,17 @@ describe('the folder of a recipe', () => {
   });
 
   it.each<[string, Partial<Recipe>, RegExp]>([
+    ['base', { quantize: { kind: 'nf4', blockSize: 64 } }, /base\[0\]\.options\.blockSize was 32, is 64/],
+    ['rate', { learningRate: 1 }, /schedule\.learningRate was 0\.0002, is 1/],
+  ])('is as it was after a resume with another %s is refused', async (_, other, message) => {
+    const asked = { quantize: { kind: 'nf4', blockSize: 32 }, saveBase: true };
+    const { folder, perplexity } = await trained(asked);
+    const recipe = { model: 'tiny', data: 'notes.txt', evaluate: 'held-out.txt', context: 16, rank: 2, steps: 3, ...asked, ...other };
+    await expect(runRecipe(parseRecipe(recipe), { kit, folder, resume: true })).rejects.toThrow(message);
+    expect((await opened(folder)).perplexity).toBe(perplexity);
+  });
+
+  it.each<[string, Partial<Recipe>, RegExp]>([
     [
       'codes whose rows are no whole words',
       { quantize: { kind: 'rtn', bits: 3, groupSize: 16 } },

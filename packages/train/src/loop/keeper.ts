@@ -1,4 +1,4 @@
-import { contentHash, descriptionOf, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
+import type { Parameter, Tensor } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import type { Step } from '@niwaki/engine';
 import {
@@ -131,27 +131,3 @@ function checkFit(model: Model, saved: ReadonlyMap<string, Tensor>, folder: RunF
 }
 
 const isLike = (a: Tensor, b: Tensor): boolean => a.dtype === b.dtype && a.shape.join() === b.shape.join();
-
-/** Names a model's form: paths, shapes, roles, what of it is trained, and how each matrix is stored. Not its values. */
-export function modelHash(model: Model): string {
-  const hash = contentHash();
-  hash.text(model.info.family);
-  const all = new Set([...model.parameters().values(), ...adapterParameters(model)]);
-  const lines = [...all].map(({ path, shape, role, trainable }) => `${path} ${shape.join('x')} ${role} ${trainable}`);
-  for (const { path, weight } of model.stages().flatMap(({ sites }) => sites))
-    if (weight !== undefined) lines.push(`${path} ${weight.kind} ${JSON.stringify(weight.options)}`);
-  for (const line of lines.sort()) hash.text(line);
-  return hash.digest();
-}
-
-/** Method, options and use of each adapter, by name. */
-export const adaptersOf = (model: Model): { readonly [name: string]: Json } =>
-  Object.fromEntries(
-    [...model.adapters].map(([name, { method }]) => [
-      name,
-      {
-        ...descriptionOf({ name: method.kind, options: method.options as { [option: string]: Json } }),
-        active: model.active.includes(name),
-      },
-    ]),
-  );

@@ -1,8 +1,7 @@
-import { AbortError, ConfigError, createDraw, descriptionOf, NumericError, refuse, throwIfAborted, type Json } from '@niwaki/tensor';
+import { AbortError, ConfigError, createDraw, NumericError, refuse, throwIfAborted, type Json } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { chain, clipByGlobalNorm, transformParty, type Schedule, type Transform } from '@niwaki/optim';
 import {
-  baseChanges,
   blockwiseBackprop,
   causalLM,
   check,
@@ -17,10 +16,10 @@ import {
 } from '@niwaki/engine';
 import type { AdapterMethod } from '@niwaki/peft';
 import type { RunState } from '../checkpoint/checkpoint.ts';
-import type { RunIdentity } from '../checkpoint/run-identity.ts';
 import type { TrainData } from '../data/train-data.ts';
 import type { TrainEvent } from './events.ts';
-import { adaptersOf, createKeeper, modelHash, type CheckpointOptions } from './keeper.ts';
+import { identityOf } from './identity.ts';
+import { createKeeper, type CheckpointOptions } from './keeper.ts';
 import { openMemoryMeter } from './memory.ts';
 import { checkOptions } from './options.ts';
 
@@ -99,21 +98,9 @@ async function* run(model: Model, options: TrainOptions): AsyncGenerator<TrainEv
   const meter = openMemoryMeter(model, step);
   try {
     const keeper = options.checkpoint && createKeeper(options.checkpoint, model, step);
-    const identity: RunIdentity = {
-      seed: String(seed),
-      steps,
-      batchSize,
-      accumulate,
-      data: data.hash,
-      base: baseChanges(model),
-      adapters: adaptersOf(model),
-      model: modelHash(model),
-      optimizer: descriptionOf(optimizer),
-      participants: participants.map(({ name }) => name),
-      schedule: options.schedule?.toJSON() ?? { kind: 'constant', learningRate: optimizer.learningRate! },
-      objective: descriptionOf(objective),
-      estimator: descriptionOf(estimator),
-    };
+    const { schedule } = options;
+    const named = { steps, batchSize, accumulate, data: data.hash, seed };
+    const identity = identityOf({ model, optimizer, schedule, participants, objective, estimator, ...named });
     const sameSoFar = ({ attempt: done, run: { steps: before } }: RunState): boolean => {
       const earlier = rateOf(options, before);
       const sameRates = Array.from({ length: done }, (_, i) => i).every((i) => rate(i) === earlier(i));

@@ -1,14 +1,18 @@
 import { ConfigError, contentHash, FormatError, type Json } from '@niwaki/tensor';
 import { baseChanges, type BaseChange } from '@niwaki/engine';
-import { parseJson } from '@niwaki/hub';
+import { parseJson, type Loaded } from '@niwaki/hub';
 import type { Model } from '@niwaki/nn';
 import { fingerprintOf, type Weight } from '@niwaki/weights';
 import * as v from 'valibot';
+import { newestState } from '../checkpoint/checkpoint.ts';
 import type { RunFolder } from '../checkpoint/run-folder.ts';
 import { differencesBetween, inWords } from '../checkpoint/run-identity.ts';
-import { baseNames, parseRecipe, type BaseOfRecipe } from './recipe.ts';
+import type { RecipeKit } from './kit.ts';
+import { baseNames, parseRecipe, type BaseOfRecipe, type Recipe } from './recipe.ts';
+import { sinkInto } from './sink-into.ts';
 
 const file = 'base.json';
+const savedIn = 'base';
 
 /** What the adapter of a folder stands on: `base.json`. */
 export interface BaseRecord extends BaseOfRecipe {
@@ -48,7 +52,7 @@ const schema = v.strictObject({
     }),
   ),
   // One folder beside, never a way out of this one.
-  saved: v.optional(v.picklist(['base'])),
+  saved: v.optional(v.picklist([savedIn])),
 });
 
 /** The record of a folder; undefined where there is none. @throws FormatError naming the field */
@@ -80,11 +84,41 @@ export async function writeBase(folder: RunFolder, { made, saved, ...recipe }: B
 
 export const removeBase = (folder: RunFolder): Promise<void> => folder.remove(file);
 
-export const baseOfRecipe = (recipe: BaseOfRecipe): BaseOfRecipe =>
+const baseOfRecipe = (recipe: BaseOfRecipe): BaseOfRecipe =>
   Object.fromEntries(baseNames.filter((name) => recipe[name] !== undefined).map((name) => [name, recipe[name]])) as unknown as BaseOfRecipe;
 
+/**
+ * What `base.json` will say once there is an adapter; the base itself is written at once where the recipe wants it: an adapter
+ * may rewrite it, and a form that no file holds is better known before training.
+ */
+export async function keepBase(
+  recipe: Recipe,
+  kit: RecipeKit,
+  { model, tokenizer }: Loaded,
+  { folder, resume, ...stop }: { readonly folder: RunFolder; readonly resume: boolean; readonly signal?: AbortSignal },
+): Promise<BaseRecord> {
+  const made = await madeBase(model);
+  const record: BaseRecord = { ...baseOfRecipe(recipe), ...(made && { made }), ...(recipe.saveBase && { saved: savedIn }) };
+  if (record.saved === undefined || (await isKept(folder, record)) || (await willBeRefused(model, folder, resume))) return record;
+  await removeBase(folder);
+  await kit.saveStored(model, sinkInto(folder.inside(savedIn)), { ...(tokenizer && { tokenizer }), ...stop });
+  return record;
+}
+
+async function isKept(folder: RunFolder, { saved, made }: BaseRecord): Promise<boolean> {
+  const before = await readBase(folder);
+  return before?.saved === saved && before?.made?.sha256 === made?.sha256 && before?.made?.form === made?.form;
+}
+
+/** Training will not begin: what is in the folder goes with the run that is there. */
+async function willBeRefused(model: Model, folder: RunFolder, resume: boolean): Promise<boolean> {
+  const state = await newestState(folder.inside('checkpoints'));
+  if (state === undefined) return false;
+  return resume ? differencesBetween(state.run.base, baseChanges(model), 'base').length > 0 : state.attempt < state.run.steps;
+}
+
 /** What was made of a model's matrices since it was loaded; undefined where nothing was. Reads the matrices back. */
-export async function madeBase(model: Model): Promise<MadeBase | undefined> {
+async function madeBase(model: Model): Promise<MadeBase | undefined> {
   const changes = baseChanges(model);
   return changes.length === 0 ? undefined : { changes, form: formOf(model), sha256: await fingerprintOf(weightsOf(model)) };
 }

@@ -16,8 +16,8 @@ interface Preparing {
   readonly text: string | undefined;
   warn(message: string): void;
   onChange(change: MatrixChange): void;
-  /** The stored matrices are what the adapter will stand on. */
-  onBase?(adapter: boolean): Promise<void>;
+  /** The stored matrices are what the adapter will stand on; not called where none will. */
+  onBase?(): Promise<void>;
 }
 
 /** A matrix was pruned or quantized. */
@@ -86,7 +86,7 @@ export async function prepareModel(
   const adapter = recipe.initAdapter === undefined ? adapterOf(recipe, kit, given, functions) : undefined;
   validate(model, steps, adapter);
   await changeMatrices(recipe, kit, loaded, steps, { seed, onChange, text, ...stop });
-  await onBase?.(adapter !== undefined || recipe.initAdapter !== undefined);
+  if (adapter !== undefined || recipe.initAdapter !== undefined) await onBase?.();
   if (recipe.initAdapter !== undefined) {
     await warnOfOtherBase(model, kit.folder(recipe.initAdapter), warn);
     const set = await kit.loadAdapter(model, recipe.initAdapter, { trainable: true, onWarning: ({ message }) => warn(message), ...stop });

@@ -6,14 +6,14 @@ import type { Schedule, Transform } from '@niwaki/optim';
 import type { RunFolder } from '../checkpoint/run-folder.ts';
 import type { TrainEvent } from '../loop/events.ts';
 import { train, type TrainOptions } from '../loop/train.ts';
-import { baseOfRecipe, madeBase, removeBase, writeBase } from './base-record.ts';
+import { keepBase, type BaseRecord } from './base-record.ts';
 import { make, pick, type Functions } from './factories.ts';
 import type { RecipeKit } from './kit.ts';
 import { countTrainable, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
 import { describe, evaluation, readData } from './recipe-data.ts';
 import type { Recipe } from './recipe.ts';
 import { openRunLog } from './run-log.ts';
-import { saveResult, sinkInto } from './save-result.ts';
+import { saveResult } from './save-result.ts';
 
 export type RecipeEvent =
   | TrainEvent
@@ -87,21 +87,17 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
     if (unused.length > 0)
       warn(`batches are taken as they are: ${unused.join(', ')} of the recipe ${unused.length > 1 ? 'have' : 'has'} no effect`);
     const data = await readData(recipe, kit, loaded);
-    const keepBase = async (adapts: boolean): Promise<void> => {
-      // What an earlier run left must not be taken for this one's, whatever happens from here on.
-      await removeBase(folder!);
-      if (!adapts) return;
-      const made = await madeBase(model);
-      const saved = recipe.saveBase ? 'base' : undefined;
-      if (saved !== undefined) await kit.saveStored(model, sinkInto(folder!.inside(saved)), { ...(tokenizer && { tokenizer }), ...stop });
-      await writeBase(folder!, { ...baseOfRecipe(recipe), ...(made && { made }), ...(saved && { saved }) });
-    };
+    let base: BaseRecord | undefined;
     const adapter = await prepareModel(recipe, kit, loaded, changes, {
       functions,
       text,
       warn,
       onChange: onEvent,
-      ...(folder && { onBase: (adapts) => keepBase(adapts) }),
+      ...(folder && {
+        onBase: async () => {
+          base = await keepBase(recipe, kit, loaded, { folder, resume, ...stop });
+        },
+      }),
       ...stop,
     });
     onEvent({ kind: 'ready', ...countTrainable(model), ...('rows' in data ? describe(data) : {}) });
@@ -134,7 +130,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
       if (event.kind !== 'evaluation') steps = event.step;
       onEvent(event);
     }
-    if (folder !== undefined) await saveResult(kit, folder, { model, adapter, tokenizer });
+    if (folder !== undefined) await saveResult(kit, folder, { model, adapter, tokenizer, base });
     return { model, ...(tokenizer && { tokenizer }), ...(adapter && { adapter }), steps, ...(last !== undefined && { loss: last }) };
   } catch (error) {
     model.dispose();
