@@ -1,7 +1,8 @@
 /**
  * The time of every WebGPU kernel at the sizes of training and generating, against what the card can do: the larger of its
  * operations at the card's f32 rate and its bytes at the card's memory rate, both measured here first. One JSON row a line.
- *   node kernels.mjs [part of a name] [--software] [--seconds 0.2]
+ *   node kernels.mjs [part of a name] [--software] [--seconds 0.2] [--tune]
+ * `--tune` measures the ways of sharing out a packed product of one row instead, to choose from.
  */
 import { parseArgs } from 'node:util';
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
@@ -40,14 +41,21 @@ import {
   wordsOf,
   type Tensor,
 } from '../../packages/niwaki/src/index.ts';
+import { abilitiesOf } from '../../packages/backend/src/webgpu/abilities.ts';
 import { dispatch } from '../../packages/backend/src/webgpu/dispatch.ts';
-import { program } from '../../packages/backend/src/webgpu/program.ts';
+import { decoderOf } from '../../packages/backend/src/webgpu/kernels/packed-decode.wgsl.ts';
+import { packedVectorProduct, vectorColumns } from '../../packages/backend/src/webgpu/kernels/packed-matmul.wgsl.ts';
+import { fold, program } from '../../packages/backend/src/webgpu/program.ts';
 import { floats, ints, type Host } from '../../packages/backend/test/parity.ts';
 import { packedFixture } from '../../packages/backend/test/packed-fixture.ts';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { software: { type: 'boolean', default: false }, seconds: { type: 'string', default: '0.2' } },
+  options: {
+    software: { type: 'boolean', default: false },
+    seconds: { type: 'string', default: '0.2' },
+    tune: { type: 'boolean', default: false },
+  },
 });
 const { description } = await init({ device: 'webgpu', software: values.software });
 const seconds = Number(values.seconds);
@@ -205,10 +213,44 @@ function attention(batch: number, time: number, heads: number, kvHeads: number, 
   return [forward, gradient];
 }
 
+/** One row of x, by every number of runs a thread, threads and ways to sum. */
+function sharings(format: PackedFormat, out: number, width: number): Row[] {
+  const { shape, parts } = packedFixture(format, out, width);
+  const decoder = decoderOf(shape);
+  const gpu = backend() as never as WebGPUBackend;
+  const inputs = Object.fromEntries(Object.entries({ x: floats([1, width]), ...parts }).map(([name, host]) => [name, upload(host)]));
+  const bytes = 4 * Object.values(inputs).reduce((sum, { size }) => sum + size, out);
+  const eaches = ([1, 2, 4] as const).filter((each) => each <= decoder.alike);
+  const ways = eaches.flatMap((each) =>
+    [64, 128, 256].flatMap((threads) => [false, true].map((subgroups) => ({ each, threads, subgroups }))),
+  );
+  return ways
+    .filter(({ subgroups }) => !subgroups || abilitiesOf(gpu).subgroups)
+    .map((way) => ({
+      name: `${format} 1x${width}x${out}: ${way.each} runs, ${way.threads} threads, ${way.subgroups ? 'subgroups' : 'plain'}`,
+      flops: 2 * out * width,
+      bytes,
+      run: () =>
+        engine().makeTensorFromTensorInfo(
+          dispatch(gpu, packedVectorProduct({ decoder, aligned: true, rows: 1, ...way }), {
+            inputs,
+            outputs: { y: { shape: [1, out] } },
+            uniforms: { rows: 1, columns: out, terms: width },
+            groups: fold(out, vectorColumns),
+          }).y,
+        ),
+      inputs: Object.values(inputs),
+    }));
+}
+
 const n = 1 << 24;
 const wide = 49152;
 const positive = (host: Host): Host => ({ ...host, values: host.values.map(Math.abs) as Float32Array });
 const one = (value: number): Host => ({ shape: [], values: Float32Array.of(value) });
+
+const tuned: readonly (() => readonly Row[])[] = (['codebook4', 'Q4_0', 'Q4_1', 'Q8_0', 'Q4_K', 'Q6_K', 'affine'] as const).flatMap(
+  (format) => [() => sharings(format, 4096, 4096), () => sharings(format, 1536, format.endsWith('K') ? 768 : 576)],
+);
 
 /** Made one at a time, so that only one row's tensors are on the card. */
 const rows: readonly (() => Row | readonly Row[])[] = [
@@ -379,7 +421,7 @@ console.log(
   }),
 );
 const chosen = ({ name }: Row): boolean => positionals.length === 0 || positionals.some((part) => name.includes(part));
-for (const make of rows) {
+for (const make of values.tune ? tuned : rows) {
   const made = [make()].flat() as Row[];
   for (const row of made.filter(chosen)) {
     const { seconds: time, hostSeconds } = await timeOf(row.run);
@@ -396,6 +438,6 @@ for (const make of rows) {
       }),
     );
   }
-  dispose(made.flatMap(({ inputs }) => inputs));
+  dispose([...new Set(made.flatMap(({ inputs }) => inputs))]);
 }
 process.exit(0);

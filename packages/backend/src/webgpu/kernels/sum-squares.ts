@@ -7,13 +7,15 @@ import { sumOfParts, sumOfSquares } from './sum-squares.wgsl.ts';
 
 /** Entries of a workgroup before more of them are started, and the most of them. */
 const [perGroup, mostGroups] = [4096, 256];
+/** Tensors of a launch where a device binds any number of them. */
+const mostTensors = 14;
 
 /** As many tensors a launch as it can bind, one launch after another adding to what was found; then a last one over that. */
 export const sumSquaresKernel: Kernel = kernelOf(sumSquaresOp, (inputs, _, backend) => {
   const tensors = Object.values(inputs as Readonly<Record<string, TensorInfo>>).filter((tensor) => sizeOf(tensor) > 0);
   if (tensors.length === 0) return [backend.makeTensorInfo([], 'float32', Float32Array.of(0))];
   // Beside what was found before and what is found now.
-  const each = abilitiesOf(backend).buffers - 2;
+  const each = Math.min(abilitiesOf(backend).buffers - 2, mostTensors);
   const launches = Array.from({ length: Math.ceil(tensors.length / each) }, (_, i) => tensors.slice(i * each, (i + 1) * each));
   const most = Math.max(...launches.map((some) => some.reduce((sum, tensor) => sum + sizeOf(tensor), 0)));
   const groups = Math.min(Math.ceil(most / perGroup), mostGroups);
