@@ -7,7 +7,20 @@
  */
 import { basename } from 'node:path';
 import { parseArgs } from 'node:util';
-import { awq, cbq, disposeBatch, evaluateText, gptq, init, load, nf4, quantize, rtn, tokenBatch } from '../packages/niwaki/dist/index.js';
+import {
+  activations,
+  awq,
+  cbq,
+  disposeBatch,
+  evaluateText,
+  gptq,
+  init,
+  load,
+  nf4,
+  quantize,
+  rtn,
+  tokenBatch,
+} from '../packages/niwaki/dist/index.js';
 import { keptOut, training } from '../examples/pretrain/corpus.mjs';
 import { openRows } from './results.mjs';
 
@@ -42,8 +55,8 @@ const results = openRows(values.into, {
   groupSize,
 });
 
-/** The model anew, changed by `method`, and its score. */
-async function measure(name, method) {
+/** The model anew, changed by `method` and then by one that looks at no text, and its score. */
+async function measure(name, method, after) {
   if (results.has(name) || !(values.row?.includes(name) ?? true)) return;
   const { model, tokenizer } = await load(source);
   const started = performance.now();
@@ -55,6 +68,7 @@ async function measure(name, method) {
     const entries = model.sites([...sites]).reduce((sum, { weight }) => sum + weight.shape[0] * weight.shape[1], 0);
     bitsAnEntry = (8 * bytes) / entries;
   }
+  if (after !== undefined) await quantize(model, after);
   const seconds = (performance.now() - started) / 1000;
   // Whole speeches from several times, as many as it takes.
   const text = keptOut.filter((_, i) => i % 4 === 1).join('\n\n');
@@ -95,7 +109,21 @@ for (const bits of values.bits.split(',').map(Number)) {
     [`cbq ${bits} bits`, cbq(options)],
     [`cbq ${bits} bits, window of 1`, cbq({ ...options, window: 1 })],
     [`cbq ${bits} bits, rank 5`, cbq({ ...options, rank: 5 })],
+    ...(bits === 4 ? withActivations(options) : []),
   ];
-  for (const [name, method] of methods) if (wanted.has(method.kind)) await measure(name, method);
+  for (const [name, method, after] of methods) if (wanted.has(method.kind)) await measure(name, method, after);
 }
+
+/** What 4-bit weights multiply with is rounded too: per token, or per tensor where it says so. */
+function withActivations(options) {
+  const nearest = [8, 4].map((bits) => [`rtn 4 bits, mse, ${bits}-bit activations`, rtn({ ...options, mse: true }), activations({ bits })]);
+  const fitted = [8, 4].map((bits) => [`cbq 4 bits, ${bits}-bit activations`, cbq({ ...options, activations: { bits } })]);
+  return [
+    ...nearest,
+    ...fitted,
+    ['cbq 4 bits, then 4-bit activations', cbq(options), activations({ bits: 4 })],
+    ['cbq 4 bits, 4-bit activations per tensor', cbq({ ...options, activations: { bits: 4, per: 'tensor' } })],
+  ];
+}
+
 if (values.json) console.log(JSON.stringify(results.rows, undefined, 2));

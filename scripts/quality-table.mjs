@@ -20,7 +20,13 @@ const quantizers = [
   ['[CBQ](../methods/cbq)', 'cbq', ''],
   ['CBQ, `window: 1`', 'cbq', ', window of 1'],
   ['CBQ, `rank: 5`', 'cbq', ', rank 5'],
-].map(([label, method, variant]) => ({ label, name: (column) => `${method} ${column}${variant}`, columns: bitColumns }));
+  ['nearest rounding, `mse`, [activations](../methods/activations) of 8 bits', 'rtn', ', mse, 8-bit activations', ['4 bits']],
+  ['nearest rounding, `mse`, activations of 4 bits', 'rtn', ', mse, 4-bit activations', ['4 bits']],
+  ['CBQ, then activations of 4 bits', 'cbq', ', then 4-bit activations', ['4 bits']],
+  ['CBQ fitted to activations of 8 bits', 'cbq', ', 8-bit activations', ['4 bits']],
+  ['CBQ fitted to activations of 4 bits', 'cbq', ', 4-bit activations', ['4 bits']],
+  ['CBQ fitted to activations of 4 bits, steps per tensor', 'cbq', ', 4-bit activations per tensor', ['4 bits']],
+].map(([label, method, variant, columns = bitColumns]) => ({ label, name: (column) => `${method} ${column}${variant}`, columns }));
 const pruners = [
   ['[magnitude](../methods/pruning), among all matrices', 'magnitude', ', global', parts],
   ['magnitude, in each matrix', 'magnitude', ', layer', parts],
@@ -68,6 +74,11 @@ const findings = [
   },
   { claim: 'CBQ loses less than GPTQ at 2 bits', paper: '2312.07950', rows: ['cbq 2 bits', 'gptq 2 bits'] },
   { claim: 'CBQ loses less than AWQ at 2 bits', paper: '2312.07950', rows: ['cbq 2 bits', 'awq 2 bits'] },
+  {
+    claim: 'CBQ fitted to activations of 4 bits loses less than CBQ that they are rounded after',
+    paper: '2312.07950',
+    rows: ['cbq 4 bits, 4-bit activations', 'cbq 4 bits, then 4-bit activations'],
+  },
   {
     claim: 'Wanda loses less than half of what magnitude does at 50%',
     paper: '2306.11695',
