@@ -2,7 +2,17 @@ import { expect, it } from 'vitest';
 import { ConfigError, denseParameter, memory, ones, zeros, type Tensor2D } from '@niwaki/tensor';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { Adapter, Model, Site } from '@niwaki/nn';
-import { applyMethod, defineMethod, type Method } from '@niwaki/engine';
+import {
+  applyMethod,
+  baseChanges,
+  BusyModelError,
+  calibrationHash,
+  defineMethod,
+  disposeBatch,
+  holdModel,
+  languageBatch,
+  type Method,
+} from '@niwaki/engine';
 
 function plainWeight(path: string, fill: 'zeros' | 'ones' = 'zeros'): Weight {
   const matrix = denseParameter(`${path}.weight`, fill === 'zeros' ? zeros([2, 2]) : ones([2, 2]), { role: 'matrix' });
@@ -132,4 +142,56 @@ it('disposes the adapters made so far when a later one fails, or when aborted', 
 
 it('writes itself as kind and options', () => {
   expect(JSON.stringify(toOnes())).toBe('{"kind":"ones","options":{"depth":1}}');
+});
+
+it('remembers what replaced weights, as it was asked for and in order; failures and other models are not in it', async () => {
+  const [model, other] = [toyModel(['a', 'b', 'c']), toyModel(['a'])];
+  await applyMethod(model, toOnes(), { at: '**', exclude: 'b' });
+  await expect(applyMethod(model, toOnes('b'), { at: '**' })).rejects.toThrow(/no/);
+  await applyMethod(model, toOnes(), { at: ({ path }) => path !== 'c', exclude: 'a' });
+  expect(baseChanges(model)).toEqual([
+    { kind: 'ones', options: { depth: 1 }, at: '**', exclude: 'b' },
+    { kind: 'ones', options: { depth: 1 }, at: ['b'] },
+  ]);
+  expect(baseChanges(other)).toEqual([]);
+  for (const each of [model, other]) each.dispose();
+});
+
+it('is refused while somebody holds the model, and lets go after a failure', async () => {
+  const model = toyModel(['a', 'b']);
+  const letGo = holdModel(model, 'a test');
+  const kinds = (): string[] => model.sites('**').map(({ weight }) => weight!.kind);
+  await expect(applyMethod(model, toOnes(), { at: '**' })).rejects.toThrow(BusyModelError);
+  expect(() => holdModel(model, 'another')).toThrow(/^another cannot begin: a test is at work on this model/);
+  expect(kinds()).toEqual(['zeros', 'zeros']);
+  letGo();
+  const again = holdModel(model, 'another');
+  // A second call of what let go already takes nothing from who holds it now.
+  letGo();
+  expect(() => holdModel(model, 'a third')).toThrow(/another is at work/);
+  again();
+  await expect(applyMethod(model, toOnes('b'), { at: '**' })).rejects.toThrow(/no/);
+  await applyMethod(model, toOnes(), { at: '**' });
+  expect(kinds()).toEqual(['ones', 'ones']);
+  model.dispose();
+});
+
+it('names calibration batches by their tokens, bounds and order', async () => {
+  const before = memory().numTensors;
+  const batch = (...rows: number[][]): ReturnType<typeof languageBatch> =>
+    languageBatch(
+      rows.map((ids) => ({ ids })),
+      { vocabularySize: 9 },
+    );
+  const batches = [batch([1, 2, 3]), batch([1, 2, 4]), batch([1, 2], [3, 4]), batch([1, 2, 3], [4])];
+  const hashes = await Promise.all([
+    ...batches.map((one) => calibrationHash([one])),
+    calibrationHash([batches[0]!, batches[1]!]),
+    calibrationHash([batches[1]!, batches[0]!]),
+  ]);
+  expect(new Set(hashes).size).toBe(hashes.length);
+  const same = batch([1, 2, 3]);
+  expect(await calibrationHash([same])).toBe(hashes[0]);
+  for (const each of [...batches, same]) disposeBatch(each);
+  expect(memory().numTensors).toBe(before);
 });
