@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import type { Method } from '@niwaki/engine';
 import { expectNoTraceOfStops, fourBlocks } from '../../testing/src/walk-stops.ts';
-import { awq, cbq, gptq } from '../src/index.ts';
+import { activations, awq, cbq, gptq } from '../src/index.ts';
 
 const fitted = { bits: 2, groupSize: 8, epochs: 1 } as const;
 const biased = { ...fourBlocks, attention_bias: true, mlp_bias: true };
@@ -17,6 +17,11 @@ const walks: Readonly<Record<string, { make(): Method; windows: number; config?:
     make: () => cbq({ ...fitted, rank: 3, outliers: 'both', activations: { bits: 8 } }),
     windows: 3,
   },
+  'cbq of inputs whose steps train, and of operands': {
+    make: () => cbq({ ...fitted, activations: { bits: 4, per: 'tensor', attention: ['keys'] } }),
+    windows: 3,
+  },
+  'activations, per tensor': { make: () => activations({ bits: 4, per: 'tensor' }), windows: 4 },
 };
 
 describe('a walk that is stopped after each window and goes on', () => {
