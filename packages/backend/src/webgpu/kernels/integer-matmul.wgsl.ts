@@ -89,13 +89,18 @@ ${rowsOf
 
 /** What integers up to `most` are multiples of, as the reference has it; by bits, since WGSL need not know what is not finite. */
 const levels = `
+// WGSL's quotient may be two units off: what is left of the dividend corrects it.
+fn ratio(a: f32, b: f32) -> f32 {
+  let near = a / b;
+  return near + fma(-near, b, a) / b;
+}
 struct Level { inverse: f32, scale: f32 }
 fn levelOf(peak: u32, most: f32) -> Level {
   // 2^-100: smaller ones count as zeros.
   if (peak < 0x0d800000u) { return Level(0.0, 0.0); }
   if (peak >= 0x7f800000u) { return Level(0.0, bitcast<f32>(peak | 0x7fc00000u)); }
   let largest = bitcast<f32>(peak);
-  return Level(most / largest, largest / most);
+  return Level(ratio(most, largest), ratio(largest, most));
 }`;
 
 /** Word i of a block of x, its entries in the order of the codes' word that it meets. */
