@@ -1,3 +1,4 @@
+import { DeviceError } from '@niwaki/tensor';
 import { program, type Program, type Scalar } from '../program.ts';
 import { floatDecoding, prologueOf, type Decoder } from './packed-decode.wgsl.ts';
 import { packedStage, tiledKey, type TiledVariant } from './packed-matmul.wgsl.ts';
@@ -118,9 +119,13 @@ ${tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'ter
 export const sizeName = (part: string): string => `${part}Size`;
 
 /** Shader code with every read of a part, `name[index]`, moved to the section of the workgroup's matrix. */
-function inSection(code: string, { inputs }: Decoder): string {
-  const reads = new RegExp(String.raw`\b(${Object.keys(inputs).join('|')})\[([^[\]]+)\]`, 'g');
-  return code.replace(reads, (_, part: string, index: string) => `${part}[section * u.${sizeName(part)} + (${index})]`);
+function inSection(code: string, { inputs, key }: Decoder): string {
+  const name = String.raw`\b(${Object.keys(inputs).join('|')})\[`;
+  const reads = new RegExp(String.raw`${name}([^[\]]+)\]`, 'g');
+  const moved = code.replace(reads, (_, part: string, index: string) => `${part}[section * u.${sizeName(part)} + (${index})]`);
+  if (new RegExp(`${name}(?!section )`).test(moved))
+    throw new DeviceError(`internal: ${key} reads a part at an index that reads another`, { key });
+  return moved;
 }
 
 /** `groupedProduct` over packed matrices, whose parts lie after one another in sections. */
