@@ -40,6 +40,7 @@ export interface Transform<S extends State = State> extends Described {
 }
 
 export interface Updated<S extends State = State> {
+  /** What a value moves by, but for the factor that `how` may have. */
   readonly update: Gradient;
   readonly state: S;
   readonly how?: Commit;
