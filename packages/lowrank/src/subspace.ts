@@ -128,7 +128,9 @@ export function inSubspace(
       const matrix = matrixOf(gradient, parameter);
       const own = { ...countedFrom(context, (reset ? age % every : age) + 1), parameter: partOf(parameter, subspace.shape) };
       const made = inner.update({ kind: 'dense', value: subspace.down(matrix, at) }, substate(state, 'inner'), own);
-      let update: Tensor = mul(subspace.up(valueOf(made.update) as Tensor2D, at), scale);
+      // A factor that the inner transform leaves to the commit is not the rest's.
+      const { scale: factor = 1, ...how } = made.how ?? {};
+      let update: Tensor = mul(subspace.up(valueOf(made.update) as Tensor2D, at), scale * factor);
       if (rest !== undefined && rest.scale > 0) {
         const left = subspace.rest?.(matrix, at) ?? sub(matrix, subspace.up(subspace.down(matrix, at), at));
         update = add(update, restOf(left));
@@ -136,7 +138,7 @@ export function inSubspace(
       return {
         update: { kind: 'dense', value: reshape(update, [...parameter.shape]) },
         state: { ...prefixed(at, 'at'), ...prefixed(made.state, 'inner'), ...prefixed(substate(state, 'pace'), 'pace'), age: age + 1 },
-        ...(made.how && { how: made.how }),
+        ...(made.how && { how }),
       };
     },
   };
