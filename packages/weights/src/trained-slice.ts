@@ -44,11 +44,7 @@ export function trainedSlice(matrix: Parameter, { axis, chosen, path, value }: T
   const [out, width] = matrix.shape as [number, number];
   const now = (): Tensor2D => matrix.read() as Tensor2D;
   const put = (values: Tensor2D): Tensor2D => chosen.put(now(), values, along);
-  const initial = denseParameter(
-    `${path}.initial`,
-    tidy(() => chosen.pick(now(), along).clone()),
-    { role: 'statistic' },
-  );
+  const initial = denseParameter(`${path}.initial`, chosen.pick(now(), along), { role: 'statistic' });
   const own = denseParameter(path, value ?? initial.read().clone(), {
     role: 'values',
     trainable: true,
