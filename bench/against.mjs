@@ -9,7 +9,7 @@ export async function against(ours, theirs, { turns = 30, threads } = {}) {
     for (const [side, run] of Object.entries({ ours, theirs })) {
       await run.use();
       const start = now();
-      run.once();
+      await run.once();
       const elapsed = now() - start;
       // The first turns compile.
       if (turn >= 0) best[side] = Math.min(best[side], elapsed);

@@ -426,7 +426,7 @@ any of the formats above: what changes is the weights.
 - *Sum*: of these, once with all gradients and once with the eager ones.
 
 Not in here, since no formula gives it to the byte, is what comes and goes within a step: the one block that is computed again, a chunk
-of logits and its gradient (8 MiB each, more where the head trains), the update of one parameter, a matrix that is decoded or
+of logits (16 MiB, or a quarter of a head that trains; their gradient takes their place), the update of one parameter, a matrix that is decoded or
 built for its product, and what a kernel needs within itself. Each step of \`train\` reports the peak that it measured.
 
 LoRA and DoRA of rank ${usual.lora} at all linear maps; GaLore and Q-GaLore of rank ${usual.galore}; FRUGAL with Adam on ${100 * usual.frugal}% of each

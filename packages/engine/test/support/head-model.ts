@@ -1,7 +1,7 @@
 import type { Parameter, Tensor2D } from '@niwaki/tensor';
 import type { Weight } from '@niwaki/weights';
 import type { Model, Site, Stage } from '@niwaki/nn';
-import { tinyLlama } from '../../../testing/src/index.ts';
+import { tinyLlama } from '../../../testing/src/tiny-llama.ts';
 
 /** A model that is a head alone: a parameter's rows are its hidden states, [rows, in], and a weight makes logits of them. */
 export async function headModel(hidden: Parameter, weight: Weight): Promise<Model> {

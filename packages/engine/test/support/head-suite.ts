@@ -199,10 +199,11 @@ const packedHeads: Readonly<Record<string, () => Promise<Weight> | Weight>> = {
     for (let at = 0; at < bytes.length; at += 210) view.setUint16(at + 208, floatToHalf(1e-4), true);
     return ggufBlock('head', [1001, 256], 'Q6_K', bytes);
   },
-  NF4: () => {
+  'a codebook of 4 bits, as NF4': () => {
     const codebook = Float32Array.from({ length: 16 }, (_, i) => Math.tanh((i - 7.5) / 5));
     const options = { blockSize: 64, codebook };
-    return encoded(async (shape, rows) => codebook4('head', shape, await encodeCodebook4('head', shape, rows, options), { blockSize: 64 }));
+    const stored = { blockSize: 64, book: 'tanh' };
+    return encoded(async (shape, rows) => codebook4('head', shape, await encodeCodebook4('head', shape, rows, options), stored));
   },
   'affine, 4 bits': () => {
     const options = { bits: 4, groupSize: 64, grid: 'asymmetric' } as const;
