@@ -245,10 +245,14 @@ function lookupWords(codes: v128, p0: v128, p1: v128, q: usize): v128 {
   return i32x4.add(i32x4.dot_i16x8_s(low, v128.load(q)), i32x4.dot_i16x8_s(high, v128.load(q, 16)));
 }
 
-/**
- * A row of a format whose codes come in runs of 32. Scales are read for four runs at once, codes for two, whose sums do not
- * wait for one another: the words of x that meet more would not fit the registers.
- */
+/** total + scale times the product of a run. */
+// @ts-ignore: decorator
+@inline
+function addRun(format: i32, bits: i32, bytes: bool, at: usize, p0: v128, p1: v128, q: usize, scale: v128, total: v128): v128 {
+  return madd(scale, f32x4.convert_i32x4_s(dotCodes(format, bits, bytes, at + codesAt(format), p0, p1, q)), total);
+}
+
+/** A row of a format whose codes come in runs of 32, four at a time: their scales are read together, and their sums do not wait for one another. */
 // @ts-ignore: decorator
 @inline
 function dotRuns(format: i32, bits: i32, bytes: bool, parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
@@ -256,7 +260,6 @@ function dotRuns(format: i32, bits: i32, bytes: bool, parts: Parts, first: u32, 
   const p0 = v128.load(planes);
   const p1 = v128.load(planes, 16);
   const step = runBytes(format, bits);
-  const codes = codesAt(format);
   const stepX: usize = bytes ? 32 : 64;
   // A codebook has no offset of its own, but its bytes are 64 more than what they stand for.
   const moved = isCodebook(format) ? bytes : format !== Q8_0;
@@ -269,15 +272,25 @@ function dotRuns(format: i32, bits: i32, bytes: bool, parts: Parts, first: u32, 
   const endOfFours = hasFour(format, parts, width) ? first + (width & ~127) : first;
   for (; first < endOfFours; first += 128) {
     const words = fourWords(format, at);
-    const four = fourScales(format, parts, first, words);
-    let scale = f32x4.mul(four, v128.load(s));
-    if (moved) offsets = madd(fourOffsets(format, bits, parts, first, words, four), v128.load(t), offsets);
-    for (let two = 0; two < 2; two++) {
-      total0 = madd(v128.shuffle<i32>(scale, scale, 0, 0, 0, 0), f32x4.convert_i32x4_s(dotCodes(format, bits, bytes, at + codes, p0, p1, q)), total0);
-      total1 = madd(v128.shuffle<i32>(scale, scale, 1, 1, 1, 1), f32x4.convert_i32x4_s(dotCodes(format, bits, bytes, at + codes + step, p0, p1, q + stepX)), total1);
-      scale = v128.shuffle<i32>(scale, scale, 2, 3, 0, 1);
-      at += 2 * step;
-      q += 2 * stepX;
+    let scales = fourScales(format, parts, first, words);
+    if (moved) offsets = madd(fourOffsets(format, bits, parts, first, words, scales), v128.load(t), offsets);
+    scales = f32x4.mul(scales, v128.load(s));
+    if (bytes) {
+      total0 = addRun(format, bits, bytes, at, p0, p1, q, v128.shuffle<i32>(scales, scales, 0, 0, 0, 0), total0);
+      total1 = addRun(format, bits, bytes, at + step, p0, p1, q + stepX, v128.shuffle<i32>(scales, scales, 1, 1, 1, 1), total1);
+      total0 = addRun(format, bits, bytes, at + 2 * step, p0, p1, q + 2 * stepX, v128.shuffle<i32>(scales, scales, 2, 2, 2, 2), total0);
+      total1 = addRun(format, bits, bytes, at + 3 * step, p0, p1, q + 3 * stepX, v128.shuffle<i32>(scales, scales, 3, 3, 3, 3), total1);
+      at += 4 * step;
+      q += 4 * stepX;
+    } else {
+      // Two by two, as the words of x that meet four runs do not fit the registers.
+      for (let two = 0; two < 2; two++) {
+        total0 = addRun(format, bits, bytes, at, p0, p1, q, v128.shuffle<i32>(scales, scales, 0, 0, 0, 0), total0);
+        total1 = addRun(format, bits, bytes, at + step, p0, p1, q + stepX, v128.shuffle<i32>(scales, scales, 1, 1, 1, 1), total1);
+        scales = v128.shuffle<i32>(scales, scales, 2, 3, 0, 1);
+        at += 2 * step;
+        q += 2 * stepX;
+      }
     }
     s += 16;
     t += 16;
@@ -286,7 +299,7 @@ function dotRuns(format: i32, bits: i32, bytes: bool, parts: Parts, first: u32, 
   for (; first < end; first += 32) {
     const scale = runScale(format, parts, first, at);
     if (moved) offset += runOffset(format, bits, parts, first, at, scale) * load<f32>(t);
-    total0 = madd(f32x4.splat(scale * load<f32>(s)), f32x4.convert_i32x4_s(dotCodes(format, bits, bytes, at + codes, p0, p1, q)), total0);
+    total0 = addRun(format, bits, bytes, at, p0, p1, q, f32x4.splat(scale * load<f32>(s)), total0);
     at += step;
     q += stepX;
     s += 4;
