@@ -29,13 +29,14 @@ async function ofStep(layers: number): Promise<Map<string, number>> {
 
 const totalOf = (counts: Iterable<number>): number => [...counts].reduce((sum, count) => sum + count, 0);
 
+// One and a half a layer sum the squares of gradients, as many at a time as the device binds: 8 buffers here are the least.
 describe.skipIf(missing)('a step of LoRA on WebGPU', () => {
-  it('takes no more than 99 dispatches a layer, and 20 beside them', async () => {
+  it('takes no more than 100 dispatches a layer, and 22 beside them', async () => {
     const [four, two] = [await ofStep(4), await ofStep(2)];
     // The first layer asks for no gradient of its input: what is counted is what two more layers add.
     const perLayer = new Map([...four].map(([name, count]) => [name, (count - (two.get(name) ?? 0)) / 2]));
     const layer = totalOf(perLayer.values());
     const rest = totalOf(two.values()) - 2 * layer;
-    expect({ perLayer, layer: Math.min(layer, 99), rest: Math.min(rest, 20) }).toEqual({ perLayer, layer, rest });
+    expect({ perLayer, layer: Math.min(layer, 100), rest: Math.min(rest, 22) }).toEqual({ perLayer, layer, rest });
   });
 });
