@@ -29,7 +29,7 @@ async function ofStep(layers: number): Promise<Map<string, number>> {
 
 const totalOf = (counts: Iterable<number>): number => [...counts].reduce((sum, count) => sum + count, 0);
 
-// One and a half a layer sum the squares of gradients, as many at a time as the device binds: 8 buffers here are the least.
+// Launches that sum the squares of gradients are the fewer the more buffers a device binds: the bounds hold for the least, 8.
 describe.skipIf(missing)('a step of LoRA on WebGPU', () => {
   it('takes no more than 100 dispatches a layer, and 22 beside them', async () => {
     const [four, two] = [await ofStep(4), await ofStep(2)];
