@@ -57,7 +57,7 @@ export function createReplacements(
     undo: (error) => {
       for (const [path, weight] of old) if (made.has(path)) model.replace(path, weight); // disposes what was made
       for (const [path, input] of oldInputs) model.replaceInput(path, input);
-      for (const undo of undos.splice(0).reverse()) undo();
+      while (undos.length > 0) undos.pop()!();
       if (keep || made.size === 0) return error;
       return new StateError(`${kind} stopped after ${made.size} of ${sites.length} sites: ${messageOf(error)}`, {
         cause: error,

@@ -1,8 +1,9 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { memory, withAdapters, type NiwakiError } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { bytesOf, distance, logits, siteParameters, trainable } from '../../testing/src/contract-model.ts';
 import { perturb } from '../../testing/src/perturb.ts';
+import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { bottleneck, dora, ia3, lora } from '../src/index.ts';
 import {
@@ -18,13 +19,7 @@ import {
 import { loadAdapter, swapAdapter } from './verbs.ts';
 import { configOf, filesOf, rejection, type Files } from './support.ts';
 
-const start = memory().numTensors;
-const models: Model[] = [];
-afterEach(() => {
-  for (const model of models.splice(0)) model.dispose();
-  const left = memory().numTensors - start;
-  if (left !== 0) throw new Error(`${left} tensors are left of a test`);
-});
+const models = disposedAfterEach();
 
 async function tiny(): Promise<Model> {
   const model = await tinyLlama();

@@ -1,16 +1,11 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { add, div, memory, mul, noise, createDraw, reshape, tensor1d, tidy, type Parameter, type Tensor } from '@niwaki/tensor';
 import { permuteUnits, type Coupling, type Model, type Site } from '@niwaki/nn';
 import { distance, logits } from '../../testing/src/contract-model.ts';
+import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 
-const start = memory().numTensors;
-const models: Model[] = [];
-afterEach(() => {
-  for (const model of models.splice(0)) model.dispose();
-  const left = memory().numTensors - start;
-  if (left !== 0) throw new Error(`${left} tensors are left of a test`);
-});
+const models = disposedAfterEach();
 
 /** Two families and biases everywhere, which start at values that show. */
 const variants: [string, Record<string, unknown>][] = [

@@ -1,4 +1,4 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { add, createDraw, memory, mul, noise, tensor1d, tensor2d, tidy } from '@niwaki/tensor';
 import { initializeModel, tokenBatch, type AdapterSet, type Model, type Site, type TokenBatch } from '@niwaki/nn';
 import { disposeBatch } from '@niwaki/engine';
@@ -6,15 +6,10 @@ import { weightBytes } from '@niwaki/weights';
 import { bytesOf, logits } from '../../testing/src/contract-model.ts';
 import { calibrationConfig, calibrationSequences, relativeDistance as distance } from '../../testing/src/calibration-model.ts';
 import { awq, quantize, type AwqOptions } from '../src/index.ts';
+import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { couplingOf, divisionOf } from '../src/fold-factors.ts';
 
-const start = memory().numTensors;
-const things: { dispose(): void }[] = [];
-afterEach(() => {
-  for (const thing of things.splice(0).reverse()) thing.dispose();
-  const left = memory().numTensors - start;
-  if (left !== 0) throw new Error(`${left} tensors are left of a test`);
-});
+const things = disposedAfterEach();
 
 /** Each head has its own values, and every map a bias that shows. */
 const whole = { num_key_value_heads: 4, attention_bias: true, mlp_bias: true };

@@ -1,24 +1,16 @@
-import { afterEach, describe, expect, it } from 'vitest';
-import { createDraw, memory, type Parameter } from '@niwaki/tensor';
+import { describe, expect, it } from 'vitest';
+import { createDraw, type Parameter } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { adamw, sgd, type Transform } from '@niwaki/optim';
-import { causalLM, createStep, disposeBatch, languageBatch, type LanguageBatch, type Participant, type Step } from '@niwaki/engine';
+import { causalLM, createStep, disposeBatch, languageBatch, type Participant, type Step } from '@niwaki/engine';
 import { bytesOf, cloned, sizeOf } from '../../testing/src/contract-model.ts';
+import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { drawBlocks, lisa } from '../src/index.ts';
 
 const config = { num_hidden_layers: 4, hidden_size: 8, head_dim: 4, num_attention_heads: 2, num_key_value_heads: 1, intermediate_size: 12 };
 const blocks = 4;
-const batches: LanguageBatch[] = [];
-const things: { dispose(): void }[] = [];
-const start = memory().numTensors;
-
-afterEach(() => {
-  for (const thing of things.splice(0).reverse()) thing.dispose();
-  batches.splice(0).forEach(disposeBatch);
-  const left = memory().numTensors - start;
-  if (left !== 0) throw new Error(`${left} tensors are left of a test`);
-});
+const things = disposedAfterEach();
 
 async function ground(
   participants: readonly Participant[],
@@ -27,7 +19,7 @@ async function ground(
   const model = await tinyLlama(config);
   const step = createStep({ model, objective: causalLM(), optimizer, participants });
   const batch = languageBatch([{ ids: [3, 1, 4, 1, 5, 9, 2, 6] }], { vocabularySize: 32 });
-  batches.push(batch);
+  things.push({ dispose: () => disposeBatch(batch) });
   things.push(model, step);
   const run = async (attempt: number, by: Step = step): Promise<boolean> =>
     (await by.run({ batches: [batch], attempt, rate: 0.01, progress: 0, draw: createDraw(5, attempt) })).applied;

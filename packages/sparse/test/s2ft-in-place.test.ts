@@ -1,8 +1,7 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   add,
   createDraw,
-  memory,
   openMemoryLedger,
   plainView,
   recordTape,
@@ -21,19 +20,14 @@ import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, type TrainedSlice } fr
 import { memoryFolderSink } from '../../hub/src/index.ts';
 import { bytesOf, distance, logits, rows, siteParameters, sizeOf, trainable } from '../../testing/src/contract-model.ts';
 import { perturb } from '../../testing/src/perturb.ts';
+import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { adapt, deleteAdapter, mergeAdapter, setAdapterScale, unmergeAdapter } from '@niwaki/peft';
 import { lora } from '../../lowrank/src/index.ts';
 import { magnitude, prune, s2ft, slicesOf, type S2ftAdapter, type S2ftOptions } from '../src/index.ts';
 import { verbs } from './verbs.ts';
 
-const start = memory().numTensors;
-const things: { dispose(): void }[] = [];
-afterEach(() => {
-  for (const thing of things.splice(0).reverse()) thing.dispose();
-  const left = memory().numTensors - start;
-  if (left !== 0) throw new Error(`${left} tensors are left of a test`);
-});
+const things = disposedAfterEach();
 
 async function tiny(config: Record<string, unknown> = {}): Promise<Model> {
   const model = await tinyLlama(config);

@@ -1,9 +1,8 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   ConfigError,
   createDraw,
   gradientsOf,
-  memory,
   mul,
   openMemoryLedger,
   recordTape,
@@ -22,6 +21,7 @@ import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, type Call, type Weight
 import { bytesOf, cloned, distance, logits, rows, siteParameters, sizeOf, trainable } from '../../testing/src/contract-model.ts';
 import { perturb } from '../../testing/src/perturb.ts';
 import { baseOf } from '../../testing/src/site-gradient.ts';
+import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { adapterFiles as lowrankFiles, lora } from '../../lowrank/src/index.ts';
 import { activateAdapters, adapt, deleteAdapter, mergeAdapter, setAdapterScale, unmergeAdapter } from '@niwaki/peft';
@@ -29,13 +29,7 @@ import { s2ft, slicesOf, type S2ftAdapter, type S2ftOptions } from '../src/index
 import { verbs } from './verbs.ts';
 import { memoryFolderSink } from '../../hub/src/index.ts';
 
-const start = memory().numTensors;
-const things: { dispose(): void }[] = [];
-afterEach(() => {
-  for (const thing of things.splice(0).reverse()) thing.dispose();
-  const left = memory().numTensors - start;
-  if (left !== 0) throw new Error(`${left} tensors are left of a test`);
-});
+const things = disposedAfterEach();
 
 async function tiny(config: Record<string, unknown> = {}): Promise<Model> {
   const model = await tinyLlama(config);

@@ -1,4 +1,4 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   ConfigError,
   createDraw,
@@ -32,6 +32,7 @@ import { loadAdapter } from './verbs.ts';
 import { exactBatches, memoryFolder, train } from '../../train/src/index.ts';
 import { bytesOf, cloned, distance, logits, sizeOf } from '../../testing/src/contract-model.ts';
 import { trial } from '../../testing/src/transform-trial.ts';
+import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { exchange, largestProducts, leastOf } from '../src/drop-and-grow.ts';
 import {
@@ -45,16 +46,7 @@ import {
 } from '../src/index.ts';
 
 const config = { num_hidden_layers: 1, hidden_size: 16, intermediate_size: 24 };
-const things: { dispose(): void }[] = [];
-const batches: LanguageBatch[] = [];
-const start = memory().numTensors;
-
-afterEach(() => {
-  for (const thing of things.splice(0).reverse()) thing.dispose();
-  batches.splice(0).forEach(disposeBatch);
-  const left = memory().numTensors - start;
-  if (left !== 0) throw new Error(`${left} tensors are left of a test`);
-});
+const things = disposedAfterEach();
 
 const rows = [
   [3, 1, 4, 1, 5],
@@ -123,7 +115,7 @@ function batchOf(ids: readonly (readonly number[])[]): LanguageBatch {
     ids.map((row) => ({ ids: row })),
     { vocabularySize: 32 },
   );
-  batches.push(batch);
+  things.push({ dispose: () => disposeBatch(batch) });
   return batch;
 }
 
