@@ -1,7 +1,7 @@
 /** One row of x times 2048 x 2048, matrices in rotation so that none is in a cache: what a token of generation is made of. */
 import { homedir } from 'node:os';
 import '@tensorflow/tfjs-backend-wasm';
-import { dispose, matMul, randomNormal, setBackend, tensor1d } from '@tensorflow/tfjs-core';
+import { dispose, matMul, randomNormal, setBackend, tensor1d, zeros } from '@tensorflow/tfjs-core';
 import { init } from '../../packages/backend/dist/index.js';
 import { integerMatMul } from '../../packages/tensor/dist/index.js';
 import { against } from '../against.mjs';
@@ -13,19 +13,39 @@ const matrices = 24;
 /** Products in a turn, one after another as in a model: threads need not be woken for each. */
 const perTurn = 8;
 
-const codes = (turn) => {
-  let state = turn + 1;
-  return tensor1d(
-    new Int32Array(side ** 2 / 8).map(() => (state = (Math.imul(state, 1664525) + 1013904223) | 0)),
-    'int32',
-  );
-};
 const nf4 = [
   -1, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0, 0.0795803, 0.1609302, 0.2461123, 0.33791524,
   0.44070983, 0.562617, 0.72295684, 1,
 ];
-const packed = (turn) => ({ codes: codes(turn), codebook: tensor1d(nf4), absmax: randomNormal([side ** 2 / 64]) });
-const shape = { format: 'codebook4', out: side, in: side, blockSize: 64 };
+const words = (turn, bytes) => {
+  let state = turn + 1;
+  return tensor1d(
+    new Int32Array(bytes / 4).map(() => (state = (Math.imul(state, 1664525) + 1013904223) | 0)),
+    'int32',
+  );
+};
+const group = 64;
+const integers = (bits) => ({
+  make: (turn) => ({
+    codes: words(turn, (side ** 2 * bits) / 8),
+    scales: randomNormal([side ** 2 / group]),
+    zeros: zeros([side ** 2 / group / 4], 'int32'),
+  }),
+  shape: { format: 'affine', bits, out: side, in: side, blockSize: group },
+});
+/** How W is stored. */
+const formats = {
+  NF4: {
+    make: (turn) => ({ codes: words(turn, side ** 2 / 2), codebook: tensor1d(nf4), absmax: randomNormal([side ** 2 / group]) }),
+    shape: { format: 'codebook4', out: side, in: side, blockSize: group },
+  },
+  int3: integers(3),
+  int4: integers(4),
+  Q4_K: {
+    make: () => ({ blocks: zeros([(side ** 2 / 256) * 36], 'int32') }),
+    shape: { format: 'Q4_K', out: side, in: side, blockSize: 256 },
+  },
+};
 
 async function sideOf(use, make, call) {
   await use();
@@ -39,16 +59,17 @@ async function sideOf(use, make, call) {
   return { use, once, end };
 }
 
-const product = (activations, threads, floor) => ({
-  name: `wasm decode, NF4, ${activations} activations, ${threads} thread${threads > 1 ? 's' : ''}`,
+const product = (format, activations, threads, floor) => ({
+  name: `wasm decode, ${format}, ${activations} activations, ${threads} thread${threads > 1 ? 's' : ''}`,
   floor,
   unit: "tfjs-wasm's f32 speed",
   device: 'wasm',
   threads,
   measure: async () => {
+    const { make, shape } = formats[format];
     const left = await sideOf(
       () => init({ device: 'wasm', threads }),
-      packed,
+      make,
       (x, parts) => integerMatMul(x, parts, shape, { activations }),
     );
     const right = await sideOf(
@@ -109,12 +130,17 @@ const againstLlamaCpp = (activations, floor) => ({
 });
 
 export const rows = [
-  product('exact', 1, 1),
-  product('int16', 1, 2),
-  product('int8', 1, 2.5),
-  product('exact', 2, 1),
-  product('int16', 2, 2.5),
-  product('int8', 2, 4),
+  product('NF4', 'exact', 1, 1),
+  product('NF4', 'int16', 1, 2),
+  product('NF4', 'int8', 1, 2.5),
+  product('NF4', 'exact', 2, 1),
+  product('NF4', 'int16', 2, 2.5),
+  product('NF4', 'int8', 2, 4),
+  product('int3', 'exact', 1, 1),
+  product('int4', 'exact', 1, 1.1),
+  product('int4', 'int8', 1, 2.2),
+  product('Q4_K', 'exact', 1, 1),
+  product('Q4_K', 'int8', 1, 1.8),
   tokens('int16', 1.1),
   tokens('int8', 1.3),
   againstLlamaCpp('int8', 0.2),

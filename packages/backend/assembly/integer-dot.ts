@@ -132,33 +132,36 @@ function dotInWords(format: i32, parts: Parts, first: u32, width: i32, q: usize,
   return parts.bits === 4 ? wordsAffine4(parts, first, width, q, s, t) : wordsAffine8(parts, first, width, q, s, t);
 }
 
-/** Exported, as each is to stay a function of its own: engines allot registers for a whole function at a time. */
+/**
+ * Exported, as each is to stay a function of its own: engines allot registers for a whole function at a time. Where there is no
+ * instruction for bytes, a function for them is that for words, and the compiler drops it.
+ */
 export function bytesCodebook(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  return dotRuns(CODEBOOK4, 4, true, parts, first, width, q, s, t);
+  return dotRuns(CODEBOOK4, 4, RELAXED, parts, first, width, q, s, t);
 }
 
 export function bytesNestedCodebook(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  return dotRuns(CODEBOOK4_NESTED, 4, true, parts, first, width, q, s, t);
+  return dotRuns(CODEBOOK4_NESTED, 4, RELAXED, parts, first, width, q, s, t);
 }
 
 export function bytesAffine4(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  return dotRuns(AFFINE, 4, true, parts, first, width, q, s, t);
+  return dotRuns(AFFINE, 4, RELAXED, parts, first, width, q, s, t);
 }
 
 export function bytesQ4_0(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  return dotRuns(Q4_0, 4, true, parts, first, width, q, s, t);
+  return dotRuns(Q4_0, 4, RELAXED, parts, first, width, q, s, t);
 }
 
 export function bytesQ4_1(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  return dotRuns(Q4_1, 4, true, parts, first, width, q, s, t);
+  return dotRuns(Q4_1, 4, RELAXED, parts, first, width, q, s, t);
 }
 
 export function bytesQ4_K(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  return dotQ4_K(true, parts, first, width, q, s, t);
+  return dotQ4_K(RELAXED, parts, first, width, q, s, t);
 }
 
 export function bytesQ6_K(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
-  return dotQ6_K(true, parts, first, width, q, s, t);
+  return dotQ6_K(RELAXED, parts, first, width, q, s, t);
 }
 
 export function wordsCodebook(parts: Parts, first: u32, width: i32, q: usize, s: usize, t: usize): f32 {
