@@ -4,7 +4,7 @@
  * sees times the filter is its gradient. Either is laid out for one pass over the depth and the rows of one task, never as
  * a whole.
  */
-import { Convolution } from './convolution';
+import { Convolution, FILTER_GRAD, INPUT_GRAD, RESULT } from './convolution';
 import { multiplyBlock } from './gemm';
 import { least } from './lanes';
 import { DEPTH, packPanels, packTiles } from './packing';
@@ -82,65 +82,6 @@ function layWindows(c: Convolution, x: usize, place: i32, places: i32, entry: i3
   }
 }
 
-/** Task t: one block of y [places of all results, out channels]. */
-export function convolve(sizes: usize, x: usize, filter: usize, y: usize, first: i32, last: i32, scratch: usize): void {
-  const c = changetype<Convolution>(sizes);
-  const rows = c.batch * c.outHeight * c.outWidth;
-  const columns = c.outChannels;
-  const entries = c.filterHeight * c.filterWidth * c.inChannels;
-  const across = (columns + TASK_COLUMNS - 1) / TASK_COLUMNS;
-  const windows = scratch + EDGE;
-  const tiles = windows + TASK_ROWS * DEPTH * 4;
-  const panels = tiles + TASK_ROWS * DEPTH * 4;
-  for (let task = first; task < last; task++) {
-    const n = (task % across) * TASK_COLUMNS;
-    const m = (task / across) * TASK_ROWS;
-    const width = least(TASK_COLUMNS, columns - n);
-    const height = least(TASK_ROWS, rows - m);
-    const to = y + ((<usize>(m * columns + n)) << 2);
-    for (let k = 0; k < entries; k += DEPTH) {
-      const depth = least(DEPTH, entries - k);
-      layWindows(c, x, m, height, k, depth, windows);
-      packTiles(windows, depth, 0, height, depth, tiles);
-      packPanels(filter + ((<usize>(k * columns + n)) << 2), columns, 0, width, depth, panels);
-      multiplyBlock(height, width, depth, tiles, panels, to, columns, k > 0 ? 1 : 0, scratch);
-    }
-  }
-}
-
-/**
- * Task t: one block of one slab's share, out[slab] [filter height · width · in, out channels], summed over the slab's
- * `slabPlaces` places. Slabs follow from the shapes alone, so that their sum does not depend on who computed them.
- */
-export function convFilterGrad(sizes: usize, x: usize, dy: usize, out: usize, slabPlaces: i32, first: i32, last: i32, scratch: usize): void {
-  const c = changetype<Convolution>(sizes);
-  const rows = c.filterHeight * c.filterWidth * c.inChannels;
-  const columns = c.outChannels;
-  const places = c.batch * c.outHeight * c.outWidth;
-  const across = (columns + TASK_COLUMNS - 1) / TASK_COLUMNS;
-  const down = (rows + TASK_ROWS - 1) / TASK_ROWS;
-  const windows = scratch + EDGE;
-  const tiles = windows + TASK_ROWS * DEPTH * 4;
-  const panels = tiles + TASK_ROWS * DEPTH * 4;
-  for (let task = first; task < last; task++) {
-    const n = (task % across) * TASK_COLUMNS;
-    const m = ((task / across) % down) * TASK_ROWS;
-    const slab = task / (across * down);
-    const width = least(TASK_COLUMNS, columns - n);
-    const height = least(TASK_ROWS, rows - m);
-    const start = slab * slabPlaces;
-    const end = least(places, start + slabPlaces);
-    const to = out + ((<usize>((slab * rows + m) * columns + n)) << 2);
-    for (let k = start; k < end; k += DEPTH) {
-      const depth = least(DEPTH, end - k);
-      layWindows(c, x, k, depth, m, height, windows);
-      packTiles(windows, height, 1, height, depth, tiles);
-      packPanels(dy + ((<usize>(k * columns + n)) << 2), columns, 0, width, depth, panels);
-      multiplyBlock(height, width, depth, tiles, panels, to, columns, k > start ? 1 : 0, scratch);
-    }
-  }
-}
-
 /** Entries [entry, entry + entries), by tap and channel of dy, of what the places [place, place + places) of the image see. */
 function layResults(c: Convolution, dy: usize, place: i32, places: i32, entry: i32, entries: i32, out: usize): void {
   const channels = c.outChannels;
@@ -194,28 +135,69 @@ function packFilter(c: Convolution, filter: usize, entry: i32, entries: i32, col
   }
 }
 
+/**
+ * One block of a product, out [rows, columns], summed over [start, end): the windows of `a` by the filter b, windowsᵀ of `a`
+ * by dy = b, or what the image sees of dy = a by the filter b.
+ */
+function multiplyTask(c: Convolution, product: i32, a: usize, b: usize, out: usize, rows: i32, columns: i32, block: i32, start: i32, end: i32, scratch: usize): void {
+  const across = blocksAcross(columns);
+  const n = (block % across) * TASK_COLUMNS;
+  const m = (block / across) * TASK_ROWS;
+  const width = least(TASK_COLUMNS, columns - n);
+  const height = least(TASK_ROWS, rows - m);
+  const to = out + ((<usize>(m * columns + n)) << 2);
+  const seen = scratch + EDGE;
+  const tiles = seen + TASK_ROWS * DEPTH * 4;
+  const panels = tiles + TASK_ROWS * DEPTH * 4;
+  for (let k = start; k < end; k += DEPTH) {
+    const depth = least(DEPTH, end - k);
+    if (product === FILTER_GRAD) layWindows(c, a, k, depth, m, height, seen);
+    else if (product === RESULT) layWindows(c, a, m, height, k, depth, seen);
+    else layResults(c, a, m, height, k, depth, seen);
+    if (product === FILTER_GRAD) packTiles(seen, height, 1, height, depth, tiles);
+    else packTiles(seen, depth, 0, height, depth, tiles);
+    if (product === INPUT_GRAD) packFilter(c, b, k, depth, n, width, panels);
+    else packPanels(b + ((<usize>(k * columns + n)) << 2), columns, 0, width, depth, panels);
+    multiplyBlock(height, width, depth, tiles, panels, to, columns, k > start ? 1 : 0, scratch);
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function blocksAcross(columns: i32): i32 {
+  return (columns + TASK_COLUMNS - 1) / TASK_COLUMNS;
+}
+
+/** Task t: one block of y [places of all results, out channels]. */
+export function convolve(sizes: usize, x: usize, filter: usize, y: usize, first: i32, last: i32, scratch: usize): void {
+  const c = changetype<Convolution>(sizes);
+  const places = c.batch * c.outHeight * c.outWidth;
+  const entries = c.filterHeight * c.filterWidth * c.inChannels;
+  for (let task = first; task < last; task++) multiplyTask(c, RESULT, x, filter, y, places, c.outChannels, task, 0, entries, scratch);
+}
+
+/**
+ * Task t: one block of one slab's share, out[slab] [filter height · width · in, out channels], summed over the slab's
+ * `slabPlaces` places. Slabs follow from the shapes alone, so that their sum does not depend on who computed them.
+ */
+export function convFilterGrad(sizes: usize, x: usize, dy: usize, out: usize, slabPlaces: i32, first: i32, last: i32, scratch: usize): void {
+  const c = changetype<Convolution>(sizes);
+  const rows = c.filterHeight * c.filterWidth * c.inChannels;
+  const columns = c.outChannels;
+  const places = c.batch * c.outHeight * c.outWidth;
+  const blocks = blocksAcross(columns) * ((rows + TASK_ROWS - 1) / TASK_ROWS);
+  for (let task = first; task < last; task++) {
+    const slab = task / blocks;
+    const start = slab * slabPlaces;
+    const share = out + ((<usize>(slab * rows * columns)) << 2);
+    multiplyTask(c, FILTER_GRAD, x, dy, share, rows, columns, task % blocks, start, least(places, start + slabPlaces), scratch);
+  }
+}
+
 /** Task t: one block of dx [places of all images, in channels]. */
 export function convInputGrad(sizes: usize, dy: usize, filter: usize, dx: usize, first: i32, last: i32, scratch: usize): void {
   const c = changetype<Convolution>(sizes);
-  const rows = c.batch * c.inHeight * c.inWidth;
-  const columns = c.inChannels;
+  const places = c.batch * c.inHeight * c.inWidth;
   const entries = c.filterHeight * c.filterWidth * c.outChannels;
-  const across = (columns + TASK_COLUMNS - 1) / TASK_COLUMNS;
-  const results = scratch + EDGE;
-  const tiles = results + TASK_ROWS * DEPTH * 4;
-  const panels = tiles + TASK_ROWS * DEPTH * 4;
-  for (let task = first; task < last; task++) {
-    const n = (task % across) * TASK_COLUMNS;
-    const m = (task / across) * TASK_ROWS;
-    const width = least(TASK_COLUMNS, columns - n);
-    const height = least(TASK_ROWS, rows - m);
-    const to = dx + ((<usize>(m * columns + n)) << 2);
-    for (let k = 0; k < entries; k += DEPTH) {
-      const depth = least(DEPTH, entries - k);
-      layResults(c, dy, m, height, k, depth, results);
-      packTiles(results, depth, 0, height, depth, tiles);
-      packFilter(c, filter, k, depth, n, width, panels);
-      multiplyBlock(height, width, depth, tiles, panels, to, columns, k > 0 ? 1 : 0, scratch);
-    }
-  }
+  for (let task = first; task < last; task++) multiplyTask(c, INPUT_GRAD, dy, filter, dx, places, c.inChannels, task, 0, entries, scratch);
 }

@@ -21,6 +21,11 @@ export class Convolution {
   left: i32;
 }
 
+/** The products of a convolution: its result, and the gradients of its filter and of its image. */
+export const RESULT: i32 = 0;
+export const FILTER_GRAD: i32 = 1;
+export const INPUT_GRAD: i32 = 2;
+
 /** The first place whose window's tap, `offset` entries into the window less the padding, is inside of the image. */
 // @ts-ignore: decorator
 @inline
