@@ -1,5 +1,6 @@
 import { loadTail, storeTail } from './entries';
-import { least, madd } from './lanes';
+import { least } from './lanes';
+import { adamDirection, nextMomentum, nextVariance } from './moments';
 
 /** Task t: entries [t · taskSize, ...) of Adam's direction and new moments; the two corrections are scalars in memory. */
 export function adam(
@@ -22,22 +23,17 @@ export function adam(
   last: i32,
   scratch: usize,
 ): void {
-  const b1 = f32x4.splat(beta1);
-  const b2 = f32x4.splat(beta2);
-  const r1 = f32x4.splat(rest1);
-  const r2 = f32x4.splat(rest2);
   const c1 = v128.load32_splat(correction1);
   const c2 = v128.load32_splat(correction2);
-  const e = f32x4.splat(eps);
   const end = least(size, last * taskSize);
   for (let i = first * taskSize; i < end; i += 4) {
     const at = (<usize>i) << 2;
     const left = end - i;
     const whole = left >= 4;
     const g = whole ? v128.load(gradient + at) : loadTail(gradient + at, left);
-    const m = madd(b1, whole ? v128.load(momentum + at) : loadTail(momentum + at, left), f32x4.mul(r1, g));
-    const v = madd(b2, whole ? v128.load(variance + at) : loadTail(variance + at, left), f32x4.mul(r2, f32x4.mul(g, g)));
-    const d = f32x4.div(f32x4.div(m, c1), f32x4.add(f32x4.sqrt(f32x4.div(v, c2)), e));
+    const m = nextMomentum(whole ? v128.load(momentum + at) : loadTail(momentum + at, left), g, beta1, rest1);
+    const v = nextVariance(whole ? v128.load(variance + at) : loadTail(variance + at, left), g, beta2, rest2);
+    const d = adamDirection(m, v, c1, c2, eps);
     if (whole) {
       v128.store(direction + at, d);
       v128.store(newMomentum + at, m);

@@ -3,7 +3,8 @@
  * from there. Every number is computed as `adam` and the host's coding of blocks compute it, bit for bit.
  */
 import { loadTail, storeTail } from './entries';
-import { laneMax, least, madd } from './lanes';
+import { laneMax, least } from './lanes';
+import { adamDirection, nextMomentum, nextVariance } from './moments';
 
 /** Rows of a half of a search table, and the leading bits of the magnitude of its row 1: `codeTable` of src/block-code.ts. */
 const ROWS: i32 = 5890;
@@ -79,13 +80,8 @@ export function codedAdam(
   last: i32,
   scratch: usize,
 ): void {
-  const b1 = f32x4.splat(beta1);
-  const b2 = f32x4.splat(beta2);
-  const r1 = f32x4.splat(rest1);
-  const r2 = f32x4.splat(rest2);
   const c1 = v128.load32_splat(factors);
   const c2 = v128.load32_splat(factors, 4);
-  const e = f32x4.splat(eps);
   const momentum = scratch;
   const variance = momentum + ((<usize>blockSize) << 2);
   const rows = variance + ((<usize>blockSize) << 2);
@@ -107,9 +103,9 @@ export function codedAdam(
       const offset = (<usize>i) << 2;
       const left = count - i;
       const g = left >= 4 ? v128.load(g0 + offset) : loadTail(g0 + offset, left);
-      const m = madd(b1, f32x4.mul(v128.load(momentum + offset), momentumScale), f32x4.mul(r1, g));
-      const v = madd(b2, f32x4.mul(v128.load(variance + offset), varianceScale), f32x4.mul(r2, f32x4.mul(g, g)));
-      const d = f32x4.div(f32x4.div(m, c1), f32x4.add(f32x4.sqrt(f32x4.div(v, c2)), e));
+      const m = nextMomentum(f32x4.mul(v128.load(momentum + offset), momentumScale), g, beta1, rest1);
+      const v = nextVariance(f32x4.mul(v128.load(variance + offset), varianceScale), g, beta2, rest2);
+      const d = adamDirection(m, v, c1, c2, eps);
       if (left >= 4) v128.store(d0 + offset, d);
       else storeTail(d0 + offset, d, left);
       v128.store(momentum + offset, m);
