@@ -1,7 +1,7 @@
 /**
  * What products of a few rows read of W besides its codes. Most formats are cut into runs of 32 codes that share a scale and
- * an offset, w = scale · code + offset, which lie in the run itself (GGUF) or beside all codes. AFFINE stands for
- * both of its formats: whether zeros are stored is looked up.
+ * an offset, w = scale · code + offset, which lie in the run itself (GGUF) or beside all codes. AFFINE stands for both of its
+ * formats: whether zeros are stored is looked up.
  */
 import { AFFINE, AFFINE_SYMMETRIC, blockScale, CODEBOOK4, CODEBOOK4_NESTED, Parts, Q4_0, Q4_1, Q8_0 } from './dequant';
 import { half, halves } from './half';
@@ -70,7 +70,10 @@ export function fourScales(format: i32, parts: Parts, first: u32, words: v128): 
   return f32x4(one, one, two, two);
 }
 
-/** Their offsets: minima, or minus the scales times the codes that stand for 0. */
+/**
+ * Their offsets: minima, or minus the scales times what stands for 0: a zero, or what is added to have no signs, 128 to the
+ * bytes of Q8_0 and 64 to those of a rounded codebook.
+ */
 // @ts-ignore: decorator
 @inline
 export function fourOffsets(format: i32, bits: i32, parts: Parts, first: u32, words: v128, scales: v128): v128 {

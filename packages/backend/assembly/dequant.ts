@@ -343,7 +343,7 @@ function decodeAffine(parts: Parts, symmetric: bool, first: u32, count: i32, out
     if (bits === 4) {
       const scale = f32x4.splat(s);
       const zeros = i8x16.splat(<i8>zero);
-          if (e & 1) {
+      if (e & 1) {
         store<f32>(out, s * <f32>(streamCode(data, bits, e) - zero));
         out += 4;
         e += 1;
