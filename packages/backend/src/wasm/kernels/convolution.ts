@@ -1,7 +1,7 @@
 import { getKernel, type KernelConfig, type TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
+import { kernelsOf } from './convolution-kernels.ts';
 import {
-  checkChannelsLast,
   checkFloats,
   placesOf,
   shareSizes,
@@ -12,10 +12,7 @@ import {
   type FilterAttributes,
   type InputAttributes,
 } from './convolution-sizes.ts';
-import { finish, type Tail, type TailAttributes } from './finish.ts';
-import { sizeOf, wasmKernel } from './kernel.ts';
-
-type Operands = Readonly<Record<'x' | 'filter', TensorInfo>>;
+import { sizeOf } from './kernel.ts';
 
 /**
  * Convolutions and their gradients as products whose windows are laid out a block at a time, on all threads. tfjs-wasm has
@@ -23,19 +20,14 @@ type Operands = Readonly<Record<'x' | 'filter', TensorInfo>>;
  * zeros, without a word, where a stride is larger than the filter under padding 'same'.
  * Scratch: 0.7 MB a thread, and at most 8 MB for the shares of a filter's gradient.
  */
-export const convolutionKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Operands, Attributes>(device, 'Conv2D', ({ x, filter }, attributes) => convolve(device, x, filter, attributes)),
-  wasmKernel<Operands & Tail, Attributes & TailAttributes>(device, 'FusedConv2D', ({ x, filter, ...tail }, attributes) => {
-    checkChannelsLast('fused conv2d', attributes);
-    return finish(device, convolve(device, x, filter, attributes), tail, attributes);
-  }),
-  wasmKernel<Record<'x' | 'dy', TensorInfo>, FilterAttributes>(device, 'Conv2DBackpropFilter', ({ x, dy }, attributes) =>
-    filterGradient(device, x, dy, attributes),
-  ),
-  wasmKernel<Record<'dy' | 'filter', TensorInfo>, InputAttributes>(device, 'Conv2DBackpropInput', ({ dy, filter }, attributes) =>
-    inputGradient(device, dy, filter, attributes),
-  ),
-];
+export const convolutionKernels = (device: WasmDevice): KernelConfig[] =>
+  kernelsOf(device, {
+    name: 'conv2d',
+    kernels: { convolve: 'Conv2D', fused: 'FusedConv2D', filterGradient: 'Conv2DBackpropFilter', inputGradient: 'Conv2DBackpropInput' },
+    convolve,
+    filterGradient,
+    inputGradient,
+  });
 
 /** Blocks of a product, each a task. */
 const blocksOf = ({ kernels }: WasmDevice, rows: number, columns: number): number =>

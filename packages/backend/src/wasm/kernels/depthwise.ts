@@ -1,40 +1,27 @@
 import type { KernelConfig, TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmDevice } from '../device.ts';
-import {
-  checkChannelsLast,
-  checkFloats,
-  shareSizes,
-  sizesOf,
-  sumOfSlabs,
-  tapsOf,
-  type Attributes,
-  type FilterAttributes,
-  type InputAttributes,
-  type Sizes,
-} from './convolution-sizes.ts';
-import { finish, type Tail, type TailAttributes } from './finish.ts';
-import { sizeOf, wasmKernel } from './kernel.ts';
-
-type Operands = Readonly<Record<'x' | 'filter', TensorInfo>>;
+import { kernelsOf } from './convolution-kernels.ts';
+import { checkChannelsLast, checkFloats, shareSizes, sizesOf, sumOfSlabs, tapsOf } from './convolution-sizes.ts';
+import type { Attributes, FilterAttributes, InputAttributes, Sizes } from './convolution-sizes.ts';
+import { sizeOf } from './kernel.ts';
 
 /**
  * Depthwise convolutions and their gradients along rows of the image, 16 channels at a time, on all threads. tfjs-wasm has
  * neither gradient, and gives zeros where its convolution does. Scratch: a row of either image of 16 channels a thread.
  */
-export const depthwiseKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Operands, Attributes>(device, 'DepthwiseConv2dNative', ({ x, filter }, attributes) => convolve(device, x, filter, attributes)),
-  wasmKernel<Operands & Tail, Attributes & TailAttributes>(device, 'FusedDepthwiseConv2D', ({ x, filter, ...tail }, attributes) =>
-    finish(device, convolve(device, x, filter, attributes), tail, attributes),
-  ),
-  wasmKernel<Record<'x' | 'dy', TensorInfo>, FilterAttributes>(device, 'DepthwiseConv2dNativeBackpropFilter', ({ x, dy }, attributes) =>
-    filterGradient(device, x, dy, attributes),
-  ),
-  wasmKernel<Record<'dy' | 'filter', TensorInfo>, InputAttributes>(
-    device,
-    'DepthwiseConv2dNativeBackpropInput',
-    ({ dy, filter }, attributes) => inputGradient(device, dy, filter, attributes),
-  ),
-];
+export const depthwiseKernels = (device: WasmDevice): KernelConfig[] =>
+  kernelsOf(device, {
+    name: 'depthwiseConv2d',
+    kernels: {
+      convolve: 'DepthwiseConv2dNative',
+      fused: 'FusedDepthwiseConv2D',
+      filterGradient: 'DepthwiseConv2dNativeBackpropFilter',
+      inputGradient: 'DepthwiseConv2dNativeBackpropInput',
+    },
+    convolve,
+    filterGradient,
+    inputGradient,
+  });
 
 const scratchBytes = ({ kernels }: WasmDevice, sizes: Sizes): number =>
   kernels['depthwiseBytes']!(sizes.inWidth, sizes.outWidth, tapsOf(sizes));
