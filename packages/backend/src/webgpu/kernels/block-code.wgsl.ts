@@ -3,6 +3,30 @@ import { lanes, program, reduction, type Program } from '../program.ts';
 
 type Encode = Program<'x' | 'base' | 'boundary', 'words' | 'scales', 'count' | 'blocks' | 'blockSize'>;
 
+/** WGSL of what differs between shaders that write codes. */
+interface BlockCodes {
+  /** Entry `i` of the tensor. */
+  readonly value: string;
+  /** The function that makes a code of an entry and of what it is divided by. */
+  readonly codeOf: string;
+  /** What becomes of `word`, the w-th. */
+  readonly store: string;
+}
+
+/** The codes of a block [start, end) by its `scale`: four a word and a lane, so that no two lanes write one word. */
+export const codesOfBlock = ({ value, codeOf, store }: BlockCodes): string => `
+  let divisor = select(scale, 1.0, scale == 0.0);
+  for (var w = start / 4u + lane; w * 4u < end; w += LANES) {
+    var word = 0u;
+    for (var k = 0u; k < 4u; k++) {
+      let i = w * 4u + k;
+      var value = 0.0;
+      if (i < end) { value = ${value}; }
+      word |= ${codeOf}(value, divisor) << (8u * k);
+    }
+    ${store};
+  }`;
+
 /** One workgroup a block: its largest magnitude, then four codes a word. */
 export const encodeBlocks = ({ signed }: { readonly signed: boolean }): Encode =>
   program({
@@ -27,18 +51,7 @@ fn codeOf(value: f32, divisor: f32) -> u32 {
   var mine = 0.0;
   for (var i = start + lane; i < end; i += LANES) { mine = max(mine, abs(x[i])); }
   let scale = largest(mine, lane);
-  if (lane == 0u) { scales[groupIndex] = scale; }
-  let divisor = select(scale, 1.0, scale == 0.0);
-  for (var w = start / 4u + lane; w * 4u < end; w += LANES) {
-    var word = 0u;
-    for (var k = 0u; k < 4u; k++) {
-      let i = w * 4u + k;
-      var value = 0.0;
-      if (i < end) { value = x[i]; }
-      word |= codeOf(value, divisor) << (8u * k);
-    }
-    words[w] = word;
-  }`,
+  if (lane == 0u) { scales[groupIndex] = scale; }${codesOfBlock({ value: 'x[i]', codeOf: 'codeOf', store: 'words[w] = word' })}`,
   });
 
 export const decodeBlocks: Program<'words' | 'scales' | 'map', 'values', 'count' | 'blockSize'> = program({

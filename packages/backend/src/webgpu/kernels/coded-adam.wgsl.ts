@@ -1,5 +1,6 @@
 import { codeRows } from '../../block-code.ts';
 import { program, reduction, type Program } from '../program.ts';
+import { codesOfBlock } from './block-code.wgsl.ts';
 
 type Uniform = 'count' | 'blocks' | 'blockSize' | 'beta1' | 'beta2' | 'rest1' | 'rest2' | 'eps';
 const uniforms: Readonly<Record<Uniform, 'u32' | 'f32'>> = {
@@ -22,7 +23,7 @@ interface Tables {
 const momentumTables: Tables = { map: 0, boundaries: 512, codes: 512 + 3 * codeRows };
 const varianceTables: Tables = { map: 256, boundaries: 512 + 2 * codeRows, codes: 512 + 5 * codeRows };
 
-/** Four codes a word and a lane, so that no two lanes write one word. */
+/** A moment before the step, and the code of one after it. */
 const encode = (moment: 'momentum' | 'variance', { map, boundaries, codes }: Tables): string => `
 fn old_${moment}(i: u32) -> f32 {
   let code = (${moment}Words[i / 4u] >> (8u * (i % 4u))) & 255u;
@@ -52,18 +53,11 @@ const recode = (moment: 'momentum' | 'variance', next: string, each = ''): strin
   }
   let scale = largest(mine, lane);
   let applied = factors[2] != 0.0;
-  if (lane == 0u) { newScales[groupIndex] = select(${moment}Scales[groupIndex], scale, applied); }
-  let divisor = select(scale, 1.0, scale == 0.0);
-  for (var w = start / 4u + lane; w * 4u < end; w += LANES) {
-    var word = 0u;
-    for (var k = 0u; k < 4u; k++) {
-      let i = w * 4u + k;
-      var value = 0.0;
-      if (i < end) { value = ${next}; }
-      word |= code_${moment}(value, divisor) << (8u * k);
-    }
-    newWords[w] = select(${moment}Words[w], word, applied);
-  }`;
+  if (lane == 0u) { newScales[groupIndex] = select(${moment}Scales[groupIndex], scale, applied); }${codesOfBlock({
+    value: next,
+    codeOf: `code_${moment}`,
+    store: `newWords[w] = select(${moment}Words[w], word, applied)`,
+  })}`;
 
 const momentumNext = 'old_momentum(i) * u.beta1 + gradient[i] * u.rest1';
 const varianceNext = 'old_variance(i) * u.beta2 + gradient[i] * gradient[i] * u.rest2';
