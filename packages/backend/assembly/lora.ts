@@ -13,11 +13,16 @@ const STRIP: i32 = 256;
 /** Bytes of 4 rows of 8 columns, for the columns beyond the last whole panel. */
 const EDGE: usize = 128;
 
-/** Four rows and eight columns of from + a·panel, over depth k; `from` 0: nothing is added to. Rows are `ld` bytes apart. */
-function rows4(k: i32, a: usize, lda: usize, panel: usize, from: usize, ldFrom: usize, to: usize, ldTo: usize): void {
-  const a1 = a + lda;
-  const a2 = a1 + lda;
-  const a3 = a2 + lda;
+/**
+ * Four rows and eight columns of from + a·b, over depth k; `from` 0: nothing is added to. Rows are `ld` bytes apart, entries
+ * of the depth `step` bytes.
+ */
+// @ts-ignore: decorator
+@inline
+function tile4(k: i32, a: usize, lda: usize, stepA: usize, b: usize, stepB: usize, from: usize, ldFrom: usize, to: usize, ldTo: usize): void {
+  let a1 = a + lda;
+  let a2 = a1 + lda;
+  let a3 = a2 + lda;
   let c0 = f32x4.splat(0);
   let c1 = c0;
   let c2 = c0;
@@ -36,23 +41,26 @@ function rows4(k: i32, a: usize, lda: usize, panel: usize, from: usize, ldFrom: 
     c6 = v128.load(from + 3 * ldFrom);
     c7 = v128.load(from + 3 * ldFrom, 16);
   }
-  const bytes = (<usize>k) << 2;
-  for (let i: usize = 0; i < bytes; i += 4) {
-    const b0 = v128.load(panel);
-    const b1 = v128.load(panel, 16);
-    panel += 32;
-    let v = v128.load32_splat(a + i);
+  for (; k > 0; k--) {
+    const b0 = v128.load(b);
+    const b1 = v128.load(b, 16);
+    b += stepB;
+    let v = v128.load32_splat(a);
     c0 = madd(v, b0, c0);
     c1 = madd(v, b1, c1);
-    v = v128.load32_splat(a1 + i);
+    v = v128.load32_splat(a1);
     c2 = madd(v, b0, c2);
     c3 = madd(v, b1, c3);
-    v = v128.load32_splat(a2 + i);
+    v = v128.load32_splat(a2);
     c4 = madd(v, b0, c4);
     c5 = madd(v, b1, c5);
-    v = v128.load32_splat(a3 + i);
+    v = v128.load32_splat(a3);
     c6 = madd(v, b0, c6);
     c7 = madd(v, b1, c7);
+    a += stepA;
+    a1 += stepA;
+    a2 += stepA;
+    a3 += stepA;
   }
   v128.store(to, c0);
   v128.store(to, c1, 16);
@@ -62,6 +70,11 @@ function rows4(k: i32, a: usize, lda: usize, panel: usize, from: usize, ldFrom: 
   v128.store(to + 2 * ldTo, c5, 16);
   v128.store(to + 3 * ldTo, c6);
   v128.store(to + 3 * ldTo, c7, 16);
+}
+
+/** Four rows of a by one panel. */
+function rows4(k: i32, a: usize, lda: usize, panel: usize, from: usize, ldFrom: usize, to: usize, ldTo: usize): void {
+  tile4(k, a, lda, 4, panel, 32, from, ldFrom, to, ldTo);
 }
 
 /** One row of the same, in the same order. */
@@ -221,51 +234,9 @@ function addOuter(rows: i32, rank: i32, width: i32, g: usize, x: usize, sums: us
   }
 }
 
+/** Four columns of g by eight of x, over rows. */
 function outer4(rows: i32, g: usize, rowG: usize, x: usize, rowX: usize, to: usize, accumulate: i32): void {
-  let c0 = f32x4.splat(0);
-  let c1 = c0;
-  let c2 = c0;
-  let c3 = c0;
-  let c4 = c0;
-  let c5 = c0;
-  let c6 = c0;
-  let c7 = c0;
-  if (accumulate) {
-    c0 = v128.load(to);
-    c1 = v128.load(to, 16);
-    c2 = v128.load(to + rowX);
-    c3 = v128.load(to + rowX, 16);
-    c4 = v128.load(to + 2 * rowX);
-    c5 = v128.load(to + 2 * rowX, 16);
-    c6 = v128.load(to + 3 * rowX);
-    c7 = v128.load(to + 3 * rowX, 16);
-  }
-  for (let m = 0; m < rows; m++) {
-    const b0 = v128.load(x);
-    const b1 = v128.load(x, 16);
-    x += rowX;
-    let v = v128.load32_splat(g);
-    c0 = madd(v, b0, c0);
-    c1 = madd(v, b1, c1);
-    v = v128.load32_splat(g, 4);
-    c2 = madd(v, b0, c2);
-    c3 = madd(v, b1, c3);
-    v = v128.load32_splat(g, 8);
-    c4 = madd(v, b0, c4);
-    c5 = madd(v, b1, c5);
-    v = v128.load32_splat(g, 12);
-    c6 = madd(v, b0, c6);
-    c7 = madd(v, b1, c7);
-    g += rowG;
-  }
-  v128.store(to, c0);
-  v128.store(to, c1, 16);
-  v128.store(to + rowX, c2);
-  v128.store(to + rowX, c3, 16);
-  v128.store(to + 2 * rowX, c4);
-  v128.store(to + 2 * rowX, c5, 16);
-  v128.store(to + 3 * rowX, c6);
-  v128.store(to + 3 * rowX, c7, 16);
+  tile4(rows, g, 4, rowG, x, rowX, accumulate ? to : 0, rowX, to, rowX);
 }
 
 /**
