@@ -48,11 +48,20 @@ function endKey(from: usize, to: usize, rows: i32, keys: i32): i32 {
   return least(high, keys);
 }
 
-/** How many keys at the front of a block a query with keys from f to t sees in any case: those before `always` and before `upper`. */
+/**
+ * What a query sees of the `width` keys from k0 on, `always` of them in any case, as [lower, upper, led, gap]: those from lower
+ * to upper, but not those from led to gap where gap is not 0. `from` and `to` hold its own keys' bounds.
+ */
 // @ts-ignore: decorator
 @inline
-function ledKeys(f: i32, t: i32, always: i32, upper: i32): i32 {
-  return f < t ? least(always, upper) : 0;
+function seenKeys(from: usize, to: usize, k0: i32, width: i32, always: i32): v128 {
+  const f = load<i32>(from);
+  const t = load<i32>(to);
+  const lower = max(0, f - k0);
+  const upper = least(width, t - k0);
+  const led = f < t ? least(always, upper) : 0;
+  if (led <= 0) return i32x4(lower, upper, led, 0);
+  return i32x4(0, lower >= upper ? led : upper, led, lower > led && lower < upper ? lower : 0);
 }
 
 /** Scores between the keys that are always seen and a query's own: what never is the peak. */
@@ -125,18 +134,11 @@ export function attention(
         multiplyBlock(rows, width, d, own, packedK, scores, KEYS, 0, scratch);
         for (let i = 0; i < rows; i++) {
           const row = scores + ((<usize>(i * KEYS)) << 2);
-          const f = load<i32>(from + bounds + ((<usize>i) << 2));
-          const t = load<i32>(to + bounds + ((<usize>i) << 2));
-          let lower = max(0, f - k0);
-          let upper = least(width, t - k0);
-          const led = ledKeys(f, t, always - k0, upper);
-          const gap = led > 0 && lower > led && lower < upper ? lower : 0;
-          if (led > 0) {
-            if (lower >= upper) upper = led;
-            lower = 0;
-          }
+          const sees = seenKeys(from + bounds + ((<usize>i) << 2), to + bounds + ((<usize>i) << 2), k0, width, always - k0);
+          const led = i32x4.extract_lane(sees, 2);
+          const gap = i32x4.extract_lane(sees, 3);
           if (gap > 0) cover(row, led, gap);
-          foldRow(row, lower, upper, width, scale, peaks + ((<usize>i) << 2), sums + ((<usize>(i * d)) << 2), d);
+          foldRow(row, i32x4.extract_lane(sees, 0), i32x4.extract_lane(sees, 1), width, scale, peaks + ((<usize>i) << 2), sums + ((<usize>(i * d)) << 2), d);
           if (gap > 0) memory.fill(row + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
         }
         packTiles(scores, KEYS, 0, rows, width, weights);
@@ -307,19 +309,12 @@ export function attentionGrad(
           multiplyBlock(rows, seen, d, dyTiles, byValue, slopes, KEYS, 0, scratch);
           for (let i = 0; i < rows; i++) {
             const own = (<usize>(i * strideQ)) << 2;
-            const f = load<i32>(from + bounds + ((<usize>i) << 2));
-            const t = load<i32>(to + bounds + ((<usize>i) << 2));
-            let lower = max(0, f - k0);
-            let upper = least(seen, t - k0);
-            const led = ledKeys(f, t, always - k0, upper);
-            const gap = led > 0 && lower > led && lower < upper ? lower : 0;
-            if (led > 0) {
-              if (lower >= upper) upper = led;
-              lower = 0;
-            }
+            const sees = seenKeys(from + bounds + ((<usize>i) << 2), to + bounds + ((<usize>i) << 2), k0, seen, always - k0);
+            const led = i32x4.extract_lane(sees, 2);
+            const gap = i32x4.extract_lane(sees, 3);
             const total = load<f32>(logSumExp + ((<usize>((batch * heads + head) * time + q0 + i)) << 2));
             const at = (<usize>(i * KEYS)) << 2;
-            slopeRow(weights + at, slopes + at, lower, upper, seen, scale, total, rowDot(dy + atQ + own, y + atQ + own, d));
+            slopeRow(weights + at, slopes + at, i32x4.extract_lane(sees, 0), i32x4.extract_lane(sees, 1), seen, scale, total, rowDot(dy + atQ + own, y + atQ + own, d));
             if (gap > 0) {
               memory.fill(weights + at + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
               memory.fill(slopes + at + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
