@@ -1,15 +1,17 @@
 /**
  * What quantization costs a real model: perplexity on text that it was not trained on, by method and bits.
  *   node bench/quality.mjs [folder] [--tokens 8192] [--bits 4,3,2] [--group 64] [--methods rtn,gptq,awq,cbq] [--calibrate 32]
- *     [--row 'gptq 3 bits' …] [--into FILE] [--json]
+ *     [--row 'gptq 3 bits' …] [--into FILE] [--checkpoint FOLDER] [--json]
  * Calibration sees other text than evaluation. Run `pnpm build` before.
+ * With --checkpoint a row that was stopped goes on at the window where it was.
  * With --row only the rows so named are measured; with --into those that FILE does not hold yet, each added at once.
  */
-import { basename } from 'node:path';
+import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
   activations,
   awq,
+  calibrationFolder,
   cbq,
   disposeBatch,
   evaluateText,
@@ -34,6 +36,7 @@ const { values, positionals } = parseArgs({
     calibrate: { type: 'string', default: '32' },
     row: { type: 'string', multiple: true },
     into: { type: 'string' },
+    checkpoint: { type: 'string' },
     json: { type: 'boolean', default: false },
   },
 });
@@ -63,7 +66,8 @@ async function measure(name, method, after) {
   let bitsAnEntry = 32;
   if (method !== undefined) {
     const batches = calibrated.has(method.kind) ? calibration(model, tokenizer) : [];
-    const { bytes, sites } = await quantize(model, method, batches.length > 0 ? { calibrate: { batches } } : {});
+    const calibrate = { batches, ...checkpointOf(name) };
+    const { bytes, sites } = await quantize(model, method, batches.length > 0 ? { calibrate } : {});
     batches.forEach(disposeBatch);
     const entries = model.sites([...sites]).reduce((sum, { weight }) => sum + weight.shape[0] * weight.shape[1], 0);
     bitsAnEntry = (8 * bytes) / entries;
@@ -83,6 +87,9 @@ async function measure(name, method, after) {
 }
 
 const calibrated = new Set(['gptq', 'awq', 'cbq']);
+
+const checkpointOf = (name) =>
+  values.checkpoint && { checkpoint: calibrationFolder(join(values.checkpoint, name.replaceAll(/\W+/g, '-')), { resume: true }) };
 
 /** Windows of 256 tokens, each from a speech of its own. */
 function calibration({ info }, tokenizer) {
