@@ -76,6 +76,9 @@ describe('quantize with text', () => {
     const { perplexity } = answer.json() as { perplexity: { after: number } };
     const rounded = await nll(out);
     expect(Math.log(perplexity.after)).toBeCloseTo(rounded, 6);
+    const modules = (await call(['inspect', '--model', out, '--json', ...cpu])).json()['modules'] as { path: string; inputBits?: number }[];
+    expect(modules.find(({ path }) => path === 'model.layers.1.mlp.down_proj')).toMatchObject({ inputBits: 4 });
+    expect((await call(['inspect', '--model', out, ...cpu])).out).toMatch(/down_proj +\S+, input in 4 bits/);
     delete config['niwaki'];
     await writeFile(`${out}/config.json`, JSON.stringify(config));
     expect(Math.abs((await nll(out)) - rounded)).toBeGreaterThan(1e-6);

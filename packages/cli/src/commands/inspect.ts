@@ -11,7 +11,10 @@ export const inspectFlags = (command: Command): Command =>
 
 interface Module {
   readonly path: string;
-  readonly format: string;
+  /** Absent for what has no weight, an operand of attention. */
+  readonly format?: string;
+  /** Of the numbers that it is given, where they are rounded. */
+  readonly inputBits?: number;
   readonly shape: readonly number[];
   readonly bytes: number;
 }
@@ -37,11 +40,13 @@ function modulesOf(model: Model): Module[] {
   const modules: Module[] = [];
   const seen = new Set<unknown>();
   for (const stage of model.stages()) {
-    for (const { path, weight } of stage.sites) {
+    for (const { path, weight, input } of stage.sites) {
+      const rounded = input && { inputBits: input.bits };
+      if (weight === undefined && rounded) modules.push({ path, ...rounded, shape: [], bytes: 0 });
       if (weight === undefined || seen.has(weight)) continue;
       seen.add(weight);
       for (const part of Object.values(weight.parts)) seen.add(part);
-      modules.push({ path, format: formatOf(weight), shape: [...weight.shape], bytes: weightBytes(weight) });
+      modules.push({ path, format: formatOf(weight), ...rounded, shape: [...weight.shape], bytes: weightBytes(weight) });
     }
     for (const parameter of stage.parameters()) {
       if (seen.has(parameter)) continue;
@@ -71,7 +76,10 @@ function tableOf({
   bytes: number;
   modules: readonly Module[];
 }): string {
-  const rows = modules.map(({ path, format, shape, bytes: size }) => [path, format, shape.join('×'), inBytes(size)]);
+  const rows = modules.map(({ path, format, inputBits, shape, bytes: size }) => {
+    const input = inputBits === undefined ? undefined : `input in ${inputBits} bits`;
+    return [path, [format, input].filter((word) => word !== undefined).join(', '), shape.join('×'), inBytes(size)];
+  });
   const widths = [0, 1, 2].map((column) => Math.max(...rows.map((row) => row[column]!.length)));
   const lines = rows.map((row) => row.map((cell, column) => (column === 3 ? cell : cell.padEnd(widths[column]!))).join('  '));
   return `${family}, ${inCount(parameters)} parameters, ${inBytes(bytes)}\n\n${lines.join('\n')}\n`;
