@@ -141,7 +141,8 @@ export const rows = [
   product('int4', 'int8', 1, 2.2),
   product('Q4_K', 'exact', 1, 1),
   product('Q4_K', 'int8', 1, 1.8),
-  tokens('int16', 1.1),
-  tokens('int8', 1.3),
-  againstLlamaCpp('int8', 0.2),
+  tokens('int16', 1.05),
+  tokens('int8', 1.15),
+  againstLlamaCpp('exact', 0.3),
+  againstLlamaCpp('int8', 0.6),
 ];
