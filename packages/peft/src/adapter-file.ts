@@ -26,7 +26,7 @@ export interface ReadConfig {
   readonly statesRank: boolean;
 }
 
-/** Checked fields of a file, and whether it names its targets. */
+/** The fields of a file, checked. */
 export type CheckedFields<Fields extends v.ObjectEntries> = v.InferOutput<v.ObjectSchema<Fields, undefined>>;
 
 export interface AdapterFileSpec<Fields extends v.ObjectEntries> {
@@ -54,7 +54,7 @@ export interface AdapterFileSpec<Fields extends v.ObjectEntries> {
   write(set: PeftSet): FileJson;
 }
 
-/** The fields of several names: what is in the file of a whole module's or matrix's targets. */
+/** Modules as PEFT names them: a pattern, or a list of names. */
 export const moduleNames: v.GenericSchema<string | string[]> = v.union([v.string(), v.array(v.string())]);
 /** A whole number from 1. */
 export const wholeCount: v.GenericSchema<number> = v.pipe(v.number(), v.integer(), v.minValue(1));
