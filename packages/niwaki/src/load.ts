@@ -24,12 +24,15 @@ export const load = (source: Source, options: LoadOptions = {}): Promise<Loaded>
     resolvers: [...(options.resolvers ?? []), knownModelResolver],
   });
 
+/** Types of adapters that are given come beside Niwaki's own. */
+const withTypes = <O extends SwapOptions>(options: O): O => ({ ...options, types: [...adapterFiles, ...(options.types ?? [])] });
+
 /**
  * Reads an adapter of any type that Niwaki writes, or Python's PEFT, and attaches it. Types that are given come beside its own.
  * @example const set = await loadAdapter(model, './my-adapter', { name: 'mine' });
  */
 export const loadAdapter = (model: Model, source: AdapterSource, options: LoadAdapterOptions = {}): Promise<PeftSet> =>
-  loadAdapterWith(model, source, { ...options, types: [...adapterFiles, ...(options.types ?? [])] });
+  loadAdapterWith(model, source, withTypes(options));
 
 /**
  * Gives an attached adapter the values of another set or file: nothing is built or compiled again. See `swapAdapter` of
@@ -37,4 +40,4 @@ export const loadAdapter = (model: Model, source: AdapterSource, options: LoadAd
  * @example await swapAdapter(model, 'default', './another-adapter');
  */
 export const swapAdapter = (model: Model, name: string, source: AdapterSet | AdapterSource, options: SwapOptions = {}): Promise<void> =>
-  swapAdapterWith(model, name, source, { ...options, types: [...adapterFiles, ...(options.types ?? [])] });
+  swapAdapterWith(model, name, source, withTypes(options));
