@@ -1,5 +1,4 @@
 import type { Parameter } from '@niwaki/tensor';
-import type { AdapterMethod } from '@niwaki/peft';
 import { scaleByLion } from '@niwaki/optim';
 import type { AdapterCase } from '../../testing/src/adapter-contract.ts';
 import { sizeOf } from '../../testing/src/contract-model.ts';
@@ -25,7 +24,7 @@ import { integers } from './integers.ts';
 
 // One line a method: the contract suites of this package and the composition matrix of all packages run what is listed.
 
-type Adapters = Readonly<Record<string, AdapterCase<AdapterMethod>>>;
+type Adapters = Readonly<Record<string, AdapterCase>>;
 
 const pair = ([out, width]: readonly [number, number]): number => 2 * (out + width);
 const nothingDrawn = 'the start draws nothing';

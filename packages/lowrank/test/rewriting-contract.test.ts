@@ -3,7 +3,7 @@ import { mergeAdapter, mergeAndUnload, saveAdapter } from '@niwaki/peft';
 import { quantizedAdapters, residualAdapters } from './contract-list.ts';
 import { verbs } from './verbs.ts';
 
-const residual = adapterContract({ ...verbs, saveForTraining: (set, target) => saveAdapter(set, target, { form: 'native' }) });
+const residual = adapterContract(verbs);
 for (const [name, method] of Object.entries(residualAdapters)) residual(name, method);
 
 // Codes take no change without saying how: the merge widens them.

@@ -12,7 +12,6 @@ import {
   languageBatch,
   rowsOf,
   siteParty,
-  type AdapterMethod,
   type Conflict,
   type GgufEncoded,
   type Method,
@@ -35,7 +34,7 @@ import * as sparse from '../../sparse/test/contract-list.ts';
 
 // What the packages list in their contract suites, all together: a method that is listed there is composed here.
 
-export type Adapter = AdapterCase<AdapterMethod>;
+export type Adapter = AdapterCase;
 
 export const nameOf = ({ kind, title = kind }: Pick<Method, 'kind' | 'title'>): string => title;
 

@@ -1,5 +1,4 @@
 import type { Participant } from '@niwaki/engine';
-import type { AdapterMethod } from '@niwaki/peft';
 import type { AdapterCase } from '../../testing/src/adapter-contract.ts';
 import type { WeightMethodCase } from '../../testing/src/weight-method-contract.ts';
 import { dsnot, lisa, magnitude, s2ft, sparsegpt, spiel, wanda, type Slices } from '../src/index.ts';
@@ -25,7 +24,7 @@ const named = (units: Readonly<Record<string, readonly number[]>>): Slices =>
 
 const unitsGiven = 'the units are given, and nothing else is drawn';
 
-export const adapters: Readonly<Record<string, AdapterCase<AdapterMethod>>> = {
+export const adapters: Readonly<Record<string, AdapterCase>> = {
   // Of [16, 16] two heads of 4 columns, of [16, 32] three channels.
   's2ft of columns': {
     make: () => s2ft({ slices: named({ 'self_attn.o_proj': [3, 1], 'mlp.down_proj': [30, 2, 17] }) }),

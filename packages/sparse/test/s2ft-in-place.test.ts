@@ -13,36 +13,20 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { blockwiseBackprop, causalLM, createStep, disposeBatch, languageBatch, type LanguageBatch } from '@niwaki/engine';
+import { blockwiseBackprop, causalLM, createStep } from '@niwaki/engine';
 import type { AdapterSet, Model, Site } from '@niwaki/nn';
 import { adamw } from '@niwaki/optim';
 import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, type TrainedSlice } from '@niwaki/weights';
 import { memoryFolderSink } from '../../hub/src/index.ts';
-import { bytesOf, distance, logits, rows, siteParameters, sizeOf, trainable } from '../../testing/src/contract-model.ts';
+import { bytesOf, distance, logits, siteParameters, sizeOf, trainable } from '../../testing/src/contract-model.ts';
 import { perturb } from '../../testing/src/perturb.ts';
-import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
-import { tinyLlama } from '../../testing/src/tiny-llama.ts';
+import { tinyThings } from '../../testing/src/tiny-things.ts';
 import { adapt, deleteAdapter, mergeAdapter, setAdapterScale, unmergeAdapter } from '@niwaki/peft';
 import { lora } from '../../lowrank/src/index.ts';
 import { magnitude, prune, s2ft, slicesOf, type S2ftAdapter, type S2ftOptions } from '../src/index.ts';
 import { verbs } from './verbs.ts';
 
-const things = disposedAfterEach();
-
-async function tiny(config: Record<string, unknown> = {}): Promise<Model> {
-  const model = await tinyLlama(config);
-  things.push(model);
-  return model;
-}
-
-function batchOf(ids: readonly (readonly number[])[] = rows): LanguageBatch {
-  const batch = languageBatch(
-    ids.map((row) => ({ ids: row })),
-    { vocabularySize: 32 },
-  );
-  things.push({ dispose: () => disposeBatch(batch) });
-  return batch;
-}
+const { tiny, batchOf } = tinyThings();
 
 const siteAt = (model: Model, path: string): Site => model.sites(path)[0]!;
 const heldAt = (model: Model, path: string): TrainedSlice => siteAt(model, path).weight as TrainedSlice;
@@ -296,7 +280,7 @@ describe('a set of slices in place', () => {
     const set = await adapt(model, s2ft({ ...all, inPlace: true }), { at });
     perturb(set, 3);
     const sink = memoryFolderSink();
-    await verbs.saveForTraining!(set, sink);
+    await verbs.save(set, sink, { form: 'native' });
     const expected = await logits(model);
     const other = await tiny();
     await verbs.load(other, sink.files, { trainable: true });

@@ -14,37 +14,21 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { causalLM, createStep, disposeBatch, languageBatch, type LanguageBatch } from '@niwaki/engine';
+import { causalLM, createStep } from '@niwaki/engine';
 import { createDecoder, permuteUnits, readDecoderConfig, type Linear, type Model, type Site } from '@niwaki/nn';
 import { adamw } from '@niwaki/optim';
 import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, type Call, type Weight } from '@niwaki/weights';
-import { bytesOf, cloned, distance, logits, rows, siteParameters, sizeOf, trainable } from '../../testing/src/contract-model.ts';
+import { bytesOf, cloned, distance, logits, siteParameters, sizeOf, trainable } from '../../testing/src/contract-model.ts';
 import { perturb } from '../../testing/src/perturb.ts';
 import { baseOf } from '../../testing/src/site-gradient.ts';
-import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
-import { tinyLlama } from '../../testing/src/tiny-llama.ts';
+import { tinyThings } from '../../testing/src/tiny-things.ts';
 import { adapterFiles as lowrankFiles, lora } from '../../lowrank/src/index.ts';
 import { activateAdapters, adapt, deleteAdapter, mergeAdapter, setAdapterScale, unmergeAdapter } from '@niwaki/peft';
 import { s2ft, slicesOf, type S2ftAdapter, type S2ftOptions } from '../src/index.ts';
 import { verbs } from './verbs.ts';
 import { memoryFolderSink } from '../../hub/src/index.ts';
 
-const things = disposedAfterEach();
-
-async function tiny(config: Record<string, unknown> = {}): Promise<Model> {
-  const model = await tinyLlama(config);
-  things.push(model);
-  return model;
-}
-
-function batchOf(ids: readonly (readonly number[])[] = rows): LanguageBatch {
-  const batch = languageBatch(
-    ids.map((row) => ({ ids: row })),
-    { vocabularySize: 32 },
-  );
-  things.push({ dispose: () => disposeBatch(batch) });
-  return batch;
-}
+const { things, tiny, batchOf } = tinyThings();
 
 const siteAt = (model: Model, path: string): Site => model.sites(path)[0]!;
 const valuesOf = async (parameter: Parameter): Promise<Float32Array> => (await parameter.read().data()) as Float32Array;

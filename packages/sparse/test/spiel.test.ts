@@ -16,23 +16,14 @@ import { filesFolder, memoryFolderSink, openSafetensors } from '../../hub/src/in
 import { encodeGgufBlocks, flatPlaces, ggufBlock, packPlaces, placedParameters, rowsOf } from '@niwaki/weights';
 import type { AdapterSet, Model } from '@niwaki/nn';
 import { adamw, agedAdamw, beginEntries, lion, scaleByAgedAdam, sgd, sm3, type State, type Transform } from '@niwaki/optim';
-import {
-  blockwiseBackprop,
-  causalLM,
-  createStep,
-  disposeBatch,
-  languageBatch,
-  type LanguageBatch,
-  type Objective,
-  type Step,
-} from '@niwaki/engine';
+import { blockwiseBackprop, causalLM, createStep, type Objective, type Step } from '@niwaki/engine';
 import { galore } from '../../lowrank/src/index.ts';
 import { adapt, mergeAdapter, saveAdapter } from '@niwaki/peft';
 import { loadAdapter } from './verbs.ts';
 import { exactBatches, memoryFolder, train } from '../../train/src/index.ts';
 import { bytesOf, cloned, distance, logits, sizeOf } from '../../testing/src/contract-model.ts';
 import { trial } from '../../testing/src/transform-trial.ts';
-import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
+import { tinyThings } from '../../testing/src/tiny-things.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { exchange, largestProducts, leastOf } from '../src/drop-and-grow.ts';
 import {
@@ -46,7 +37,7 @@ import {
 } from '../src/index.ts';
 
 const config = { num_hidden_layers: 1, hidden_size: 16, intermediate_size: 24 };
-const things = disposedAfterEach();
+const { things, batchOf } = tinyThings();
 
 const rows = [
   [3, 1, 4, 1, 5],
@@ -108,15 +99,6 @@ function makeStep(model: Model, set: AdapterSet, optimizer: Transform, factor = 
   const step = createStep({ model, objective, optimizer, participants: [spielParticipant(set)] });
   things.push(step);
   return step;
-}
-
-function batchOf(ids: readonly (readonly number[])[]): LanguageBatch {
-  const batch = languageBatch(
-    ids.map((row) => ({ ids: row })),
-    { vocabularySize: 32 },
-  );
-  things.push({ dispose: () => disposeBatch(batch) });
-  return batch;
 }
 
 const adaptersOf = (set: AdapterSet): SpielAdapter[] => [...set.sites.values()] as SpielAdapter[];

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { filesFolder, load, memoryFolderSink, saveModel, type FolderSink } from '@niwaki/hub';
+import { filesFolder, load, memoryFolderSink, saveModel } from '@niwaki/hub';
 import { blockwiseBackprop } from '@niwaki/engine';
+import type { AdapterMethod } from '@niwaki/peft';
 import { adapterTraits, type AdapterSet, type Model, type Site } from '@niwaki/nn';
 import {
   add,
@@ -18,6 +19,7 @@ import {
   type Traits,
 } from '@niwaki/tensor';
 import { createCall, encodeGgufBlocks, ggufBlock, rowsOf, weightTraits, type GgufEncoded } from '@niwaki/weights';
+import type { Verbs } from './adapter-verbs.ts';
 import {
   advance,
   bytesOf,
@@ -40,26 +42,10 @@ import { fitLogits } from './planted-model.ts';
 import { extendsGraph, shapeAt, sitesOf } from './set-sites.ts';
 import { baseOf, siteGradientError } from './site-gradient.ts';
 
-/** The verbs a method package gives its adapters; the same for all of them. */
-export interface AdapterVerbs<M> {
-  adapt(model: Model, method: M, options: { at: string | readonly string[]; name?: string; seed?: number }): Promise<AdapterSet>;
-  save(set: AdapterSet, target: FolderSink): Promise<void>;
-  /** A file to go on training from, where it differs from what `save` ships. */
-  saveForTraining?(set: AdapterSet, target: FolderSink): Promise<void>;
-  load(model: Model, files: ReadonlyMap<string, Uint8Array>, options: { name?: string; trainable?: boolean }): Promise<AdapterSet>;
-  activate(model: Model, names: readonly string[]): void;
-  remove(model: Model, name: string): void;
-  merge(model: Model, names?: readonly string[]): Promise<unknown>;
-  unmerge(model: Model): Promise<unknown>;
-  mergeForGood(model: Model): Promise<unknown>;
-  /** Another set's values into the attached one of a name. */
-  swap(model: Model, name: string, from: AdapterSet): Promise<unknown>;
-}
-
 /** What a method says of itself. Each claim is tested, and so is its opposite. */
-export interface AdapterCase<M> {
+export interface AdapterCase {
   /** A new method each time. */
-  make(): M;
+  make(): AdapterMethod;
   /** Default all linear maps. */
   readonly at?: string | readonly string[];
   /** Trained numbers at a site of [out, in]; whole parameters of the set are counted on top. */
@@ -83,17 +69,15 @@ export interface AdapterCase<M> {
  */
 export type AdapterPromise = 'startsAtBase' | 'exactGradient' | 'commutes' | 'seeded' | 'joins';
 
-/** What a method says of itself as data. */
-interface Declared {
-  readonly traits: Traits;
-  readonly rewrites?: 'residual' | 'quantized' | 'slices';
-}
-
-interface Context<M> extends Required<Omit<AdapterCase<M>, 'not' | 'mergeMisses'>>, Readonly<Record<AdapterPromise, boolean>>, Declared {
+interface Context
+  extends
+    Required<Omit<AdapterCase, 'not' | 'mergeMisses'>>,
+    Readonly<Record<AdapterPromise, boolean>>,
+    Pick<AdapterMethod, 'traits' | 'rewrites'> {
   readonly mixes: boolean;
   /** What merging is refused for. */
   readonly mergeMisses: Token | undefined;
-  readonly verbs: AdapterVerbs<M>;
+  readonly verbs: Verbs;
   start(model: Model, options?: { name?: string; seed?: number }): Promise<AdapterSet>;
   /** The same with values that show. */
   perturbed(model: Model, options?: { name?: string; seed?: number }): Promise<AdapterSet>;
@@ -111,12 +95,12 @@ const shows = 1e-4;
  * The contract of adapters: one test a rule, for each method entered. A method that declares itself out of a rule is
  * tested the other way round: what says that it cannot be merged must fail to merge.
  * @example
- * const contract = adapterContract({ adapt, save: saveAdapter, ... });
+ * const contract = adapterContract(adapterVerbs(adapterFiles));
  * contract('lora', { make: () => lora({ rank: 2 }), trained: ([out, width]) => 2 * (out + width) });
  */
 export const adapterContract =
-  <M extends Declared>(verbs: AdapterVerbs<M>) =>
-  (name: string, given: AdapterCase<M>): void => {
+  (verbs: Verbs) =>
+  (name: string, given: AdapterCase): void => {
     const defaults = {
       at: 'all-linear',
       shared: 0,
@@ -124,9 +108,8 @@ export const adapterContract =
     };
     const { not = {} } = given;
     const { traits, rewrites } = given.make();
-    const start: Context<M>['start'] = (model, options = {}) =>
-      verbs.adapt(model, given.make(), { at: given.at ?? defaults.at, ...options });
-    const context: Context<M> = {
+    const start: Context['start'] = (model, options = {}) => verbs.adapt(model, given.make(), { at: given.at ?? defaults.at, ...options });
+    const context: Context = {
       ...defaults,
       ...given,
       startsAtBase: not.startsAtBase === undefined,
@@ -148,7 +131,7 @@ export const adapterContract =
       },
       filesOf: async (set, { forTraining } = { forTraining: false }) => {
         const sink = memoryFolderSink();
-        await ((forTraining ? verbs.saveForTraining : undefined) ?? verbs.save)(set, sink);
+        await verbs.save(set, sink, { form: forTraining ? 'native' : 'portable' });
         return sink.files;
       },
       rebase: async (model) => {
@@ -175,7 +158,7 @@ export const adapterContract =
     });
   };
 
-function declaredRules<M>({ traits, rewrites, start }: Context<M>): void {
+function declaredRules({ traits, rewrites, start }: Context): void {
   it('makes adapters that give, need and claim what its traits say', () =>
     onTiny(async (model) => {
       const set = await start(model);
@@ -191,7 +174,7 @@ function declaredRules<M>({ traits, rewrites, start }: Context<M>): void {
     }));
 }
 
-function outputRules<M>({ startsAtBase, rewrites, start, perturbed }: Context<M>): void {
+function outputRules({ startsAtBase, rewrites, start, perturbed }: Context): void {
   it(`starts ${startsAtBase ? 'at the base' : 'elsewhere than at the base'}`, () =>
     onTiny(async (model) => {
       const base = await logits(model);
@@ -244,7 +227,7 @@ function outputRules<M>({ startsAtBase, rewrites, start, perturbed }: Context<M>
 }
 
 /** Whether the base is what it was while an adapter is on it, and nobody asks for that. */
-const readsAsBefore = (rewrites: Declared['rewrites']): boolean => rewrites === undefined || rewrites === 'slices';
+const readsAsBefore = (rewrites: AdapterMethod['rewrites']): boolean => rewrites === undefined || rewrites === 'slices';
 
 /** Contents by path, of the base as it is read: a matrix that slices train in is what it was before. */
 async function baseBytes(model: Model, parameters: Iterable<Parameter>): Promise<Map<string, string>> {
@@ -267,7 +250,7 @@ async function storeAs(model: Model, format: GgufEncoded): Promise<void> {
   }
 }
 
-function trainingRules<M>({ trained, shared, leaves, exactGradient, startsAtBase, seeded, rewrites, start, perturbed }: Context<M>): void {
+function trainingRules({ trained, shared, leaves, exactGradient, startsAtBase, seeded, rewrites, start, perturbed }: Context): void {
   it('trains what it declares, all of it and nothing else, with optimizer state for that alone', () =>
     onTiny(async (model) => {
       const given = await bytesOf(model.parameters().values());
@@ -370,7 +353,7 @@ function trainingRules<M>({ trained, shared, leaves, exactGradient, startsAtBase
   });
 }
 
-function fileRules<M>({ verbs, rewrites, start, perturbed, filesOf, rebase }: Context<M>): void {
+function fileRules({ verbs, rewrites, start, perturbed, filesOf, rebase }: Context): void {
   it('comes back from its file in another model: bytes, config, logits', () =>
     onTiny(async (model) => {
       const set = await perturbed(model);
@@ -413,7 +396,7 @@ function fileRules<M>({ verbs, rewrites, start, perturbed, filesOf, rebase }: Co
 }
 
 /** Hot swapping: what runs stays the same objects of the same shapes. */
-function swapRules<M>({ verbs, rewrites, start, perturbed }: Context<M>): void {
+function swapRules({ verbs, rewrites, start, perturbed }: Context): void {
   const withAnother = (test: (model: Model, other: Model, source: AdapterSet) => Promise<void>): Promise<void> =>
     onTiny(async (model) => {
       await perturbed(model);
@@ -440,7 +423,7 @@ function swapRules<M>({ verbs, rewrites, start, perturbed }: Context<M>): void {
     }));
 }
 
-function companyRules<M>(context: Context<M>): void {
+function companyRules(context: Context): void {
   const { mixes, rewrites, perturbed } = context;
   if (context.rewrites === undefined) severalRules(context);
   else aloneRules(context);
@@ -469,7 +452,7 @@ function companyRules<M>(context: Context<M>): void {
   }
 }
 
-function severalRules<M>({ verbs, commutes, joins, perturbed }: Context<M>): void {
+function severalRules({ verbs, commutes, joins, perturbed }: Context): void {
   it('is one of several: added, switched, deleted as if it were alone', () =>
     onTiny(async (model) => {
       const base = await logits(model);
@@ -494,7 +477,7 @@ function severalRules<M>({ verbs, commutes, joins, perturbed }: Context<M>): voi
 }
 
 /** What rewrote the base has its sites for itself. */
-function aloneRules<M>({ verbs, rewrites, start, perturbed }: Context<M>): void {
+function aloneRules({ verbs, rewrites, start, perturbed }: Context): void {
   it('shares its sites with no other, and says so before anything changes', () =>
     onTiny(async (model) => {
       await perturbed(model, { name: 'a' });
@@ -515,7 +498,7 @@ function aloneRules<M>({ verbs, rewrites, start, perturbed }: Context<M>): void 
     }));
 }
 
-function mergeRules<M>({ verbs, rewrites, perturbed }: Context<M>): void {
+function mergeRules({ verbs, rewrites, perturbed }: Context): void {
   it('merges to the same outputs, twice to the same, and leaves the base bit for bit', () =>
     onTiny(async (model) => {
       const given = await bytesOf(siteParameters(model));

@@ -9,16 +9,22 @@ import {
   swapAdapter,
   unmergeAdapter,
   type AdapterFile,
-  type AdapterMethod,
 } from '@niwaki/peft';
-import type { AdapterVerbs } from './adapter-contract.ts';
 
-/** What puts adapters on a model, with the files of these types. */
-export interface Verbs extends AdapterVerbs<AdapterMethod> {
+/** What puts adapters on a model. */
+export interface Verbs {
+  readonly adapt: typeof adapt;
+  readonly save: typeof saveAdapter;
   readonly load: typeof loadAdapter;
+  readonly activate: typeof activateAdapters;
+  readonly remove: typeof deleteAdapter;
+  readonly merge: typeof mergeAdapter;
+  readonly unmerge: typeof unmergeAdapter;
+  readonly mergeForGood: typeof mergeAndUnload;
   readonly swap: typeof swapAdapter;
 }
 
+/** The same, where files of these types are known. */
 export const adapterVerbs = (types: readonly AdapterFile[]): Verbs => ({
   adapt,
   save: saveAdapter,
@@ -27,6 +33,6 @@ export const adapterVerbs = (types: readonly AdapterFile[]): Verbs => ({
   remove: deleteAdapter,
   merge: mergeAdapter,
   unmerge: unmergeAdapter,
-  mergeForGood: (model) => mergeAndUnload(model),
+  mergeForGood: mergeAndUnload,
   swap: (model, name, source, options) => swapAdapter(model, name, source, { types, ...options }),
 });
