@@ -51,14 +51,17 @@ export function createGraph(spec: GraphSpec): Model {
 
   const siteOf = (path: string): Site => exactly(path, siteAt, 'site');
 
-  const model: Model = {
-    get info() {
-      const parted = [...ties].some(([site, to]) => !holds(site, to));
+  const info: ModelInfo = {
+    ...spec.info,
+    // What holds now: found by a look at every site, so only for who asks.
+    get config() {
       const config = withSparsity(withActivations(spec.info.config, places), allSites);
-      return parted || config !== spec.info.config
-        ? { ...spec.info, config: parted ? { ...config, tie_word_embeddings: false } : config }
-        : spec.info;
+      return [...ties].every(([site, to]) => holds(site, to)) ? config : { ...config, tie_word_embeddings: false };
     },
+  };
+
+  const model: Model = {
+    info,
     stages: () => stages.flatMap((stage, s) => [stage, ...[...added.values()].flatMap((of) => of.get(specs[s]!) ?? [])]),
     sites: (at, { points } = {}) => selectSites(points === undefined ? allSites : places.filter((site) => points.includes(site.point)), at),
     couplings,
