@@ -1,6 +1,6 @@
 import { applyMethod, type ApplyOptions, type Method } from '@niwaki/engine';
 import { ConfigError } from '@niwaki/tensor';
-import type { Weight } from '@niwaki/weights';
+import { weightBytes } from '@niwaki/weights';
 import type { Model, Selector } from '@niwaki/nn';
 
 export interface QuantizeOptions extends Omit<ApplyOptions, 'at'> {
@@ -29,9 +29,7 @@ export async function quantize(model: Model, method: Method, { at = 'all-linear'
     });
   }
   const { made } = await applyMethod(model, method, { at, ...options });
-  const bytes = [...made.values()].flatMap(({ weight, input }) => [weight, input]).reduce((sum, one) => sum + bytesOf(one), 0);
+  const stored = [...made.values()].flatMap(({ weight, input }) => [weight, input]).filter((one) => one !== undefined);
+  const bytes = stored.reduce((sum, one) => sum + weightBytes(one), 0);
   return { sites: [...made.keys()], bytes };
 }
-
-const bytesOf = (made: Pick<Weight, 'parts'> | undefined): number =>
-  Object.values(made?.parts ?? {}).reduce((sum, part) => sum + part.bytes(), 0);

@@ -49,9 +49,8 @@ export interface WeightStack {
   applyGrouped(x: Tensor2D, runs: Tensor1D, call: Call): Tensor2D;
 }
 
-/** Bytes a weight holds on the device, over all its parts. */
-export const weightBytes = (weight: Weight | WeightStack): number =>
-  Object.values(weight.parts).reduce((sum, part) => sum + part.bytes(), 0);
+/** Bytes a weight, or whatever else is stored in parts, holds on the device. */
+export const weightBytes = ({ parts }: Pick<Weight, 'parts'>): number => Object.values(parts).reduce((sum, part) => sum + part.bytes(), 0);
 
 export function disposeWeight(weight: Weight | WeightStack): void {
   for (const part of Object.values(weight.parts)) part.dispose();
