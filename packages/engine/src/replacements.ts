@@ -67,7 +67,7 @@ export function createReplacements(
     },
     settle: () => {
       for (const weight of old.values()) disposeWeight(weight);
-      for (const input of oldInputs.values()) for (const part of Object.values(input?.parts ?? {})) part.dispose();
+      for (const input of oldInputs.values()) if (input !== undefined) disposeWeight(input);
     },
   };
 }

@@ -19,7 +19,7 @@ import {
   type Tensor,
 } from '@niwaki/tensor';
 import { check } from '@niwaki/engine';
-import { denseWeight, type Weight } from '@niwaki/weights';
+import { denseWeight, disposeWeight, type Weight } from '@niwaki/weights';
 import { adapterParty, siteParty, type AdapterSet, type Model, type Place, type Site } from '@niwaki/nn';
 import { mergedSite, refuseNonFinite, roundedTo, type Before, type MergedValues } from './merge-site.ts';
 
@@ -159,7 +159,7 @@ async function freshSite(
         values.bias && denseParameter(`${path}.bias`, values.bias.clone(), { role: 'bias', trainable: before.bias?.trainable ?? false });
       return { weight, bias, report: await reportOf(path, weight, values, old) };
     } catch (error) {
-      for (const part of Object.values(weight.parts)) part.dispose();
+      disposeWeight(weight);
       throw error;
     }
   } finally {
@@ -252,6 +252,6 @@ function commit(model: Model, { fresh, values, originals, kept }: Changes): Orig
 }
 
 function disposeFresh({ weight, bias }: Fresh): void {
-  for (const part of Object.values(weight.parts)) part.dispose();
+  disposeWeight(weight);
   bias?.dispose();
 }

@@ -52,6 +52,6 @@ export interface WeightStack {
 /** Bytes a weight, or whatever else is stored in parts, holds on the device. */
 export const weightBytes = ({ parts }: Pick<Weight, 'parts'>): number => Object.values(parts).reduce((sum, part) => sum + part.bytes(), 0);
 
-export function disposeWeight(weight: Weight | WeightStack): void {
-  for (const part of Object.values(weight.parts)) part.dispose();
+export function disposeWeight({ parts }: Pick<Weight, 'parts'>): void {
+  for (const part of Object.values(parts)) part.dispose();
 }
