@@ -1,4 +1,4 @@
-const { fround } = Math;
+import { dynamicMap as dynamicMapOf } from '@niwaki/tensor';
 
 /** The 16 values of 4-bit NormalFloat by code: quantiles of a normal distribution with an exact zero (QLoRA, eq. 4). */
 export const nf4Codebook: Float32Array = Float32Array.of(
@@ -28,27 +28,6 @@ export const fp4Codebook: Float32Array = Float32Array.from(
 
 /**
  * The 256 sorted values of the signed dynamic 8-bit map (Dettmers et al. 2022, §2.1): the finest steps near zero, seven
- * decades of them. Not symmetric: the largest is 1, the smallest -0.9929688. Every operation rounds to f32, since files
- * hold these values and readers compare them.
+ * decades of them. Not symmetric: the largest is 1, the smallest -0.9929688. The same numbers as in bitsandbytes' files.
  */
-export const dynamicMap: Float32Array = makeDynamicMap();
-
-function makeDynamicMap(): Float32Array {
-  const values = [0, 1];
-  for (let i = 0; i < 7; i++) {
-    const edges = evenlySpaced(2 ** i + 1);
-    const scale = fround(10 ** (i - 6));
-    for (let j = 0; j < 2 ** i; j++) {
-      const middle = fround(scale * fround(fround(edges[j]! + edges[j + 1]!) / 2));
-      values.push(middle, -middle);
-    }
-  }
-  return Float32Array.from(values).sort();
-}
-
-/** Points on [0.1, 1] as torch's linspace gives them: each from the nearer end, product and sum rounded once. */
-function evenlySpaced(count: number): number[] {
-  const start = fround(0.1);
-  const step = fround(fround(1 - start) / (count - 1));
-  return Array.from({ length: count }, (_, i) => fround(i < Math.floor(count / 2) ? start + step * i : 1 - step * (count - 1 - i)));
-}
+export const dynamicMap: Float32Array = dynamicMapOf({ signed: true });

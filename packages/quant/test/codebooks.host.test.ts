@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { encodeCodebook4 } from '@niwaki/weights';
 import { dynamicMap, fp4Codebook, nf4Codebook } from '../src/index.ts';
 import { pythonFloat } from '../src/quant-state.ts';
 import { hasShared, sharedJson } from '../../testing/src/shared.ts';
@@ -16,6 +17,19 @@ describe.skipIf(!hasShared)('the tables', () => {
     const { dynamic_map } = sharedJson<{ dynamic_map: number[] }>('golden/quant/bnb-nf4-big/dynamic_map.json');
     expect([...dynamicMap]).toEqual(dynamic_map.map(Math.fround));
   });
+});
+
+it.each([
+  ['nf4', nf4Codebook, '000001111111122222333344455566677788999aaabbbccccddddeeeeeeeffff', 0.107368],
+  ['fp4', fp4Codebook, 'bbbbbbaaaaaaaadddddccccfffeeee9901166667774444555552222222233333', 0.130494],
+] as const)('the codes of a ramp in %s are those worked out by hand, and so is what they lose', async (_, codebook, expected, lost) => {
+  const ramp = Float32Array.from({ length: 64 }, (__, i) => (i - 32) / 16);
+  const { codes, absmax } = await encodeCodebook4('w', [1, 64], async () => ramp, { blockSize: 64, codebook });
+  const nibbles = Array.from(codes!, (byte) => byte.toString(16).padStart(2, '0')).join('');
+  expect(nibbles).toBe(expected);
+  expect([...absmax!]).toEqual([2]);
+  const squares = Array.from(nibbles, (nibble, i) => (2 * codebook[parseInt(nibble, 16)]! - ramp[i]!) ** 2);
+  expect(Math.sqrt(squares.reduce((sum, square) => sum + square) / 64)).toBeCloseTo(lost, 6);
 });
 
 describe('the dynamic map', () => {

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { denseParameter, FormatError, memory, NotFoundError, tensor, tensor2d, type Json } from '@niwaki/tensor';
 import { createModel, forward, initializeModel, tokenBatch } from '@niwaki/nn';
 import { disposeBatch } from '@niwaki/engine';
-import { denseWeight, disposeWeight, type TensorSource, type Weight } from '@niwaki/weights';
+import { affine, denseWeight, disposeWeight, encodeAffine, rowsOfTensor, type TensorSource, type Weight } from '@niwaki/weights';
 import { awq, awqFormat, formats, gptq, gptqFormat, quantize, rtn } from '../src/index.ts';
 import { hasShared, sharedJson } from '../../testing/src/shared.ts';
 import { sharedTensors, type SharedTensor } from '../../testing/src/shared-tensors.ts';
@@ -152,6 +152,33 @@ describe.skipIf(!hasShared).each(folders)('the checkpoint %s', (folder) => {
   });
 });
 
+describe.skipIf(!hasShared)('a checkpoint read in the wrong way', () => {
+  it.each([
+    [
+      'groups one after the other instead of those of act-order',
+      'gptq-4bit-asym-actorder',
+      (tensors: Files, path: string) => void tensors.delete(`${path}.g_idx`),
+      (config: Record<string, Json>) => config,
+    ],
+    [
+      'zeros of the second layout one more',
+      'gptq-v2-4bit-asym',
+      () => {},
+      (config: Record<string, Json>) => ({ ...config, checkpoint_format: 'gptq' }),
+    ],
+  ])('gives other numbers than the reference: %s', async (_, folder, spoil, changed) => {
+    const tensors: Files = new Map(golden(folder));
+    const config = configOf(folder) as { quantization_config: Record<string, Json> };
+    const io = sharedJson<Io>(`golden/quant/${folder}/io.json`);
+    const [path, expected] = Object.entries(io.dequantized)[0]!;
+    const module = path.replace(/\.weight$/, '');
+    spoil(tensors, module);
+    const weight = await gptqFormat.read(module, sourceOf(tensors), { quantization_config: changed(config.quantization_config) });
+    expect(furthest(await dense(weight), expected)).toBeGreaterThan(1e-3);
+    disposeWeight(weight);
+  });
+});
+
 const words = (values: number[], shape: number[]): Entry => ({
   dtype: 'I32',
   shape,
@@ -220,6 +247,58 @@ describe('GPTQ files', () => {
     expect(values.slice(0, 8)).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((code) => (code - 8) / 2));
   });
 
+  it('of 3 bits are one stream of 96 bits, whose values 10 and 21 lie in two words', async () => {
+    const codes = Array.from({ length: 32 }, (_, k) => (5 * k + 3) % 8);
+    const stream = codes.reduce((bits, code, k) => bits | (BigInt(code) << BigInt(3 * k)), 0n);
+    const three = [0n, 32n, 64n].map((shift) => Number((stream >> shift) & 0xffffffffn));
+    // Input k of 32 outputs alike, and zeros 0, 1, … 7, 0, … of those outputs, one less each.
+    const zeros = Array.from({ length: 32 }, (_, o) => o % 8).reduce(
+      (bits, zero, o) => bits | (BigInt((zero + 7) % 8) << BigInt(3 * o)),
+      0n,
+    );
+    const source = sourceOf(
+      new Map(
+        Object.entries({
+          'p.qweight': words(
+            three.flatMap((word) => Array<number>(32).fill(word)),
+            [3, 32],
+          ),
+          'p.qzeros': words(
+            [0n, 32n, 64n].map((shift) => Number((zeros >> shift) & 0xffffffffn)),
+            [1, 3],
+          ),
+          'p.scales': halves(Array<number>(32).fill(one), [1, 32]),
+        }),
+      ),
+    );
+    const config = gptqConfig({ bits: 3, group_size: 32, sym: false });
+    const { values } = await readFlat(source, config);
+    expect(values).toEqual(Array.from({ length: 32 }, (_, o) => codes.map((code) => code - (o % 8))).flat());
+    // Values 10 and 21 are 5 and 4 here: both words have their part.
+    expect([codes[10], three[0]! >>> 30, three[1]! & 1]).toEqual([5, 1, 1]);
+    expect([codes[21], three[1]! >>> 31, three[2]! & 3]).toEqual([4, 0, 2]);
+    const weight = await gptqFormat.read('p', source, config);
+    const written = (await gptqFormat.write(weight, 'p'))!;
+    expect(written.get('p.qweight')!.bytes).toEqual((await source.read('p.qweight')).bytes);
+    disposeWeight(weight);
+  });
+
+  it('take 0.5195 bytes an entry at 4 bits in groups of 128, and 4 a column for its group', async () => {
+    const matrix = tensor2d(
+      Array.from({ length: 128 * 256 }, (_, i) => ((i * 7) % 16) - 8),
+      [128, 256],
+    );
+    const options = { bits: 4, groupSize: 128, grid: 'asymmetric' } as const;
+    const weight = affine('p', [128, 256], await encodeAffine('p', [128, 256], rowsOfTensor(matrix), options), options);
+    const written = (await gptqFormat.write(weight, 'p'))!;
+    expect(written.get('p.scales')!.dtype).toBe('F16');
+    const bytes = [...written].reduce((sum, [name, { bytes: own }]) => sum + (name === 'p.g_idx' ? 0 : own.length), 0);
+    expect(bytes / (128 * 256)).toBe(0.51953125);
+    expect(written.get('p.g_idx')!.bytes).toHaveLength(4 * 256);
+    matrix.dispose();
+    disposeWeight(weight);
+  });
+
   it('tell their bits by g_idx where the config is silent', async () => {
     const source = flat(0x88888888, { 'p.g_idx': words(Array(8).fill(0), [8]) });
     const weight = await gptqFormat.read('p', source, {});
@@ -229,6 +308,7 @@ describe('GPTQ files', () => {
 
   it.each<[string, Record<string, Entry>, Record<string, Json>]>([
     ['marlin', {}, { checkpoint_format: 'marlin' }],
+    ['rows of words', { 'p.g_idx': words(Array<number>(16).fill(0), [16]) }, {}],
     ['qzeros', { 'p.qzeros': words([0, 0], [1, 2]) }, {}],
     ['scales', { 'p.scales': halves(Array(8).fill(one), [2, 4]) }, {}],
     ['not finite', { 'p.scales': halves(Array(8).fill(0x7c00), [1, 8]) }, {}],
@@ -263,6 +343,7 @@ describe('AWQ files', () => {
   };
 
   it('have an order of their own, for codes and zeros alike, and no minus one', async () => {
+    expect(await read(0x76543210, 0)).toEqual([0, 4, 1, 5, 2, 6, 3, 7]);
     expect(await read(0x75316420, 0)).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
     expect(await read(0x75316420, 0x75316420)).toEqual(Array(8).fill(0));
   });

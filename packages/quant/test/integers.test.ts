@@ -50,27 +50,36 @@ describe('rounding that compensates', () => {
     for (const [i, value] of [0.816497, -0.408248, 0, 0.707107].entries()) expect(u[i]).toBeCloseTo(value, 6);
   });
 
-  it('accepts less error than the nearest codes, two and three columns by hand', async () => {
-    // (w - q)·H·(w - q)ᵀ / 2 for [1, 1] is .48, for [1, -1, 2] .7625.
-    const two = await solve(
+  it.each([
+    [
       [
         [2, 1],
         [1, 2],
       ],
       [0.6, 0.6],
-    );
-    expect(two.values).toEqual([1, 0]);
-    expect(two.loss).toBeCloseTo(0.28, 9);
-    const three = await solve(
+      { values: [1, 0], loss: 0.28 },
+      0.48,
+    ],
+    [
       [
         [4, 2, 0],
         [2, 3, 1],
         [0, 1, 2],
       ],
       [0.6, -1.3, 2.45],
-    );
-    expect(three.values).toEqual([1, -2, 3]);
-    expect(three.loss).toBeCloseTo(0.4125, 9);
+      { values: [1, -2, 3], loss: 0.4125 },
+      0.7625,
+    ],
+  ])('accepts less error than the nearest codes, worked by hand: H = %j, w = %j', async (h, w, expected, nearest) => {
+    const lossOf = (q: readonly number[]): number => {
+      const d = w.map((value, i) => value - q[i]!);
+      return d.reduce((sum, di, i) => sum + d.reduce((row, dj, j) => row + (di * h[i]![j]! * dj) / 2, 0), 0);
+    };
+    const { values, loss } = await solve(h, w);
+    expect(values).toEqual(expected.values);
+    expect(loss).toBeCloseTo(expected.loss, 9);
+    expect(lossOf(values)).toBeCloseTo(expected.loss, 9);
+    expect(lossOf(w.map(Math.round))).toBeCloseTo(nearest, 9);
   });
 
   it('gives the same whether a block of columns holds all of them or not', async () => {
@@ -203,6 +212,46 @@ describe('integer methods', () => {
     }
     const fixed = await errorOf(gptq({ bits: 4, groupSize: 32, actOrder: true, staticGroups: true }));
     expect(fixed).toBeLessThan(0.9 * (await errorOf(rtn({ bits: 4, groupSize: 32 }))));
+  });
+
+  it('of a column without input are 0, and count for the step of a whole row alone', async () => {
+    const path = 'model.layers.1.mlp.down_proj';
+    const found = new Map<string, { scales: number[]; column: number[] }>();
+    for (const [name, method] of Object.entries({
+      row: gptq({ bits: 3, groupSize: 'row' }),
+      'nearest, row': rtn({ bits: 3, groupSize: 'row' }),
+      groups: gptq({ bits: 3, groupSize: 16 }),
+      'nearest, groups': rtn({ bits: 3, groupSize: 16 }),
+    })) {
+      const model = await build();
+      // Nothing comes through column 5, which holds the largest entry of every row.
+      const [up, down] = ['model.layers.1.mlp.up_proj', path].map((at) => model.sites(at)[0]!.weight!.matrix!);
+      const changed = async (matrix: typeof up, value: (entry: number, i: number) => number): Promise<Float32Array> =>
+        Float32Array.from(await matrix!.read().data(), value);
+      up!.write(tensor2d(await changed(up, (entry, i) => (Math.floor(i / 32) === 5 ? 0 : entry)), [64, 32]));
+      down!.write(tensor2d(await changed(down, (entry, i) => (i % 64 === 5 ? 3 : entry)), [32, 64]));
+      const batches = batchesOf();
+      await quantize(model, method, { at: path, ...(method.kind === 'gptq' && { calibrate: { batches } }) });
+      const { weight } = model.sites(path)[0]!;
+      const dense = weight!.dense();
+      const column = [...(await dense.data())].filter((_, i) => i % 64 === 5);
+      dense.dispose();
+      found.set(name, { scales: [...(await weight!.parts['scales']!.read().data())], column });
+      batches.forEach(disposeBatch);
+      model.dispose();
+    }
+    expect(found.get('row')!.scales).toEqual(found.get('nearest, row')!.scales);
+    // The first group of each row holds the column, and its step is that of the others.
+    const [own, nearest] = [found.get('groups')!.scales, found.get('nearest, groups')!.scales];
+    const ratios = own.map((scale, g) => scale / nearest[g]!).filter((_, g) => g % 4 === 0);
+    expect(Math.max(...ratios)).toBeLessThan(0.6);
+    for (const name of ['row', 'groups']) expect(found.get(name)!.column.every((value) => value === 0)).toBe(true);
+    expect(found.get('nearest, row')!.column.every((value) => value > 2)).toBe(true);
+  });
+
+  it('in few bits lose less where the largest values of a group may be cut', async () => {
+    const options = { bits: 3, groupSize: 32 } as const;
+    expect(await errorOf(awq(options))).toBeLessThan(await errorOf(awq({ ...options, clip: false })));
   });
 
   it.each([

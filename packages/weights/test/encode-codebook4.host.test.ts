@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { NumericError, decodePacked, type PackedParts, type PackedShape } from '@niwaki/tensor';
+import { NumericError, decodePacked, dynamicMap, type PackedParts, type PackedShape } from '@niwaki/tensor';
 import { encodeCodebook4, type RowReader } from '../src/index.ts';
-import { hasShared, sharedJson } from '../../testing/src/shared.ts';
+import { hasShared } from '../../testing/src/shared.ts';
 import { sharedTensors } from '../../testing/src/shared-tensors.ts';
 import { nf4 } from './nf4.ts';
 
@@ -63,6 +63,22 @@ describe('four-bit codes', () => {
     expect(hex(codes!.subarray(0, 2))).toBe('f897');
   });
 
+  it('of the eighths from one to eight are the nearest entries', async () => {
+    const values = new Float32Array(64);
+    for (let i = 0; i < 8; i++) values[i] = (i + 1) / 8;
+    const { codes } = await encode(values, [1, 64]);
+    // 7/8 is nearer to 1 than to 0.723, and 1/2 to 0.4407 than to 0.5626.
+    expect(hex(codes!)).toBe(`9abcdeff${'77'.repeat(28)}`);
+  });
+
+  it('in fp4 are one zero for what is just above 0 and another for what is just below, and both decode to 0', async () => {
+    const values = new Float32Array(64);
+    values.set([1, 1e-4, -1e-4, 0]);
+    const parts = await encode(values, [1, 64], { codebook: fp4 });
+    expect(hex(parts.codes!.subarray(0, 2))).toBe('3800');
+    expect(Array.from(decode(parts, [1, 64]).subarray(0, 4), Math.abs)).toEqual([1, 0, 0, 0]);
+  });
+
   it('of zeros mean zero, and an odd count is paired with zero', async () => {
     const { codes, absmax } = await encode(new Float32Array(15), [3, 5]);
     expect(hex(codes!)).toBe('7777777777777777');
@@ -112,10 +128,8 @@ describe('four-bit codes', () => {
   });
 });
 
-describe.skipIf(!hasShared)('nested statistics', () => {
-  const map = hasShared
-    ? Float32Array.from(sharedJson<{ dynamic_map: number[] }>('golden/quant/bnb-nf4-big/dynamic_map.json').dynamic_map)
-    : new Float32Array(256);
+describe('nested statistics', () => {
+  const map = dynamicMap({ signed: true });
 
   it('of four absmax are the ones worked out by hand', async () => {
     const values = new Float32Array(4 * 64);
@@ -128,7 +142,16 @@ describe.skipIf(!hasShared)('nested statistics', () => {
     expect([0, 1, 2, 3].map((block) => widened[block * 64 + 3]!.toFixed(7))).toEqual(['1.0105469', '2.0019531', '2.9980469', '4.0000000']);
   });
 
-  it('of 300 blocks are those of bitsandbytes, byte for byte', async () => {
+  it('change the error on normal values by less than a thousandth', async () => {
+    const values = normal(2 ** 19, 4);
+    const errorWith = async (options: Partial<Parameters<typeof encodeCodebook4>[3]>): Promise<number> =>
+      rms(decode(await encode(values, [512, 1024], options), [512, 1024]), values) ** 2;
+    const [plain, nested] = [await errorWith({}), await errorWith({ nestedMap: map })];
+    expect(nested).not.toBe(plain);
+    expect(Math.abs(nested / plain - 1)).toBeLessThan(1e-3);
+  });
+
+  it.skipIf(!hasShared)('of 300 blocks are those of bitsandbytes, byte for byte', async () => {
     const file = sharedTensors('golden/quant/bnb-nf4-big/tensors.safetensors');
     const parts = await encode(file.get('original')!.values(), [75, 256], { nestedMap: map });
     expect(hex(parts.codes!)).toBe(hex(file.get('w.weight')!.bytes));

@@ -37,13 +37,15 @@ function mapOf(signed: boolean): Float32Array {
   return Float32Array.from(values).sort();
 }
 
-/** Middles of `count` equal steps from 0.1 to 1, each operation rounded to f32. */
+/**
+ * Middles of `count` equal steps from 0.1 to 1. The steps are those of torch.linspace, from the nearer end, product and
+ * sum rounded once: the tables in bitsandbytes' files hold these f32, to the last bit.
+ */
 function meansOfSteps(count: number): number[] {
   const [from, to] = [fround(0.1), 1];
   const step = fround(fround(to - from) / count);
-  // From the nearer end, as torch.linspace counts.
   const edges = Array.from({ length: count + 1 }, (_, i) =>
-    i < (count + 1) / 2 ? fround(from + fround(step * i)) : fround(to - fround(step * (count - i))),
+    i < Math.floor((count + 1) / 2) ? fround(from + step * i) : fround(to - step * (count - i)),
   );
   return Array.from({ length: count }, (_, i) => fround(fround(edges[i]! + edges[i + 1]!) / 2));
 }
