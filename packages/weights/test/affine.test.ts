@@ -2,7 +2,9 @@ import { describe, expect, it } from 'vitest';
 import { ConfigError, createDraw, decodePacked, FormatError, memory, noise, NumericError, tensor2d, type AffineBits } from '@niwaki/tensor';
 import {
   affine,
+  affineCode,
   affineStep,
+  affineValue,
   disposeWeight,
   encodeAffine,
   rowsOfTensor,
@@ -109,6 +111,26 @@ describe('affine codes', () => {
       expect(error(far, { scale: ((1 - i / 100) * 3.4) / 3, zero: 1 })).toBeGreaterThan(0.999 * error(far, shrunk));
     const even = [-1, 0, 1, 2, -1, 0, 1, 2];
     expect(affineStep(even, [0, 8], { ...options, mse: true })).toEqual(affineStep(even, [0, 8], options));
+  });
+
+  it('shrink the range as the plain sum of powers has it', () => {
+    const values = Float32Array.from({ length: 64 * 40 }, (_, i) => Math.sin(i * 12.9898) * Math.exp(Math.sin(i * 78.233)) * 0.03);
+    for (const bits of [2, 3, 4] as const) {
+      for (let from = 0; from < values.length; from += 64) {
+        const group = [...values.subarray(from, from + 64)];
+        const shrunk = (part: number): AffineStep =>
+          affineStep(
+            group.map((w) => part * w),
+            [0, 64],
+            { bits, grid: 'asymmetric' },
+          );
+        const error = (step: AffineStep): number =>
+          group.reduce((total, w) => total + Math.abs(affineValue(affineCode(w, step, bits), step) - w) ** 2.4, 0);
+        const least = Math.min(...Array.from({ length: 80 }, (_, i) => error(shrunk(1 - i / 100))));
+        const found = error(affineStep(values, [from, from + 64], { bits, grid: 'asymmetric', mse: true }));
+        expect(found).toBeLessThan(least * (1 + 1e-6));
+      }
+    }
   });
 
   it('of three bits take three bits', async () => {
