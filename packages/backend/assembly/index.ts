@@ -20,4 +20,5 @@ export * from './reduce';
 export * from './rms-norm';
 export * from './rope';
 export * from './self-test';
+export * from './soft-round';
 export * from './swiglu';

@@ -21,22 +21,32 @@ import {
   ropeOp,
   runOp,
   scalar,
+  softRoundGradOp,
+  softRoundOp,
   sumSquares,
   sumSquaresOp,
   swigluGradOp,
   swigluOp,
   tensor,
   tensor1d,
+  undecidedGradOp,
+  undecidedOp,
   zeros,
   type Tensor,
 } from '@niwaki/tensor';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { packedFixture } from './packed-fixture.ts';
-import { expectParity, floats, ints, onGpu, overwriting } from './parity.ts';
+import { expectParity, floats, ints, onGpu, overwriting, type Host } from './parity.ts';
 
 const missing = await gpuMissing();
 const sizes = [1, 7, 64, 65];
+
+const positive = (groups: number): Host => ({
+  shape: [groups],
+  values: Float32Array.from({ length: groups }, (_, i) => 0.4 + 0.1 * (i % 5)),
+});
+const whole = (groups: number): Host => ({ shape: [groups], values: Float32Array.from({ length: groups }, (_, i) => i % 8) });
 
 describe.skipIf(missing)('WebGPU kernels equal their references', () => {
   beforeAll(async () => {
@@ -106,6 +116,22 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
     expect(outputs[0]!.shape).toEqual([7, 65]);
     expect(await outputs[1]!.data()).toEqual(read[1]!.values);
     dispose([...outputs, ...inputs.map(([, made]) => made)]);
+  });
+
+  test.each([
+    [1, 1],
+    [65, 7],
+    [7, 65],
+    [3, 1000],
+  ])('soft rounding of %i groups of %i', async (groups, size) => {
+    const standing = { w: floats([groups, size], 1, 4), logits: floats([groups, size], 2, 3), scales: positive(groups) };
+    const codes = { ...standing, zeros: whole(groups) };
+    await expectParity(softRoundOp as never, codes, { most: 7 });
+    await expectParity(softRoundGradOp as never, { dy: floats([groups, size], 3), ...codes }, { most: 7 }, 1e-5);
+    for (const sharpness of [2, 20]) {
+      await expectParity(undecidedOp as never, standing, { sharpness }, 1e-5);
+      await expectParity(undecidedGradOp as never, { dy: floats([groups], 4), ...standing }, { sharpness }, 2e-5);
+    }
   });
 
   test.each([[1], [7], [64], [65], [1000]])('swiglu of %i entries', async (n) => {

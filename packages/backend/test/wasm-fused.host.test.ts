@@ -18,12 +18,18 @@ import {
   rmsNormOp,
   ropeOp,
   runOp,
+  softRoundGradOp,
+  softRoundOp,
   swigluGradOp,
   swigluOp,
   tensor,
+  undecidedGradOp,
+  undecidedOp,
   type AttentionAttributes,
   type AttentionInputs,
   type Op,
+  type SoftCodesInputs,
+  type SoftRoundInputs,
   type Tensor,
 } from '@niwaki/tensor';
 import { beforeAll, describe, expect, it } from 'vitest';
@@ -71,6 +77,27 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
       expect(
         error(swigluGradOp, { dy: random([rows, width]), gate: random([rows, width], 20), up: random([rows, width]) }, {}),
       ).toBeLessThan(tolerance);
+    });
+
+    it(`rounds ${rows} groups of ${width} softly, and the gradients of their steps and logits`, () => {
+      const codes = (): SoftCodesInputs => ({
+        w: random([rows, width], 4),
+        logits: random([rows, width], 3),
+        scales: tensor(Float32Array.from({ length: rows }, (_, i) => 0.4 + 0.1 * (i % 5))),
+        zeros: tensor(Float32Array.from({ length: rows }, (_, i) => i % 8)),
+      });
+      // Some entries beyond the codes there are, some decided for good.
+      expect(error(softRoundOp, codes(), { most: 7 })).toBeLessThan(tolerance);
+      expect(error(softRoundGradOp, { dy: random([rows, width]), ...codes() }, { most: 7 })).toBeLessThan(4 * tolerance);
+      for (const sharpness of [2, 7.5, 20]) {
+        const standing = (): SoftRoundInputs => {
+          const { zeros, ...rest } = codes();
+          zeros.dispose();
+          return rest;
+        };
+        expect(error(undecidedOp, standing(), { sharpness })).toBeLessThan(4 * tolerance);
+        expect(error(undecidedGradOp, { dy: random([rows]), ...standing() }, { sharpness })).toBeLessThan(4 * tolerance);
+      }
     });
 
     it(`takes one step of Adam on ${rows * width} entries`, () => {

@@ -1,5 +1,6 @@
 import {
   adamOp,
+  add,
   addProductOp,
   addRmsNormOp,
   addN,
@@ -19,6 +20,8 @@ import {
   rmsNormOp,
   ropeOp,
   runOp,
+  softRoundGradOp,
+  softRoundOp,
   sum,
   square,
   swigluGradOp,
@@ -26,6 +29,8 @@ import {
   tensor,
   tidy,
   matMul,
+  undecidedGradOp,
+  undecidedOp,
   type Op,
   type Tensor,
 } from '@niwaki/tensor';
@@ -46,6 +51,8 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     [rows],
     'int32',
   );
+  const steps = mul(random([rows]), 0.1);
+  const codes = { w: x, logits: dy, scales: add(square(steps), 0.3), zeros: steps };
   const [loss, logSumExp] = run(crossEntropyOp, { logits: x, targets }, {}) as [Tensor, Tensor];
   const bounds = (to: (i: number) => number): Tensor =>
     tensor(
@@ -91,6 +98,12 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
       ...run(rmsNormGradOp, { dy, x, weight, beside: dy }, { eps: 1e-5, weightGradient: true }),
     ],
     gates: [...run(swigluOp, { gate: x, up: dy }, {}), ...run(swigluGradOp, { dy, gate: x, up: dy }, {})],
+    'soft rounding': [
+      ...run(softRoundOp, codes, { most: 7 }),
+      ...run(softRoundGradOp, { dy, ...codes }, { most: 7 }),
+      ...run(undecidedOp, codes, { sharpness: 5 }),
+      ...run(undecidedGradOp, { ...codes, dy: codes.zeros }, { sharpness: 5 }),
+    ],
     rotations: run(
       ropeOp,
       { q: random([rows, heads, d]), k: random([rows, 2, d]), cos: random([rows, d / 2]), sin: random([rows, d / 2]) },

@@ -48,6 +48,7 @@ export * from './ops/update-groups.ts';
 export * from './ops/all-finite.ts';
 export * from './ops/choose.ts';
 export * from './ops/commit-update.ts';
+export * from './ops/soft-round.ts';
 export * from './ops/sum-squares.ts';
 export * from './ops/lora.ts';
 export * from './ops/unwritten.ts';

@@ -1,36 +1,29 @@
 import {
-  abs,
-  add,
-  cast,
   clipByValue,
   ConfigError,
   denseParameter,
   div,
-  exp,
-  floor,
-  greater,
-  greaterEqual,
-  less,
-  lessEqual,
-  logicalAnd,
+  fill,
   matMul,
-  mean,
   mul,
-  neg,
   packBits,
-  pow,
-  reshape,
+  roundedUp,
+  runOp,
+  settledCodes,
   ShapeError,
-  sign,
   slice,
-  sub,
+  softRound,
+  softRoundGradient,
   sum,
   tensor1d,
   tidy,
+  undecidedGradOp,
+  undecidedOp,
   withGradient,
   type Parameter,
   type Range,
   type Scalar,
+  type SoftCodesInputs,
   type Tensor,
   type Tensor1D,
   type Tensor2D,
@@ -72,10 +65,6 @@ export interface FakeQuant extends Weight {
   settle(): Promise<Weight>;
 }
 
-/** Ends of the rectified sigmoid (Louizos et al. 2018): both 0 and 1 are reached. */
-const [high, low] = [1.1, -0.1];
-/** A fraction within this of 0 or 1 starts from here: at 0 and 1 themselves no gradient would move it. */
-const margin = 1e-4;
 const leastScale = 1e-8;
 
 /**
@@ -85,8 +74,9 @@ const leastScale = 1e-8;
  * wherever its group reaches. Steps train as well, ⌊·⌋ as if it were the identity.
  *
  * Parts: those of the base, `soft_scales`, `soft_zeros`, `soft_input_scales`, and `rounding` or `rounding_a` and
- * `rounding_b`. From forward to backward x is kept and no matrix; each direction makes the matrix again: 8 f32 copies of
- * it at most while a product runs forward, 15 back.
+ * `rounding_b`. From forward to backward x is kept and no matrix; each direction makes the matrix again: where the device
+ * has kernels for it, one f32 copy while a product runs forward and two back, and one more each for a product of factors
+ * and for a base that is packed, bounded or scaled; by the references up to 8 and 15.
  * @param path module path
  * @param base taken over; read at every product, and never written
  * @throws FormatError for parts of another length; ConfigError for options out of range
@@ -111,25 +101,30 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
   const zeros = parts.zeros && denseParameter(`${path}.soft_zeros`, tensor1d(Float32Array.from(parts.zeros)), { role: 'zero' });
   const factors = parts.inputScales && denseParameter(`${path}.soft_input_scales`, tensor1d(parts.inputScales), { role: 'scale' });
   const rounding = roundingOf(path, shape, parts.rounding);
-  const grain: Grain = { groupSize, middle: 2 ** (bits - 1) };
 
-  /** Rows of the matrix whose codes are chosen, groups as rows. */
-  const target = (rows: Range): Tensor2D => {
+  /** Rows of the matrix whose codes are chosen; all of a plain one are the tensor that it is stored in. */
+  const target = (rows?: Range): Tensor2D => {
     const dense = base.dense(rows);
     const inside = bound < Infinity ? clipByValue(dense, -bound, bound) : dense;
-    return asGroups(factors === undefined ? inside : div(inside, factors.read()), groupSize);
+    return factors === undefined ? inside : (div(inside, factors.read()) as Tensor2D);
   };
-  const all: Range = [0, out];
   const read = (values: (parameter: Parameter) => Tensor): Values => ({
     scales: values(scales),
     rounding: rounding.map(values),
     ...(zeros && { zeros: values(zeros) }),
   });
-  const soften = (values: Values, rows: Range = all): Soft =>
-    soft(target(rows), rows === all ? values : someRows(values, rows, groups), grain);
+  const soften = (values: Values, rows?: Range): SoftCodesInputs => {
+    const { scales: own, zeros: stored, rounding: made } = rows === undefined ? values : someRows(values, rows, groups);
+    const [a, b] = made as [Tensor2D, Tensor2D?];
+    return {
+      w: target(rows),
+      logits: b === undefined ? a : matMul(a, b),
+      scales: own,
+      zeros: stored ?? fill(own.shape, 2 ** (bits - 1)),
+    };
+  };
   const stored = (): Values => read((parameter) => parameter.read());
-  const asMatrix = (groupsAsRows: Tensor): Tensor2D => reshape(groupsAsRows, [-1, width]) as Tensor2D;
-  const reading: Reading = { most: 2 ** bits - 1, soften, asMatrix };
+  const reading: Reading = { most: 2 ** bits - 1, soften };
 
   const weight: FakeQuant = {
     kind: 'fake-quant',
@@ -151,12 +146,12 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
       const y = trained ? fittedProduct(input, values, reading) : frozenProduct(input, values, reading);
       return observe(weight, x, y, call);
     },
-    dense: (rows = all) =>
+    dense: (rows) =>
       tidy(() => {
-        const values = asMatrix(softValue(soften(stored(), rows), reading.most).value);
+        const values = softRound(soften(stored(), rows), reading.most) as Tensor2D;
         return factors === undefined ? values : (mul(values, factors.read()) as Tensor2D);
       }),
-    roundedUp: () => tidy(() => asMatrix(soften(stored()).up)),
+    roundedUp: () => tidy(() => roundedUp(soften(stored())) as Tensor2D),
     undecided: (call, sharpness) =>
       undecidedMean(
         read((parameter) => call.value(parameter)),
@@ -167,7 +162,7 @@ export function fakeQuant(path: string, base: Weight, parts: FakeQuantParts, opt
       const codes = new Uint8Array(out * width);
       const step = Math.max(1, Math.floor(2 ** 19 / width));
       for (let from = 0; from < out; from += step) {
-        const some = tidy(() => codesOf(soften(stored(), [from, Math.min(out, from + step)]), reading.most));
+        const some = tidy(() => settledCodes(soften(stored(), [from, Math.min(out, from + step)]), reading.most));
         codes.set(await some.data(), from * width);
         some.dispose();
       }
@@ -201,12 +196,6 @@ function roundingOf(path: string, [out, width]: readonly [number, number], given
   return Object.entries(named).map(([name, value]) => denseParameter(`${path}.${name}`, value, { role: 'factor' }));
 }
 
-interface Grain {
-  readonly groupSize: number;
-  /** The code that stands for 0 where no zeros are stored. */
-  readonly middle: number;
-}
-
 /** What is read of the stored parts: scales and zeros [groups], V as one tensor or two factors. */
 interface Values {
   readonly scales: Tensor;
@@ -214,63 +203,12 @@ interface Values {
   readonly rounding: readonly Tensor[];
 }
 
-/** Where entries lie between two codes, groups as rows: [groups, groupSize] each. */
-interface Soft {
-  readonly scale: Tensor;
-  readonly zero: Tensor | number;
-  /** w / s */
-  readonly place: Tensor;
-  /** The code below. */
-  readonly below: Tensor;
-  /** The sigmoid before it is stretched. */
-  readonly gate: Tensor;
-  /** h */
-  readonly up: Tensor;
-}
-
 interface Reading {
   /** The highest code. */
   readonly most: number;
-  soften(values: Values): Soft;
-  asMatrix(groups: Tensor): Tensor2D;
+  /** The matrix, its logits and its grid as the soft ops take them. */
+  soften(values: Values): SoftCodesInputs;
 }
-
-const asGroups = (matrix: Tensor, groupSize: number): Tensor2D => reshape(matrix, [-1, groupSize]) as Tensor2D;
-
-/** A tidy for each step: of about twenty tensors as large as the matrix, only those still needed are alive together. */
-const soft = (w: Tensor2D, { scales, zeros, rounding }: Values, { groupSize, middle }: Grain): Soft =>
-  tidy(() => {
-    const scale = reshape(scales, [-1, 1]);
-    const zero = zeros === undefined ? middle : reshape(zeros, [-1, 1]);
-    const place = div(w, scale);
-    const fraction = tidy(() => clipByValue(sub(place, floor(place)), margin, 1 - margin));
-    const gate = tidy(() => {
-      const [a, b] = rounding as [Tensor2D, Tensor2D?];
-      const v = asGroups(b === undefined ? a : matMul(a, b), groupSize);
-      // σ(V₀ + V) for V₀ = -ln((high - low) / (fraction - low) - 1), without its logarithm.
-      const start = sub(fraction, low);
-      const rest = tidy(() => mul(sub(high, fraction), exp(neg(v))));
-      return div(start, add(start, rest));
-    });
-    const up = tidy(() => clipByValue(add(mul(gate, high - low), low), 0, 1));
-    return { scale, zero, place, below: tidy(() => add(floor(place), zero)), gate, up };
-  });
-
-/** ⌊w/s⌋ + h + zero, what is left of it less the zero where it is cut to the codes there are, and the value of that. */
-function softValue(
-  { scale, zero, below, up }: Soft,
-  most: number,
-): { readonly level: Tensor; readonly offset: Tensor; readonly value: Tensor } {
-  const level = add(below, up);
-  const offset = tidy(() => sub(clipByValue(level, 0, most), zero));
-  return { level, offset, value: mul(scale, offset) };
-}
-
-/** Whole codes: h of half or more goes up. */
-const codesOf = ({ below, up }: Soft, most: number): Tensor => clipByValue(add(below, cast(greaterEqual(up, 0.5), 'float32')), 0, most);
-
-const matrixOf = (values: Values, { soften, asMatrix, most }: Reading): Tensor2D =>
-  tidy(() => asMatrix(softValue(soften(values), most).value));
 
 function someRows({ scales, zeros, rounding }: Values, [from, to]: Range, groups: number): Values {
   const cut = (values: Tensor): Tensor => slice(values, [from * groups], [(to - from) * groups]);
@@ -282,17 +220,10 @@ function someRows({ scales, zeros, rounding }: Values, [from, to]: Range, groups
   };
 }
 
-/** What moves V: the slope of h, 0 where it is decided for good. */
-const slope = ({ gate, up }: Soft): Tensor =>
-  tidy(() => {
-    const steep = tidy(() => mul(mul(gate, sub(1, gate)), high - low));
-    return mul(steep, cast(logicalAnd(greater(up, 0), less(up, 1)), 'float32'));
-  });
-
-/** From the gradient of V, groups as rows, to that of what it is made of. */
-function pullRounding(dv: Tensor, rounding: readonly Tensor[], { asMatrix }: Reading): Tensor[] {
-  const whole = asMatrix(dv);
+/** From the gradient of the logits to that of what they are made of. */
+function pullRounding(dlogits: Tensor, rounding: readonly Tensor[]): Tensor[] {
   const [a, b] = rounding as [Tensor2D, Tensor2D?];
+  const whole = dlogits as Tensor2D;
   return b === undefined ? [whole] : [matMul(whole, b, false, true), matMul(a, whole, true, false)];
 }
 
@@ -302,31 +233,29 @@ function fromList([scales, ...rest]: readonly Tensor[], { zeros, rounding }: Val
   return { scales: scales!, rounding: rest.slice(0, rounding.length), ...(zeros && { zeros: rest[rounding.length]! }) };
 }
 
+const productOf = (x: Tensor2D, values: Values, { soften, most }: Reading): Tensor2D =>
+  tidy(() => matMul(x, softRound(soften(values), most) as Tensor2D, false, true));
+
+const inputGradient = (dy: Tensor, given: SoftCodesInputs, most: number): Tensor2D =>
+  tidy(() => matMul(dy as Tensor2D, softRound(given, most) as Tensor2D));
+
 /** x·Wᵀ with gradients for x, the steps and the rounding; x is kept, W made again. */
 const fittedProduct = (x: Tensor2D, values: Values, reading: Reading): Tensor2D =>
   withGradient(
     [x, values.scales, ...values.rounding],
     (save) => {
       save([x, ...listed(values)]);
-      return tidy(() => matMul(x, matrixOf(values, reading), false, true));
+      return productOf(x, values, reading);
     },
     (dy, [saved, ...rest]) => {
       const again = fromList(rest, values);
       return tidy(() => {
-        const state = reading.soften(again);
-        const { scale, place } = state;
-        const { level, offset, value } = softValue(state, reading.most);
-        const dx = matMul(dy as Tensor2D, reading.asMatrix(value));
-        const dw = reshape(matMul(dy as Tensor2D, saved as Tensor2D, true, false), value.shape);
-        const inside = tidy(() => cast(logicalAnd(greaterEqual(level, 0), lessEqual(level, reading.most)), 'float32'));
-        const dScales = tidy(() => reshape(sum(mul(dw, sub(offset, mul(inside, place))), 1), again.scales.shape));
-        const dv = tidy(() =>
-          mul(
-            tidy(() => mul(mul(dw, scale), inside)),
-            slope(state),
-          ),
+        const given = reading.soften(again);
+        const dx = inputGradient(dy, given, reading.most);
+        const { scales, logits } = tidy(() =>
+          softRoundGradient(matMul(dy as Tensor2D, saved as Tensor2D, true, false), given, reading.most),
         );
-        return [dx, dScales, ...pullRounding(dv, again.rounding, reading)];
+        return [dx, scales, ...pullRounding(logits, again.rounding)];
       });
     },
   ) as Tensor2D;
@@ -337,9 +266,9 @@ const frozenProduct = (x: Tensor2D, values: Values, reading: Reading): Tensor2D 
     [x],
     (save) => {
       save(listed(values));
-      return tidy(() => matMul(x, matrixOf(values, reading), false, true));
+      return productOf(x, values, reading);
     },
-    (dy, saved) => [tidy(() => matMul(dy as Tensor2D, matrixOf(fromList(saved, values), reading)))],
+    (dy, saved) => [tidy(() => inputGradient(dy, reading.soften(fromList(saved, values)), reading.most))],
   ) as Tensor2D;
 
 const undecidedMean = (values: Values, sharpness: number, reading: Reading): Scalar =>
@@ -347,20 +276,18 @@ const undecidedMean = (values: Values, sharpness: number, reading: Reading): Sca
     [...values.rounding],
     (save) => {
       save(listed(values));
-      return tidy(() => sub(1, mean(pow(abs(centered(reading.soften(values))), sharpness))));
+      return tidy(() => {
+        const { w, logits, scales } = reading.soften(values);
+        return div(sum(runOp(undecidedOp, { w, logits, scales }, { sharpness })[0]!), w.size);
+      });
     },
     (dy, saved) => {
       const again = fromList(saved, values);
       return tidy(() => {
-        const state = reading.soften(again);
-        const steep = tidy(() => {
-          const c = centered(state);
-          return mul(mul(pow(abs(c), sharpness - 1), sign(c)), (-2 * sharpness) / c.size);
-        });
-        return pullRounding(mul(mul(steep, slope(state)), dy), again.rounding, reading);
+        const { w, logits, scales } = reading.soften(again);
+        const each = fill(scales.shape, 1 / w.size);
+        const [dlogits] = runOp(undecidedGradOp, { dy: mul(each, dy), w, logits, scales }, { sharpness });
+        return pullRounding(dlogits!, again.rounding);
       });
     },
   ) as Scalar;
-
-/** 2h - 1: -1 and 1 where an entry is decided. */
-const centered = ({ up }: Soft): Tensor => sub(mul(up, 2), 1);

@@ -22,6 +22,7 @@ import { addRmsNormKernel, rmsNormGradKernel, rmsNormKernel } from './kernels/rm
 import { ropeKernel } from './kernels/rope.ts';
 import { cumprodKernel, cumsumKernel } from './kernels/scan.ts';
 import { unsortedSegmentSumKernel } from './kernels/segment-sum.ts';
+import { softRoundGradKernel, softRoundKernel, undecidedGradKernel, undecidedKernel } from './kernels/soft-round.ts';
 import { sumSquaresKernel } from './kernels/sum-squares.ts';
 import { swigluGradKernel, swigluKernel } from './kernels/swiglu.ts';
 import { unpackFieldsKernel } from './kernels/unpack-fields.ts';
@@ -64,9 +65,13 @@ const kernels: readonly Kernel[] = [
   rmsNormKernel,
   rmsNormGradKernel,
   ropeKernel,
+  softRoundKernel,
+  softRoundGradKernel,
   sumSquaresKernel,
   swigluKernel,
   swigluGradKernel,
+  undecidedKernel,
+  undecidedGradKernel,
   unpackFieldsKernel,
   unsortedSegmentSumKernel,
   unwrittenKernel,

@@ -23,6 +23,7 @@ import { packedKernels } from './packed-matmul.ts';
 import { rmsNormKernels } from './rms-norm.ts';
 import { ropeKernels } from './rope.ts';
 import { signKernels } from './sign.ts';
+import { softRoundKernels } from './soft-round.ts';
 import { sumKernels } from './sum.ts';
 import { swigluKernels } from './swiglu.ts';
 import { unwrittenKernels } from './unwritten.ts';
@@ -54,6 +55,7 @@ const families = [
   signKernels,
   blockCodeKernels,
   fieldKernels,
+  softRoundKernels,
   unwrittenKernels,
   updateGroupsKernels,
 ];
