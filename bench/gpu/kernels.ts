@@ -27,6 +27,8 @@ import {
   rmsNormOp,
   ropeOp,
   runOp,
+  softRoundGradOp,
+  softRoundOp,
   swigluGradOp,
   swigluOp,
   tensor,
@@ -46,7 +48,7 @@ import { dispatch } from '../../packages/backend/src/webgpu/dispatch.ts';
 import { decoderOf } from '../../packages/backend/src/webgpu/kernels/packed-decode.wgsl.ts';
 import { packedVectorProduct, vectorColumns } from '../../packages/backend/src/webgpu/kernels/packed-matmul.wgsl.ts';
 import { fold, program } from '../../packages/backend/src/webgpu/program.ts';
-import { floats, ints, type Host } from '../../packages/backend/test/parity.ts';
+import { floats, ints, type Host, type Hosts } from '../../packages/backend/test/parity.ts';
 import { packedFixture } from '../../packages/backend/test/packed-fixture.ts';
 
 const { values, positionals } = parseArgs({
@@ -252,6 +254,14 @@ const tuned: readonly (() => readonly Row[])[] = (['codebook4', 'Q4_0', 'Q4_1', 
   (format) => [() => sharings(format, 4096, 4096), () => sharings(format, 1536, format.endsWith('K') ? 768 : 576)],
 );
 
+/** 16M entries between the codes of two bits. */
+const softCodes = (): Hosts => ({
+  w: floats([n], 1, 2),
+  logits: floats([n], 2, 3),
+  scales: positive(floats([n / 64], 4)),
+  zeros: { shape: [n / 64], values: new Float32Array(n / 64).fill(2) },
+});
+
 /** Made one at a time, so that only one row's tensors are on the card. */
 const rows: readonly (() => Row | readonly Row[])[] = [
   () => opRow('a launch (swiglu of one entry)', swigluOp as never, { gate: floats([1]), up: floats([1]) }, {}, 6),
@@ -307,6 +317,8 @@ const rows: readonly (() => Row | readonly Row[])[] = [
     ),
   () => opRow('swiglu 16M', swigluOp as never, { gate: floats([n]), up: floats([n], 2) }, {}, 6 * n),
   () => opRow('swiglu gradient 16M', swigluGradOp as never, { dy: floats([n], 3), gate: floats([n]), up: floats([n], 2) }, {}, 12 * n),
+  () => opRow('soft rounding 16M, groups of 64', softRoundOp as never, softCodes(), { most: 3 }, 24 * n),
+  () => opRow('soft rounding gradient 16M', softRoundGradOp as never, { dy: floats([n], 3), ...softCodes() }, { most: 3 }, 32 * n),
   () =>
     opRow(
       `crossEntropy 512x${wide}`,
