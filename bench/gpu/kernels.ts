@@ -17,8 +17,12 @@ import {
   crossEntropyOp,
   dispose,
   expandGroupsOp,
+  geluGradOp,
+  geluOp,
   init,
   integerMatMulOp,
+  layerNormGradOp,
+  layerNormOp,
   loraProductGradOp,
   loraProductOp,
   matMul,
@@ -307,6 +311,24 @@ const rows: readonly (() => Row | readonly Row[])[] = [
       { eps: 1e-5, weightGradient: false },
       10 * 4096 * 2048,
     ),
+  () =>
+    opRow(
+      'layerNorm 4096x2048',
+      layerNormOp as never,
+      { x: floats([4096, 2048]), weight: floats([2048], 2), bias: floats([2048], 3) },
+      { eps: 1e-5 },
+      7 * 4096 * 2048,
+    ),
+  () =>
+    opRow(
+      'layerNorm gradient 4096x2048',
+      layerNormGradOp as never,
+      { dy: floats([4096, 2048], 3), x: floats([4096, 2048]), weight: floats([2048], 2) },
+      { eps: 1e-5, weightGradient: false },
+      14 * 4096 * 2048,
+    ),
+  () => opRow('gelu 16M', geluOp as never, { x: floats([n]) }, { form: 'erf' }, 20 * n),
+  () => opRow('gelu gradient 16M', geluGradOp as never, { dy: floats([n], 3), x: floats([n]) }, { form: 'erf' }, 26 * n),
   () =>
     opRow(
       'rope 4096 rows, 32/8 heads of 64',

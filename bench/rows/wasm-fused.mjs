@@ -2,8 +2,14 @@
 import { init } from '../../packages/backend/dist/index.js';
 import {
   add,
+  addNoiseOp,
   addRmsNormOp,
+  commitUpdateOp,
   createDraw,
+  geluGradOp,
+  geluOp,
+  layerNormGradOp,
+  layerNormOp,
   loraGradOp,
   loraOp,
   loraProductGradOp,
@@ -15,6 +21,8 @@ import {
   rmsNormGradOp,
   rmsNormOp,
   runOp,
+  scalar,
+  sumSquaresOp,
   tensor,
   tidy,
 } from '../../packages/tensor/dist/index.js';
@@ -91,8 +99,49 @@ function residual() {
   };
 }
 
+/** The kernels of some ops against their references, which are compositions of tfjs's ops. */
+function kernels(make) {
+  const calls = make();
+  return {
+    one: () => calls.forEach(([op, inputs, attributes]) => runOp(op, inputs, attributes)),
+    several: () => calls.forEach(([op, inputs, attributes]) => op.reference(inputs, attributes)),
+    end: () => calls.forEach(([, inputs]) => Object.values(inputs).forEach((value) => value.dispose())),
+  };
+}
+
+const [rowCount, wide] = [512, 576];
+const matrix = (step) => wave([rowCount, wide], step);
+
+const layerNorms = () => [
+  [layerNormOp, { x: matrix(0.3), weight: wave([wide], 0.2), bias: wave([wide], 0.4) }, { eps: 1e-5 }],
+  [layerNormGradOp, { dy: matrix(0.7), x: matrix(0.3), weight: wave([wide], 0.2) }, { eps: 1e-5, weightGradient: true }],
+];
+
+const gelus = (form) => [
+  [geluOp, { x: matrix(0.3) }, { form }],
+  [geluGradOp, { dy: matrix(0.7), x: matrix(0.3) }, { form }],
+];
+
+const noises = () => [
+  [addNoiseOp, { x: matrix(0.3), factor: scalar(1e-3) }, noiseAttributes([rowCount, wide], createDraw(1, 0).at('w'), 'gaussian')],
+];
+
+/** Adapters of SmolLM2: 420 matrices of 8 rows or columns. */
+const endOfStep = () => {
+  const factors = Array.from({ length: 420 }, (_, i) => wave([8, wide], 0.1 + i));
+  return [
+    [sumSquaresOp, Object.fromEntries(factors.map((x, i) => [`x${i}`, x])), {}],
+    ...factors.map((old) => [commitUpdateOp, { old: old.clone(), update: old.clone(), ok: scalar(1) }, { keep: 0.999, scale: -1e-3 }]),
+  ];
+};
+
 export const rows = [
   row('a frozen map with an adapter', 1, () => adapter(0)),
   row('a frozen map with an adapter, dropout', 1.1, () => adapter(0.1)),
   row('a residual sum and its norm', 1.1, residual),
+  row('layer norm and its gradient', 1.5, () => kernels(layerNorms)),
+  row('gelu and its gradient, erf', 1.5, () => kernels(() => gelus('erf'))),
+  row('gelu and its gradient, tanh', 1.1, () => kernels(() => gelus('tanh'))),
+  row('gaussian noise onto weights', 1.05, () => kernels(noises)),
+  row('the norm of 420 gradients and their updates', 1.5, () => kernels(endOfStep)),
 ];

@@ -30,8 +30,13 @@ export function noiseBytes(): i32 {
   return 128 + 512 * 4;
 }
 
-/** Task t: elements [t · taskSize, ...) of an address; taskSize is a multiple of 512. `threshold` is that of a mask. */
+/**
+ * Task t: elements [t · taskSize, ...) of an address; taskSize is a multiple of 512. `threshold` is that of a mask. With
+ * `x`, of x plus the noise times the scalar at `factor` (0 and 0: the noise alone).
+ */
 export function noise(
+  x: usize,
+  factor: usize,
   out: usize,
   size: i32,
   distribution: i32,
@@ -54,9 +59,21 @@ export function noise(
     blocks(4 * (<u32>e / elements), seedLow, seedHigh, id, step, tag, words);
     const to = out + ((<usize>e) << 2);
     const whole = e + elements <= end;
-    draw(distribution, words, threshold, whole ? to : spare);
-    if (!whole) memory.copy(to, spare, (<usize>(end - e)) << 2);
+    const direct = whole && x === 0;
+    draw(distribution, words, threshold, direct ? to : spare);
+    if (direct) continue;
+    const bytes = (<usize>(whole ? elements : end - e)) << 2;
+    if (x === 0) memory.copy(to, spare, bytes);
+    else addTimes(x + ((<usize>e) << 2), spare, factor, to, bytes);
   }
+}
+
+/** out = x + z · the scalar at `factor`, each rounded by itself. */
+function addTimes(x: usize, z: usize, factor: usize, out: usize, bytes: usize): void {
+  const f = v128.load32_splat(factor);
+  let i: usize = 0;
+  for (; i + 16 <= bytes; i += 16) v128.store(out + i, f32x4.add(v128.load(x + i), f32x4.mul(v128.load(z + i), f)));
+  for (; i < bytes; i += 4) store<f32>(out + i, load<f32>(x + i) + load<f32>(z + i) * load<f32>(factor));
 }
 
 /** The 16 words of blocks [block, block + 4), in the order of their elements. */

@@ -9,6 +9,10 @@ import {
   commitUpdateOp,
   crossEntropyGradOp,
   crossEntropyOp,
+  geluGradOp,
+  geluOp,
+  layerNormGradOp,
+  layerNormOp,
   loraGradOp,
   dispose,
   loraOp,
@@ -72,6 +76,35 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
       expect(rest).toEqual([]);
     },
   );
+
+  test.each(sizes.flatMap((rows) => [1, 65, 1000].map((width) => [rows, width] as const)))(
+    'layerNorm of %i rows of %i',
+    async (rows, width) => {
+      const [x, weight, bias, dy] = [floats([rows, width]), floats([width], 2), floats([width], 4), floats([rows, width], 3)];
+      await expectParity(layerNormOp as never, { x, weight, bias }, { eps: 1e-2 });
+      await expectParity(layerNormGradOp as never, { dy, x, weight }, { eps: 1e-2, weightGradient: true }, 1e-5);
+      const [dx, ...rest] = await onGpu(layerNormGradOp as never, { dy, x, weight }, { eps: 1e-2, weightGradient: false });
+      expect(dx!.shape).toEqual([rows, width]);
+      expect(rest).toEqual([]);
+    },
+  );
+
+  test.each(([1, 7, 64, 65, 1000] as const).flatMap((n) => (['erf', 'tanh'] as const).map((form) => [n, form] as const)))(
+    'gelu of %i entries by %s',
+    async (n, form) => {
+      const [x, dy] = [floats([n], 1, 6), floats([n], 2)];
+      await expectParity(geluOp as never, { x }, { form });
+      await expectParity(geluGradOp as never, { dy, x }, { form });
+    },
+  );
+
+  test('gelu stays finite where the exponential would not', async () => {
+    const x = { shape: [4], values: Float32Array.of(-200, 200, -20, 20) };
+    for (const form of ['erf', 'tanh']) {
+      const [y] = await onGpu(geluOp as never, { x }, { form });
+      expect([...y!.values].map(Math.round)).toEqual([-0, 200, -0, 20]);
+    }
+  });
 
   test.each([
     [1, 1, 1, 2],

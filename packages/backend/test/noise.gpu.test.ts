@@ -1,7 +1,7 @@
-import { createDraw, noiseOp, type Distribution } from '@niwaki/tensor';
+import { addNoiseOp, createDraw, noiseOp, type Distribution } from '@niwaki/tensor';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { describe, expect, test } from 'vitest';
-import { onGpu, reference } from './parity.ts';
+import { expectParity, floats, onGpu, reference } from './parity.ts';
 
 const missing = await gpuMissing();
 const { seed, step, id, sample } = createDraw(0x9e3779b97f4a7c15n, 7).at('model.layers.0.self_attn.q_proj.weight', 3);
@@ -28,6 +28,15 @@ describe.skipIf(missing)('noise on WebGPU', () => {
     const [given] = await onGpu(noiseOp as never, {}, attrs);
     const worst = Array.from(given!.values).reduce((most, v, i) => Math.max(most, Math.abs(v - expected!.values[i]!)), 0);
     expect(worst).toBeLessThanOrEqual(2e-5);
+  });
+
+  test.each(lengths)('%i entries with noise on top are within the same', async (length) => {
+    const x = floats([length]);
+    const factor = floats([], 5);
+    for (const distribution of [...exact, 'gaussian'] as const) {
+      const attrs = { ...address, distribution, length, keep: 0.3 };
+      await expectParity(addNoiseOp as never, { x, factor }, attrs, 2e-5);
+    }
   });
 
   test('keeps everything at probability 1 and nothing at 0', async () => {

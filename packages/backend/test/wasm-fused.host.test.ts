@@ -8,6 +8,10 @@ import {
   crossEntropyGradOp,
   crossEntropyOp,
   dispose,
+  geluGradOp,
+  geluOp,
+  layerNormGradOp,
+  layerNormOp,
   loraGradOp,
   loraOp,
   loraProductGradOp,
@@ -38,6 +42,7 @@ import { distance, kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-
 const random = numbers(7);
 const lowRank = numbers(11);
 const residual = numbers(13);
+const centered = numbers(31);
 
 /** Reductions run in another order and exp is a polynomial: a few units in the last place of the largest entry. */
 const tolerance = 3e-6;
@@ -70,6 +75,24 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
       const [dy, x, stream] = [1, 2, 3].map(() => residual([rows, width])) as [Tensor, Tensor, Tensor];
       const beside = { dy, x, weight: residual([width]), beside: stream };
       expect(error(rmsNormGradOp, beside, { eps: 1e-5, weightGradient: true })).toBeLessThan(4 * tolerance);
+    });
+
+    it(`centers and normalizes ${rows} rows of ${width} entries, and their gradients`, () => {
+      const [x, weight, bias] = [centered([rows, width]), centered([width]), centered([width])];
+      expect(error(layerNormOp, { x, weight, bias }, { eps: 1e-2 })).toBeLessThan(tolerance);
+      for (const weightGradient of [true, false]) {
+        const inputs = { dy: centered([rows, width]), x: centered([rows, width]), weight: centered([width]) };
+        expect(error(layerNormGradOp, inputs, { eps: 1e-2, weightGradient })).toBeLessThan(4 * tolerance);
+      }
+    });
+
+    it(`bends ${rows} rows of ${width + 7} entries by gelu, and their gradients`, () => {
+      // Enough that some entry is let through: alone, one far below zero is what a sum of 1 and nearly -1 leaves of the reference.
+      const shape = [rows, width + 7];
+      for (const form of ['erf', 'tanh'] as const) {
+        expect(error(geluOp, { x: centered(shape, 6) }, { form })).toBeLessThan(tolerance);
+        expect(error(geluGradOp, { dy: centered(shape), x: centered(shape, 6) }, { form })).toBeLessThan(tolerance);
+      }
     });
 
     it(`gates ${rows} rows of ${width} entries and their gradients`, () => {

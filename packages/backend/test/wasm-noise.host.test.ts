@@ -1,9 +1,22 @@
-import { createDraw, noiseOp, runOp, tidy, type Distribution, type NoiseAttributes } from '@niwaki/tensor';
+import {
+  addNoiseOp,
+  createDraw,
+  noiseOp,
+  runOp,
+  scalar,
+  tensor1d,
+  tidy,
+  type Distribution,
+  type NoiseAttributes,
+  type Tensor,
+} from '@niwaki/tensor';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { useBuild, wasmBuilds } from './wasm-builds.ts';
 
 const { seed, step, id, sample } = createDraw(0x1234_5678_9abc_def0n, 7).at('model.layers.0.self_attn.q_proj.weight', 3);
 const address = { seedLow: Number(seed & 0xffff_ffffn), seedHigh: Number(seed >> 32n), step, id, sample };
+
+const bitsOf = (tensor: Tensor): Uint32Array => new Uint32Array(tensor.dataSync().buffer);
 
 describe.each(Object.entries(wasmBuilds))('Noise has the bits of the reference (%s)', (_, options) => {
   beforeAll(() => useBuild(options));
@@ -16,13 +29,17 @@ describe.each(Object.entries(wasmBuilds))('Noise has the bits of the reference (
     'uniform',
     'mask',
   ] as const satisfies readonly Distribution[]) {
-    it(`${distribution}, of lengths that fill no block, and of one that takes several threads`, () => {
+    it(`${distribution}, alone and added, of lengths that fill no block, and of one that takes several threads`, () => {
       for (const length of [1, 3, 7, 65, 1000, 50_003]) {
         tidy(() => {
           const attributes: NoiseAttributes = { ...address, distribution, length, keep: 0.3 };
           const [got] = runOp(noiseOp, {}, attributes);
           const [wanted] = noiseOp.reference({}, attributes);
-          expect(new Uint32Array(got!.dataSync().buffer)).toEqual(new Uint32Array(wanted!.dataSync().buffer));
+          expect(bitsOf(got!)).toEqual(bitsOf(wanted!));
+          const onto = { x: tensor1d(Float32Array.from({ length }, (_, i) => Math.sin(i))), factor: scalar(-0.37) };
+          const [sum] = runOp(addNoiseOp, onto, attributes);
+          const [wantedSum] = addNoiseOp.reference(onto, attributes);
+          expect(bitsOf(sum!)).toEqual(bitsOf(wantedSum!));
         });
       }
     });

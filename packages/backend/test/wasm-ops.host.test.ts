@@ -23,6 +23,7 @@ const smooth: Readonly<Record<string, (a: Tensor) => Tensor>> = {
   'cumsum, exclusive and reversed': (a) => t.cumsum(a, 2, true, true),
   div: (a) => t.div(a, positive()),
   'div, broadcast': (a) => t.div(x([3, 1, 1]), t.add(t.square(a), 1)),
+  erf: (a) => t.erf(a),
   exp: (a) => t.exp(a),
   expm1: (a) => t.expm1(a),
   expandDims: (a) => t.expandDims(a, 1),

@@ -1,12 +1,11 @@
 import {
   add,
   addN,
+  addNoise,
   concat,
   ConfigError,
   dispose,
   keep,
-  mul,
-  noise,
   reshape,
   scalar,
   scatterND,
@@ -14,6 +13,7 @@ import {
   StateError,
   sumSquares,
   tidy,
+  zeros,
   type Gradient,
   type Parameter,
   type Scalar,
@@ -53,8 +53,9 @@ export function dense(gradient: Gradient, { path, shape }: Parameter): Tensor {
     case 'noise': {
       if (gradient.terms.some(({ mask }) => mask !== undefined))
         throw new ConfigError(`masked noise on '${path}' cannot be written out as a gradient`, { path });
-      const parts = gradient.terms.map((term) => mul(noise(shape, term.noise, 'gaussian'), term.coefficient));
-      return total(parts);
+      return tidy(() =>
+        gradient.terms.reduce<Tensor>((sum, term) => addNoise(sum, term.noise, 'gaussian', term.coefficient), zeros([...shape])),
+      );
     }
   }
 }

@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { add, checkCount, matMul, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { add, checkCount, gelu, matMul, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Adapter, Site } from '@niwaki/nn';
 import {
@@ -13,7 +13,6 @@ import {
   type StoredShapes,
   type TargetOptions,
 } from '@niwaki/peft';
-import { gelu } from './gelu.ts';
 import { sublayerFile } from './sublayer-file.ts';
 import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, uniformStart } from './sublayer.ts';
 
@@ -110,7 +109,7 @@ function bottleneckAt({ path }: Site, values: Values, name: string): Adapter {
     point: 'sublayer',
     parameters: { [slots.down]: down, [slots.downBias]: downBias, [slots.up]: up, [slots.upBias]: upBias },
     apply: inSeries((y, call) => {
-      const z = gelu(add(matMul(y, call.value(down) as Tensor2D, false, true), call.value(downBias)));
+      const z = gelu(add(matMul(y, call.value(down) as Tensor2D, false, true), call.value(downBias)), { form: 'tanh' });
       return add(matMul(z as Tensor2D, call.value(up) as Tensor2D, false, true), call.value(upBias));
     }),
     startsFrom: 'base',

@@ -5,6 +5,7 @@ import {
   checkFlag,
   ConfigError,
   denseParameter,
+  gelu,
   mul,
   noise,
   StateError,
@@ -29,7 +30,6 @@ import {
   type StoredShapes,
   type TargetOptions,
 } from '@niwaki/peft';
-import { gelu } from './gelu.ts';
 import { hypercomplex } from './hypercomplex.ts';
 import { sublayerFile } from './sublayer-file.ts';
 import { bottleneckWidth, checkSublayer, inSeries, sublayerPoints, uniformStart } from './sublayer.ts';
@@ -188,7 +188,7 @@ function compacterAt({ path }: Site, rule: Parameter, values: ReadonlyMap<string
         const [s, t] = [call.value(own[`adapter_${side}_s`]), call.value(own[`adapter_${side}_t`])];
         return add(hypercomplex(x, { rule: call.value(rule), s, t }), call.value(own[`adapter_${side}.bias`])) as Tensor2D;
       };
-      return project(gelu(project(y, 'down')), 'up');
+      return project(gelu(project(y, 'down'), { form: 'tanh' }), 'up');
     }),
     startsFrom: 'near',
   };

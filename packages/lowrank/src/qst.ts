@@ -7,15 +7,14 @@ import {
   ConfigError,
   createDraw,
   fill,
+  layerNorm,
   matMul,
   max,
   mean,
   mul,
   reshape,
   rmsNorm,
-  rsqrt,
   sigmoid,
-  square,
   StateError,
   sub,
   type Json,
@@ -459,13 +458,10 @@ function narrowing(
     const inner = matMul(h, at('adapter_A.weight', call), false, true);
     return matMul(downsample === 'lora' ? inner : mul(inner, sigmoid(inner)), at('adapter_B.weight', call), false, true);
   };
-  return (h, call) => layerNorm(project(h, call), at('post_layer_norm.weight', call), at('post_layer_norm.bias', call));
-}
-
-function layerNorm(x: Tensor2D, weight: Tensor, shift: Tensor): Tensor2D {
-  const centered = sub(x, mean(x, 1, true));
-  const normed = mul(centered, rsqrt(add(mean(square(centered), 1, true), 1e-5)));
-  return add(mul(normed, weight), shift);
+  return (h, call) => {
+    const [weight, bias] = ['weight', 'bias'].map((part) => call.value(down[`downsample.post_layer_norm.${part}`]!) as Tensor1D);
+    return layerNorm(project(h, call), weight!, bias!, { eps: 1e-5 });
+  };
 }
 
 function blockWeights(parameters: Parameters): BlockWeights {

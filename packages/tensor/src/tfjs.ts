@@ -16,6 +16,7 @@ export {
   div,
   dispose,
   equal,
+  erf,
   exp,
   expandDims,
   expm1,

@@ -1,18 +1,24 @@
 import { describe, expect, it } from 'vitest';
 import {
+  addNoise,
   attention,
   concat,
+  createDraw,
   crossEntropy,
+  gelu,
   gradientsOf,
+  layerNorm,
   loraTail,
   matMul,
   memory,
   mul,
+  noise,
   packBytes,
   packedMatMul,
   residualNorm,
   rmsNorm,
   rope,
+  scalar,
   softmax,
   sum,
   swiglu,
@@ -96,6 +102,26 @@ const cases: Case[] = [
     name: 'rmsNorm with a frozen weight',
     inputs: [[3, 7]],
     run: (x) => rmsNorm(x as Tensor2D, tensor1d(wave([7], 0.9)), { eps: 1e-5, weightGradient: false }),
+  },
+  ...[
+    [1, 1],
+    [3, 7],
+    [5, 64],
+  ].map(([rows, width]): Case => ({
+    name: `layerNorm of [${rows}, ${width}]`,
+    inputs: [[rows!, width!], [width!], [width!]],
+    run: (x, weight, bias) => layerNorm(x as Tensor2D, weight as Tensor1D, bias as Tensor1D, { eps: 1e-2 }),
+  })),
+  {
+    name: 'layerNorm with a frozen weight and bias',
+    inputs: [[3, 7]],
+    run: (x) => layerNorm(x as Tensor2D, tensor1d(wave([7], 0.9)), tensor1d(wave([7], 0.2)), { eps: 1e-5, weightGradient: false }),
+  },
+  ...(['erf', 'tanh'] as const).map((form): Case => ({ name: `gelu by ${form}`, inputs: [[5, 9]], run: (x) => gelu(mul(x, 3), { form }) })),
+  {
+    name: 'noise added to something',
+    inputs: [[3, 7]],
+    run: (x) => addNoise(x, createDraw(1, 2).at('x'), 'gaussian', 0.3),
   },
   {
     name: 'swiglu',
@@ -242,6 +268,28 @@ describe('forward values', () => {
       );
       expect([...turnedKey.dataSync()]).toEqual([...turned.dataSync()]);
       expect([...turned.dataSync()]).toEqual([0, -2 * Math.sin(1), 1, 2 * Math.cos(1)].map((value) => expect.closeTo(value, 6)));
+    });
+  });
+
+  it('of layerNorm and gelu are those of their formulas', () => {
+    tidy(() => {
+      const normed = layerNorm(tensor2d([1, 2, 3, 6], [1, 4]), tensor1d([2, 1, 1, 1]), tensor1d([0, 0, 0, 5]), { eps: 0.5 });
+      // Mean 3, variance 3.5.
+      expect([...normed.dataSync()]).toEqual([-2, -0.5, 0, 6.5].map((value) => expect.closeTo(value, 6)));
+      const x = tensor1d([-3, -1, 0, 1, 3]);
+      const closeTo = (values: readonly number[]): number[] => values.map((value) => expect.closeTo(value, 6) as number);
+      expect([...gelu(x).dataSync()]).toEqual(closeTo([-0.00404969, -0.15865525, 0, 0.84134475, 2.99595031]));
+      expect([...gelu(x, { form: 'tanh' }).dataSync()]).toEqual(closeTo([-0.00363739, -0.158808, 0, 0.841192, 2.99636261]));
+    });
+  });
+
+  it('of addNoise are the noise, times a number or a scalar, on top', () => {
+    tidy(() => {
+      const address = createDraw(3, 4).at('x');
+      const z = noise([2, 33], address, 'gaussian').dataSync();
+      const x = tensor(wave([2, 33], 0.3), [2, 33]);
+      const expected = x.dataSync().map((value, i) => value + Math.fround(z[i]! * -0.5));
+      for (const factor of [-0.5, scalar(-0.5)]) expect(addNoise(x, address, 'gaussian', factor).dataSync()).toEqual(expected);
     });
   });
 

@@ -1,7 +1,6 @@
 import {
   add,
-  mul,
-  noise,
+  addNoise,
   plainView,
   tidy,
   createDraw,
@@ -164,6 +163,6 @@ function readAs(view: View, parameter: Parameter, watched: Tensor | undefined): 
       return read.value();
     case 'noise':
       if (read.mask !== undefined) throw new ConfigError(`masked noise on '${parameter.path}' has no reader`, { path: parameter.path });
-      return tidy(() => add(stored(), mul(noise(parameter.shape, read.noise, 'gaussian'), read.scale)));
+      return tidy(() => addNoise(stored(), read.noise, 'gaussian', read.scale));
   }
 }

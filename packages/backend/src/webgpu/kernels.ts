@@ -12,11 +12,13 @@ import { cutWordsKernel, joinWordsKernel } from './kernels/copy-words.ts';
 import { countingSortKernel } from './kernels/counting-sort.ts';
 import { crossEntropyGradKernel, crossEntropyKernel } from './kernels/cross-entropy.ts';
 import { expandGroupsKernel, pickGroupsKernel } from './kernels/groups.ts';
+import { geluGradKernel, geluKernel } from './kernels/gelu.ts';
 import { integerMatMulKernel } from './kernels/integer-matmul.ts';
 import { groupedMatMulGradKernel, groupedMatMulKernel, packedGroupedMatMulKernel } from './kernels/grouped-matmul.ts';
+import { layerNormGradKernel, layerNormKernel } from './kernels/layer-norm.ts';
 import { loraGradKernel, loraKernel, loraProductGradKernel, loraProductKernel } from './kernels/lora.ts';
 import { matMulKernel } from './kernels/mat-mul.ts';
-import { noiseKernel } from './kernels/noise.ts';
+import { addNoiseKernel, noiseKernel } from './kernels/noise.ts';
 import { packedMatMulKernel, packedRowsKernel } from './kernels/packed-matmul.ts';
 import { addRmsNormKernel, rmsNormGradKernel, rmsNormKernel } from './kernels/rms-norm.ts';
 import { ropeKernel } from './kernels/rope.ts';
@@ -31,6 +33,7 @@ import { updateGroupsKernel } from './kernels/update-groups.ts';
 
 const kernels: readonly Kernel[] = [
   adamKernel,
+  addNoiseKernel,
   addProductKernel,
   addRmsNormKernel,
   allFiniteKernel,
@@ -50,8 +53,12 @@ const kernels: readonly Kernel[] = [
   groupedMatMulGradKernel,
   groupedMatMulKernel,
   expandGroupsKernel,
+  geluKernel,
+  geluGradKernel,
   integerMatMulKernel,
   joinWordsKernel,
+  layerNormKernel,
+  layerNormGradKernel,
   loraKernel,
   loraGradKernel,
   loraProductKernel,

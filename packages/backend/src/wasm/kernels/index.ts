@@ -6,14 +6,17 @@ import { attentionKernels } from './attention.ts';
 import { blockCodeKernels } from './block-code.ts';
 import { chooseKernels } from './choose.ts';
 import { codedAdamKernels } from './coded-adam.ts';
+import { commitUpdateKernels } from './commit-update.ts';
 import { convolutionKernels } from './convolution.ts';
 import { copyKernels } from './copies.ts';
 import { crossEntropyKernels } from './cross-entropy.ts';
 import { depthwiseKernels } from './depthwise.ts';
 import { fieldKernels } from './fields.ts';
 import { gatherKernels } from './gather.ts';
+import { geluKernels } from './gelu.ts';
 import { groupedKernels } from './grouped-matmul.ts';
 import { integerMatMulKernel } from './integer-matmul.ts';
+import { layerNormKernels } from './layer-norm.ts';
 import { loraKernels } from './lora.ts';
 import { matMulKernels } from './mat-mul.ts';
 import { maxPoolKernels } from './max-pool.ts';
@@ -25,6 +28,7 @@ import { ropeKernels } from './rope.ts';
 import { signKernels } from './sign.ts';
 import { softRoundKernels } from './soft-round.ts';
 import { sumKernels } from './sum.ts';
+import { sumSquaresKernels } from './sum-squares.ts';
 import { swigluKernels } from './swiglu.ts';
 import { unwrittenKernels } from './unwritten.ts';
 import { updateGroupsKernels } from './update-groups.ts';
@@ -45,12 +49,16 @@ const families = [
   groupedKernels,
   integerMatMulKernel,
   rmsNormKernels,
+  layerNormKernels,
+  geluKernels,
   swigluKernels,
   ropeKernels,
   attentionKernels,
   crossEntropyKernels,
   adamKernels,
   codedAdamKernels,
+  commitUpdateKernels,
+  sumSquaresKernels,
   loraKernels,
   signKernels,
   blockCodeKernels,

@@ -108,14 +108,30 @@ const recipes: Readonly<Record<Distribution, Recipe>> = {
 
 type NoiseUniform = 'seedLow' | 'seedHigh' | 'step' | 'id' | 'purpose' | 'threshold' | 'count';
 
+interface NoiseProgram<I extends string> {
+  readonly program: Program<I, 'z', NoiseUniform>;
+  /** Elements that one thread writes. */
+  readonly each: number;
+}
+
 /** One program a distribution: threads take whole blocks of the generator, and none writes past the end. */
-export function noiseProgram(distribution: Distribution): { readonly program: Program<never, 'z', NoiseUniform>; readonly each: number } {
+export const noiseProgram = (distribution: Distribution): NoiseProgram<never> =>
+  write<never>(distribution, { key: 'noise', inputs: {}, entry: 'values[i]' });
+
+/** The same onto x: z = x + factor · noise. */
+export const addNoiseProgram = (distribution: Distribution): NoiseProgram<'x' | 'factor'> =>
+  write(distribution, { key: 'add-noise', inputs: { x: 'f32', factor: 'f32' }, entry: 'x[start + i] + factor[0] * values[i]' });
+
+function write<I extends string>(
+  distribution: Distribution,
+  { key, inputs, entry }: { readonly key: string; readonly inputs: Readonly<Record<I, 'f32'>>; readonly entry: string },
+): NoiseProgram<I> {
   const { each, declarations = '', body } = recipes[distribution];
   return {
     each,
-    program: program<never, 'z', NoiseUniform>({
-      key: `noise-${distribution}`,
-      inputs: {},
+    program: program<I, 'z', NoiseUniform>({
+      key: `${key}-${distribution}`,
+      inputs,
       outputs: { z: 'f32' },
       uniforms: { seedLow: 'u32', seedHigh: 'u32', step: 'u32', id: 'u32', purpose: 'u32', threshold: 'u32', count: 'u32' },
       workgroup: lanes,
@@ -125,7 +141,7 @@ export function noiseProgram(distribution: Distribution): { readonly program: Pr
   if (start >= u.count) { return; }
   var values: array<f32, ${each}>;
 ${body}
-  for (var i = 0u; i < min(${each}u, u.count - start); i++) { z[start + i] = values[i]; }`,
+  for (var i = 0u; i < min(${each}u, u.count - start); i++) { z[start + i] = ${entry}; }`,
     }),
   };
 }

@@ -1,11 +1,5 @@
 import { lanes, program, type Program } from '../program.ts';
-
-// No exponential of a positive number, hence no infinity, which WGSL lets a compiler assume away.
-const sigmoid = `
-fn sigmoid(x: f32) -> f32 {
-  let e = exp(-abs(x));
-  return select(e, 1.0, x >= 0.0) / (1.0 + e);
-}`;
+import { sigmoid } from './sigmoid.wgsl.ts';
 
 export const swigluForward: Program<'gate' | 'up', 'y', 'count'> = program({
   key: 'swiglu',
