@@ -1,5 +1,6 @@
 import {
-  ConfigError,
+  checkCount,
+  checkOneOf,
   dispose,
   mul,
   packBits,
@@ -30,10 +31,8 @@ export interface BasisCode {
 }
 
 export function checkBasisCode(name: string, { bits, groupSize }: BasisCode): void {
-  if (!affineBits.includes(bits))
-    throw new ConfigError(`${name}: basisBits must be one of ${affineBits.join(', ')}, got ${String(bits)}`, { basisBits: bits });
-  if (Number.isInteger(groupSize) && groupSize >= 32) return;
-  throw new ConfigError(`${name}: basisGroupSize must be a whole number, at least 32, got ${groupSize}`, { basisGroupSize: groupSize });
+  checkOneOf(name, 'basisBits', bits, affineBits);
+  checkCount(name, 'basisGroupSize', groupSize, 32);
 }
 
 /**

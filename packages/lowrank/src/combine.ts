@@ -1,4 +1,5 @@
 import {
+  checkCount,
   concat,
   ConfigError,
   matMul,
@@ -50,8 +51,7 @@ export async function combineAdapters(
   { name, rank }: CombineOptions,
 ): Promise<Combined> {
   checkName(model, name);
-  if (rank !== undefined && !(Number.isInteger(rank) && rank >= 1))
-    throw new ConfigError(`rank must be an integer of at least 1, got ${rank}`, { field: 'rank', given: rank });
+  if (rank !== undefined) checkCount('combineAdapters', 'rank', rank);
   const sources = Object.entries(weights).map(([source, weight]) => {
     if (!Number.isFinite(weight))
       throw new ConfigError(`the weight of '${source}' must be finite, got ${weight}`, { name: source, weight });

@@ -8,6 +8,7 @@ import {
   gelu,
   mul,
   noise,
+  outOfRange,
   StateError,
   tidy,
   zeros,
@@ -118,8 +119,7 @@ export const compacterFile: AdapterFile = sublayerFile({
 function compacterSettings(options: CompacterOptions): Settings {
   const { division = 4, reduction = 32, rank = 1, ruleRange = 1e-4, trainNorms = true, ...targeting } = options;
   for (const [field, value] of Object.entries({ division, reduction, rank })) checkCount('compacter', field, value);
-  if (!(Number.isFinite(ruleRange) && ruleRange > 0))
-    throw new ConfigError(`compacter: ruleRange must be above 0, got ${ruleRange}`, { field: 'ruleRange', given: ruleRange });
+  if (!(Number.isFinite(ruleRange) && ruleRange > 0)) throw outOfRange('compacter', 'ruleRange', ruleRange, 'a finite number above 0');
   checkFlag('compacter', 'trainNorms', trainNorms);
   // Names are ends of paths: this is every norm of the model.
   return { ...targeting, division, reduction, rank, ruleRange, trainNorms, ...(trainNorms && { modulesToSave: ['norm'] }) };

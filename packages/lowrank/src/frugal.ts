@@ -1,11 +1,13 @@
 import {
   abs,
   checkFlag,
+  checkOneOf,
   ConfigError,
   descriptionOf,
   greater,
   max,
   mul,
+  outOfRange,
   sub,
   where,
   zerosLike,
@@ -90,18 +92,17 @@ export function frugal(options: FrugalOptions): Transform {
   return { ...transform, name: 'frugal', learningRate };
 }
 
-const splits: ReadonlySet<string> = new Set(['columns', 'rows', 'entries', 'singular', 'random', 'blocks']);
-const orders: ReadonlySet<string> = new Set(['random', 'descending', 'ascending', 'mirror']);
-const rules: ReadonlySet<string> = new Set(['sign', 'sgd', 'none']);
+const splits: readonly string[] = ['columns', 'rows', 'entries', 'singular', 'random', 'blocks'];
+const orders: readonly string[] = ['random', 'descending', 'ascending', 'mirror'];
+const rules: readonly string[] = ['sign', 'sgd', 'none'];
 
 /** FRUGAL's split around any transform that makes a direction of a gradient. */
 export function splitGradients(inner: Transform, options: SplitOptions = {}): Transform {
   const { density = 0.25, every = 200, split = 'columns', rest = 'sign', restScale = 1, scale = 1, reset = true, order, at } = options;
-  if (!(density >= 0 && density <= 1)) throw new ConfigError(`frugal: density must be in [0, 1], got ${density}`, { density });
-  if (!(restScale >= 0 && restScale < Infinity))
-    throw new ConfigError(`frugal: restScale must be a finite number of at least 0, got ${restScale}`, { restScale });
-  oneOf('split', split, splits);
-  oneOf('rest', rest, rules);
+  if (!(density >= 0 && density <= 1)) throw outOfRange('frugal', 'density', density, 'in [0, 1]');
+  if (!(restScale >= 0 && restScale < Infinity)) throw outOfRange('frugal', 'restScale', restScale, 'a finite number of at least 0');
+  checkOneOf('frugal', 'split', split, splits);
+  checkOneOf('frugal', 'rest', rest, rules);
   checkFlag('frugal', 'reset', reset);
   checkOrder(split, order, reset);
   const given = { every, scale, ...(rest !== 'none' && { rest: { rule: rest, scale: restScale } }) };
@@ -164,7 +165,7 @@ function checkOrder(split: string, order: string | undefined, reset: boolean): v
     if (order === undefined) return;
     throw new ConfigError(`frugal: order is for split 'blocks', got '${order}' for '${split}'`, { order, split });
   }
-  if (order !== undefined) oneOf('order', order, orders);
+  if (order !== undefined) checkOneOf('frugal', 'order', order, orders);
   if (!reset) {
     throw new ConfigError('frugal: blocks that take turns begin anew each time, so reset cannot be false', {
       split,
@@ -181,9 +182,4 @@ function checkSplittable({ path, role, shape }: Parameter, split: string): void 
     role,
     help: 'Leave it out of `at`: embeddings, norms and heads get the optimizer inside.',
   });
-}
-
-function oneOf(name: string, value: string, allowed: ReadonlySet<string>): void {
-  if (!allowed.has(value))
-    throw new ConfigError(`frugal: ${name} must be one of ${[...allowed].join(', ')}, got '${value}'`, { [name]: value });
 }

@@ -1,4 +1,4 @@
-import { ConfigError, descriptionOf, type Described } from '@niwaki/tensor';
+import { checkCount, checkOneOf, ConfigError, descriptionOf, type Described } from '@niwaki/tensor';
 import {
   addDecayedWeights,
   chain,
@@ -91,11 +91,8 @@ export function projectGradients(
   { rank, every = 200, scale = 0.25, projection = 'std', at }: ProjectionOptions,
   { name, options, stored = (subspace) => subspace, pace }: ProjectionKind = { name: 'galore' },
 ): Transform {
-  if (!(Number.isInteger(rank) && rank >= 1))
-    throw new ConfigError(`${name}: rank must be a whole number, at least 1, got ${rank}`, { rank });
-  if (!sides.has(projection)) {
-    throw new ConfigError(`${name}: projection must be one of ${[...sides].join(', ')}, got '${projection}'`, { projection });
-  }
+  checkCount(name, 'rank', rank);
+  checkOneOf(name, 'projection', projection, sides);
   const transform = inSubspace(name, inner, {
     every,
     scale,
@@ -117,7 +114,7 @@ export function projectGradients(
   return { ...transform, options: { inner: descriptionOf(inner), rank, every, scale, projection, at, ...options } };
 }
 
-const sides: ReadonlySet<string> = new Set(['std', 'reverse', 'left', 'right', 'full']);
+const sides: readonly string[] = ['std', 'reverse', 'left', 'right', 'full'];
 
 function sideOf(projection: NonNullable<ProjectionOptions['projection']>, [rows, columns]: readonly [number, number]): Side {
   if (projection !== 'std' && projection !== 'reverse') return projection;

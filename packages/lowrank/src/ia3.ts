@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import {
+  checkFlag,
   ConfigError,
   mul,
   noise,
@@ -123,8 +124,7 @@ export const ia3File: AdapterFile = adapterFile({
 });
 
 function ia3Settings({ feedforwardModules = ['down_proj'], init = true, ...rest }: Ia3Options): Ia3Settings {
-  if (typeof init !== 'boolean')
-    throw new ConfigError(`ia3: init must be true or false, got ${String(init)}`, { field: 'init', given: init });
+  checkFlag('ia3', 'init', init);
   return { ...rest, feedforwardModules, init };
 }
 

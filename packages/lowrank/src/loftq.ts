@@ -1,4 +1,4 @@
-import { ConfigError, matMul, mul, sqrt, square, sub, sum, tidy, truncatedSvd, type Tensor2D } from '@niwaki/tensor';
+import { checkCount, matMul, mul, sqrt, square, sub, sum, tidy, truncatedSvd, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { InitContext, InitialPair, Initializer } from './initialization.ts';
@@ -16,19 +16,16 @@ export interface LoftqOptions {
 /**
  * Quantizes the base and starts the pair at what that loses (LoftQ, Li et al. 2023, algorithm 1): Q = q(W - s·B·A), then
  * s·B·A = the nearest product to W - Q, in turns from B·A = 0. Unlike the reference it divides by s, so that it holds for
- * every scale, and gives back the best round, since rounding can undo what a round gains. The base must be float and becomes Q for good: deleting the adapter leaves Q, and the adapter's file is for
- * Q, which `saveQuantized` writes and a fingerprint in the file tells.
+ * every scale, and gives back the best round, since rounding can undo what a round gains. The base must be float and
+ * becomes Q for good: deleting the adapter leaves Q, and the adapter's file is for Q, which `saveQuantized` writes and a
+ * fingerprint in the file tells.
  * Memory: the codes beside W until the whole model is done; a few matrices of one site.
  * @throws ConfigError for iterations out of range or a quantizer that is none
  * @example await adapt(model, lora({ rank: 16, init: loftq({ quantizer: nf4(), iterations: 5 }) }), { at: 'all-linear' });
  */
 export function loftq({ quantizer, iterations = 1 }: LoftqOptions): Initializer {
   checkQuantizer('loftq', quantizer);
-  if (!(Number.isInteger(iterations) && iterations >= 1))
-    throw new ConfigError(`loftq: iterations must be an integer of at least 1, got ${iterations}`, {
-      field: 'iterations',
-      given: iterations,
-    });
+  checkCount('loftq', 'iterations', iterations);
   return {
     name: 'loftq',
     options: { quantizer: quantizer.toJSON(), iterations },

@@ -1,5 +1,5 @@
 import type { TargetOptions } from '@niwaki/peft';
-import { checkFlag, ConfigError } from '@niwaki/tensor';
+import { checkCount, checkFlag, checkOneOf, outOfRange } from '@niwaki/tensor';
 import { findInitializer, type Initializer } from './initialization.ts';
 
 export interface LoraOptions extends TargetOptions {
@@ -28,14 +28,6 @@ export type LoraSettings = Required<
 > &
   TargetOptions;
 
-const range = (field: string, given: unknown, expected: string): ConfigError =>
-  new ConfigError(`lora: ${field} must be ${expected}, got ${String(given)}`, {
-    field,
-    given,
-    expected,
-    help: `Give ${field} a value that is ${expected}.`,
-  });
-
 /** Fills defaults and checks every field. @throws ConfigError that names the field, the value and the range */
 export function loraSettings(options: LoraOptions = {}): LoraSettings {
   const {
@@ -50,29 +42,26 @@ export function loraSettings(options: LoraOptions = {}): LoraSettings {
     loraBias = false,
   } = options;
   const { bias = 'none', ...rest } = options;
-  checkRank('rank', rank);
+  checkCount('lora', 'rank', rank);
   checkAlpha('alpha', alpha);
-  if (!(dropout >= 0 && dropout < 1)) throw range('dropout', dropout, 'in [0, 1)');
+  if (!(dropout >= 0 && dropout < 1)) throw outOfRange('lora', 'dropout', dropout, 'in [0, 1)');
   if (findInitializer(init) === undefined)
-    throw range(
+    throw outOfRange(
+      'lora',
       'init',
       init,
       "true, false, 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_16' (or another number), 'olora' or an initializer",
     );
-  if (!['none', 'lora_only', 'all'].includes(bias)) throw range('bias', bias, "'none', 'lora_only' or 'all'");
+  checkOneOf('lora', 'bias', bias, ['none', 'lora_only', 'all']);
   for (const [field, value] of Object.entries({ rslora, dora, loraBias })) checkFlag('lora', field, value);
-  for (const [key, value] of Object.entries(rankPattern)) checkRank(`rankPattern['${key}']`, value);
+  for (const [key, value] of Object.entries(rankPattern)) checkCount('lora', `rankPattern['${key}']`, value);
   for (const [key, value] of Object.entries(alphaPattern)) checkAlpha(`alphaPattern['${key}']`, value);
   return { ...rest, rank, alpha, dropout, init, rslora, dora, rankPattern, alphaPattern, bias, loraBias };
 }
 
-function checkRank(field: string, value: number): void {
-  if (!(Number.isInteger(value) && value >= 1)) throw range(field, value, 'an integer of at least 1');
-}
-
 // PEFT takes an alpha of 0 without a word, and the adapter then never does anything.
 function checkAlpha(field: string, value: number): void {
-  if (!(Number.isFinite(value) && value !== 0)) throw range(field, value, 'finite and not 0');
+  if (!(Number.isFinite(value) && value !== 0)) throw outOfRange('lora', field, value, 'finite and not 0');
 }
 
 /** s of y = base(x) + s·(x·Aᵀ)·Bᵀ. */

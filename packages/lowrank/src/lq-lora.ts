@@ -1,4 +1,4 @@
-import { ConfigError, NiwakiError, ShapeError, type Json, type Tensor2D } from '@niwaki/tensor';
+import { checkCount, ConfigError, NiwakiError, outOfRange, ShapeError, type Json, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import type { Weight } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
@@ -51,12 +51,8 @@ export function lqLora({ quantizers, bits, iterations = 100, importance, onAlloc
       quantizers: quantizers.length,
       help: 'Give one quantizer, or several and `bits`.',
     });
-  if (bits !== undefined && !(bits > 0 && bits < Infinity)) throw new ConfigError(`lq-lora: bits must be above 0, got ${bits}`, { bits });
-  if (!(Number.isInteger(iterations) && iterations >= 1))
-    throw new ConfigError(`lq-lora: iterations must be an integer of at least 1, got ${iterations}`, {
-      field: 'iterations',
-      given: iterations,
-    });
+  if (bits !== undefined && !(bits > 0 && bits < Infinity)) throw outOfRange('lq-lora', 'bits', bits, 'a finite number above 0');
+  checkCount('lq-lora', 'iterations', iterations);
   const run = (context: InitContext, quantizer: Method): ReturnType<typeof decompose> =>
     decompose(context, { quantizer, iterations, importance: importance?.get(context.site.path) });
   return {

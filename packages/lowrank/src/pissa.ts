@@ -1,4 +1,4 @@
-import { ConfigError, mul, slice, sqrt, svd, tidy, transpose, truncatedSvd, type Svd, type Tensor2D } from '@niwaki/tensor';
+import { checkCount, mul, slice, sqrt, svd, tidy, transpose, truncatedSvd, type Svd, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import type { InitContext, InitialPair, Initializer } from './initialization.ts';
 import { checkQuantizer } from './requantize.ts';
@@ -20,11 +20,7 @@ export interface PissaOptions {
  * @example await adapt(model, lora({ rank: 16, init: pissa({ iterations: 4 }) }), { at: 'all-linear' });
  */
 export function pissa({ iterations, quantizer }: PissaOptions = {}): Initializer {
-  if (iterations !== undefined && !(Number.isInteger(iterations) && iterations >= 1))
-    throw new ConfigError(`pissa: iterations must be an integer of at least 1, got ${iterations}`, {
-      field: 'iterations',
-      given: iterations,
-    });
+  if (iterations !== undefined) checkCount('pissa', 'iterations', iterations);
   if (quantizer !== undefined) checkQuantizer('pissa', quantizer);
   return {
     name: iterations === undefined ? 'pissa' : `pissa_niter_${iterations}`,

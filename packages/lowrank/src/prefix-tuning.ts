@@ -1,5 +1,7 @@
 import * as v from 'valibot';
 import {
+  checkCount,
+  checkOneOf,
   ConfigError,
   createDraw,
   denseParameter,
@@ -125,14 +127,8 @@ export const prefixTuningFile: AdapterFile = adapterFile({
 });
 
 function prefixSettings({ virtualTokens = 20, init = 'normal' }: PrefixTuningOptions): Required<PrefixTuningOptions> {
-  if (!(Number.isInteger(virtualTokens) && virtualTokens >= 1)) {
-    throw new ConfigError(`prefixTuning: virtualTokens must be an integer of at least 1, got ${virtualTokens}`, {
-      field: 'virtualTokens',
-      given: virtualTokens,
-    });
-  }
-  if (init !== 'normal' && init !== 'zero')
-    throw new ConfigError(`prefixTuning: init must be 'normal' or 'zero', got ${String(init)}`, { field: 'init', given: init });
+  checkCount('prefixTuning', 'virtualTokens', virtualTokens);
+  checkOneOf('prefixTuning', 'init', init, ['normal', 'zero']);
   return { virtualTokens, init };
 }
 

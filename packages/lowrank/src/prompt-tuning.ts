@@ -1,9 +1,10 @@
 import * as v from 'valibot';
 import {
-  ConfigError,
+  checkCount,
   createDraw,
   denseParameter,
   noise,
+  outOfRange,
   StateError,
   tidy,
   type Draw,
@@ -137,19 +138,9 @@ function promptSettings({
   init = 'normal',
   virtualTokens = typeof init === 'string' ? 20 : init.length,
 }: PromptTuningOptions): PromptSettings {
-  if (!(Number.isInteger(virtualTokens) && virtualTokens >= 1)) {
-    throw new ConfigError(`promptTuning: virtualTokens must be an integer of at least 1, got ${virtualTokens}`, {
-      field: 'virtualTokens',
-      given: virtualTokens,
-    });
-  }
+  checkCount('promptTuning', 'virtualTokens', virtualTokens);
   const known = typeof init === 'string' ? ['normal', 'vocabulary'].includes(init) : init.length > 0;
-  if (!known) {
-    throw new ConfigError(`promptTuning: init must be 'normal', 'vocabulary' or token ids, got ${JSON.stringify(init)}`, {
-      field: 'init',
-      given: init,
-    });
-  }
+  if (!known) throw outOfRange('promptTuning', 'init', init, "'normal', 'vocabulary' or token ids");
   return { virtualTokens, init };
 }
 

@@ -1,4 +1,4 @@
-import { ConfigError, tensor1d, type AffineBits, type Tensor } from '@niwaki/tensor';
+import { checkCount, checkOneOf, ConfigError, outOfRange, tensor1d, type AffineBits, type Tensor } from '@niwaki/tensor';
 import type { State, Transform } from '@niwaki/optim';
 import { defineMethod, type Method } from '@niwaki/engine';
 import { encodeAffine, rowsOf, trainedAffine } from '@niwaki/weights';
@@ -58,11 +58,9 @@ export function qGalore(options: QGaloreOptions): Transform {
  */
 export function lazyPace(options: LazyOptions = {}): Pace {
   const { every, threshold, growth, window, longest } = lazyDefaults(options);
-  whole('every', every);
-  whole('growth', growth);
-  whole('window', window);
-  if (longest !== Infinity) whole('longest', longest);
-  if (!(threshold >= 0)) throw new ConfigError(`qGalore: threshold must be at least 0, got ${threshold}`, { threshold });
+  for (const [field, value] of Object.entries({ every, growth, window })) checkCount('qGalore', field, value);
+  if (longest !== Infinity) checkCount('qGalore', 'longest', longest);
+  if (!(threshold >= 0)) throw outOfRange('qGalore', 'threshold', threshold, 'a number of at least 0');
   return {
     varies: true,
     // Below 0: no likeness yet.
@@ -99,11 +97,6 @@ async function likeness(before: State, now: State): Promise<number> {
   return norms === 0 ? 0 : Math.abs(product) / norms;
 }
 
-function whole(name: string, value: number): void {
-  if (Number.isInteger(value) && value >= 1) return;
-  throw new ConfigError(`qGalore: ${name} must be a whole number, at least 1, got ${value}`, { [name]: value });
-}
-
 export interface Int8WeightsOptions {
   /**
    * Entries of a row that share a scale and a zero, at most: the largest multiple of 8 up to it that divides the row;
@@ -122,10 +115,8 @@ export interface Int8WeightsOptions {
  * @example await quantize(model, int8Weights()); train(model, { data, optimizer: qGalore({ learningRate: 0.01, rank: 128 }), commit: 'eager' })
  */
 export function int8Weights({ groupSize = 256, rounding = 'stochastic' }: Int8WeightsOptions = {}): Method {
-  if (!(Number.isInteger(groupSize) && groupSize >= 8))
-    throw new ConfigError(`int8Weights: groupSize must be a whole number, at least 8, got ${groupSize}`, { groupSize });
-  if (rounding !== 'stochastic' && rounding !== 'nearest')
-    throw new ConfigError(`int8Weights: rounding must be 'stochastic' or 'nearest', got '${String(rounding)}'`, { rounding });
+  checkCount('int8Weights', 'groupSize', groupSize, 8);
+  checkOneOf('int8Weights', 'rounding', rounding, ['stochastic', 'nearest']);
   return defineMethod({
     kind: 'int8-weights',
     options: { groupSize, rounding },

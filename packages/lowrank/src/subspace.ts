@@ -1,8 +1,10 @@
 import {
   add,
+  checkCount,
   ConfigError,
   conflictsOf,
   mul,
+  outOfRange,
   refuse,
   reshape,
   sign,
@@ -80,10 +82,8 @@ export function inSubspace(
   inner: Transform,
   { of, every, scale, reset, rest, pace = always(every) }: SubspaceOptions,
 ): Transform {
-  if (!(Number.isInteger(every) && every >= 1)) {
-    throw new ConfigError(`${name}: every must be a whole number of updates, at least 1, got ${every}`, { every });
-  }
-  if (!(scale >= 0 && scale < Infinity)) throw new ConfigError(`${name}: scale must be at least 0 and finite, got ${scale}`, { scale });
+  checkCount(name, 'every', every);
+  if (!(scale >= 0 && scale < Infinity)) throw outOfRange(name, 'scale', scale, 'a finite number of at least 0');
   if (reset && pace.varies) {
     throw new ConfigError(`${name}: a state that begins anew with each choice needs the same number of updates in between`, { reset });
   }

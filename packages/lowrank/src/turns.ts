@@ -1,4 +1,4 @@
-import { ConfigError, distinctNumbers, mul, tidy, type Noise, type Parameter, type Tensor } from '@niwaki/tensor';
+import { checkCount, ConfigError, distinctNumbers, mul, tidy, type Noise, type Parameter, type Tensor } from '@niwaki/tensor';
 import { countedFrom, prefixed, substate, type State, type Transform } from '@niwaki/optim';
 import { refuseInside, restUpdate, valueOf, type Rest } from './subspace.ts';
 
@@ -24,9 +24,7 @@ export interface TurnsOptions {
  * begin theirs, bias correction too. State: that of the transform for those whose turn it is, and four numbers each.
  */
 export function inTurns(name: string, inner: Transform, { of, active, order, every, scale, rest }: TurnsOptions): Transform {
-  if (!(Number.isInteger(every) && every >= 1)) {
-    throw new ConfigError(`${name}: every must be a whole number of updates, at least 1, got ${every}`, { every });
-  }
+  checkCount(name, 'every', every);
   refuseInside(name, inner);
   return {
     name,

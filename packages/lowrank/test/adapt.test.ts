@@ -140,8 +140,8 @@ describe('options out of range', () => {
     [{ dropout: 1 }, 'dropout', '1'],
     [{ dropout: -0.1 }, 'dropout', '-0.1'],
     [{ dropout: Number.NaN }, 'dropout', 'NaN'],
-    [{ init: 'pissa_niter_0' as 'gaussian' }, 'init', 'pissa_niter_0'],
-    [{ bias: 'some' as 'all' }, 'bias', 'some'],
+    [{ init: 'pissa_niter_0' as 'gaussian' }, 'init', "'pissa_niter_0'"],
+    [{ bias: 'some' as 'all' }, 'bias', "'some'"],
     [{ rankPattern: { q_proj: 0 } }, "rankPattern['q_proj']", '0'],
     [{ alphaPattern: { q_proj: 0 } }, "alphaPattern['q_proj']", '0'],
   ])('%o names the field and the value', (options, field, value) => {
