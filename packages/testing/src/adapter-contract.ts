@@ -37,7 +37,7 @@ import {
 } from './contract-model.ts';
 import { perturb, trainableOf } from './perturb.ts';
 import { fitTeacher } from './planted.ts';
-import { modelGradientError, tapeDifference } from './model-gradient.ts';
+import { accumulationDifference, modelGradientError, tapeDifference } from './model-gradient.ts';
 import { fitLogits } from './planted-model.ts';
 import { extendsGraph, shapeAt, sitesOf } from './set-sites.ts';
 import { baseOf, siteGradientError } from './site-gradient.ts';
@@ -66,8 +66,9 @@ export interface AdapterCase {
 /**
  * 'startsAtBase': before training the output is the base's. 'exactGradient': not a surrogate. 'commutes': two active sets
  * give the same in either order. 'seeded': another seed starts elsewhere. 'joins': each of two active sets shows.
+ * 'accumulates': two micro-batches have the gradients of one batch.
  */
-export type AdapterPromise = 'startsAtBase' | 'exactGradient' | 'commutes' | 'seeded' | 'joins';
+export type AdapterPromise = 'startsAtBase' | 'exactGradient' | 'commutes' | 'seeded' | 'joins' | 'accumulates';
 
 interface Context
   extends
@@ -117,6 +118,7 @@ export const adapterContract =
       commutes: not.commutes === undefined,
       seeded: not.seeded === undefined,
       joins: not.joins === undefined,
+      accumulates: not.accumulates === undefined,
       traits,
       ...(rewrites && { rewrites }),
       // What stands on a base of its own shares no batch with others.
@@ -250,7 +252,8 @@ async function storeAs(model: Model, format: GgufEncoded): Promise<void> {
   }
 }
 
-function trainingRules({ trained, shared, leaves, exactGradient, startsAtBase, seeded, rewrites, start, perturbed }: Context): void {
+function trainingRules(context: Context): void {
+  const { trained, shared, leaves, exactGradient, startsAtBase, seeded, accumulates, rewrites, start, perturbed } = context;
   it('trains what it declares, all of it and nothing else, with optimizer state for that alone', () =>
     onTiny(async (model) => {
       const given = await bytesOf(model.parameters().values());
@@ -286,6 +289,12 @@ function trainingRules({ trained, shared, leaves, exactGradient, startsAtBase, s
     onTiny(async (model) => {
       await perturbed(model);
       expect(await tapeDifference(model)).toBeLessThan(1e-6);
+    }));
+
+  it(`has ${accumulates ? 'the gradients of one batch' : 'other gradients than one batch'} from two micro-batches`, () =>
+    onTiny(async (model) => {
+      await perturbed(model);
+      expect((await accumulationDifference(model)) < 1e-6).toBe(accumulates);
     }));
 
   if (rewrites !== undefined) {

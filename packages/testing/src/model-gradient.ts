@@ -19,7 +19,12 @@ interface Differentiated {
 async function differentiate(
   model: Model,
   batch: LanguageBatch,
-  { estimator = blockwiseBackprop(), view = plainView }: { estimator?: Estimator; view?: View },
+  {
+    estimator = blockwiseBackprop(),
+    view = plainView,
+    micro = 0,
+    weight = causalLM().weight(batch),
+  }: { estimator?: Estimator; view?: View; micro?: number; weight?: number },
 ): Promise<Differentiated> {
   const found = new Map<string, Tensor>();
   const objective = causalLM();
@@ -29,9 +34,9 @@ async function differentiate(
     batch,
     wrt: new Set(trainable(model)),
     view,
-    at: { attempt: 0, phaseStep: 0, micro: 0, pass: 0 },
+    at: { attempt: 0, phaseStep: 0, micro, pass: 0 },
     draw: createDraw(1, 0),
-    scale: 1 / objective.weight(batch),
+    scale: 1 / weight,
   };
   const sink = {
     push: ({ path }: Parameter, gradient: Gradient) => void found.set(path, (gradient as Gradient & { kind: 'dense' }).value),
@@ -47,9 +52,9 @@ async function differentiate(
   return { loss: value!, gradients };
 }
 
-const withBatch = async <T>(model: Model, use: (batch: LanguageBatch) => Promise<T>): Promise<T> => {
+const withBatch = async <T>(model: Model, use: (batch: LanguageBatch) => Promise<T>, taken = rows): Promise<T> => {
   const batch = languageBatch(
-    rows.map((ids) => ({ ids })),
+    taken.map((ids) => ({ ids })),
     { vocabularySize: model.info.vocabularySize, padTo: 6, padSide: 'left' },
   );
   try {
@@ -103,10 +108,26 @@ export const tapeDifference = (model: Model): Promise<number> =>
       await differentiate(model, batch, { estimator: blockwiseBackprop() }),
       await differentiate(model, batch, { estimator: fullTapeBackprop() }),
     ];
-    if ([...blockwise.gradients.keys()].sort().join() !== [...full.gradients.keys()].sort().join()) return Infinity;
-    return Math.max(
-      ...[...blockwise.gradients].flatMap(([path, values]) =>
-        Array.from(values, (value, i) => Math.abs(value - full.gradients.get(path)![i]!)),
-      ),
-    );
+    return largestGap(blockwise.gradients, full.gradients);
   });
+
+/** Largest difference of the sum of the gradients of two micro-batches from that of one batch of both. */
+export const accumulationDifference = (model: Model): Promise<number> =>
+  withBatch(model, async (batch) => {
+    const weight = causalLM().weight(batch);
+    const whole = await differentiate(model, batch, {});
+    const sum = new Map<string, Float32Array>();
+    for (const [micro, ids] of rows.entries()) {
+      const { gradients } = await withBatch(model, (own) => differentiate(model, own, { micro, weight }), [ids]);
+      for (const [path, values] of gradients) {
+        const before = sum.get(path);
+        sum.set(path, before === undefined ? values : before.map((value, i) => value + values[i]!));
+      }
+    }
+    return largestGap(sum, whole.gradients);
+  });
+
+function largestGap(given: ReadonlyMap<string, Float32Array>, expected: ReadonlyMap<string, Float32Array>): number {
+  if ([...given.keys()].sort().join() !== [...expected.keys()].sort().join()) return Infinity;
+  return Math.max(...[...given].flatMap(([path, values]) => Array.from(values, (value, i) => Math.abs(value - expected.get(path)![i]!))));
+}

@@ -127,16 +127,19 @@ export function transformContract(
       );
     });
 
-    it('leaves no trace of a refused step', () =>
+    it('leaves no trace of a refused step, the first one and those that choose again included', () =>
       onModel(
         make(),
         async ({ model, step, advance, factor }) => {
-          await advance(2);
-          const before = await everything(model, step);
-          factor.value = Number.NaN;
-          await advance(1, step, { applied: false });
-          expect(await everything(model, step)).toEqual(before);
-          expect(step.updates()).toBe(2);
+          for (const updates of [0, 2, 5]) {
+            factor.value = 1;
+            await advance(updates - step.updates());
+            const before = await everything(model, step);
+            factor.value = Number.NaN;
+            await advance(1, step, { applied: false });
+            expect(await everything(model, step)).toEqual(before);
+            expect(step.updates()).toBe(updates);
+          }
         },
         { rate },
       ));
