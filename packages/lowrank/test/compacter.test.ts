@@ -19,7 +19,8 @@ import { modelGradientError } from '../../testing/src/model-gradient.ts';
 import { perturb } from '../../testing/src/perturb.ts';
 import type { Model } from '@niwaki/nn';
 import { bottleneck, compacter, hypercomplex, type CompacterOptions } from '../src/index.ts';
-import { adapt, mergeAdapter } from '@niwaki/peft';
+import { gelu } from '../src/gelu.ts';
+import { adapt, mergeAdapter, unbound } from '@niwaki/peft';
 
 const outputs = ['**.self_attn', '**.mlp'];
 
@@ -107,6 +108,14 @@ describe('a product by Kronecker factors', () => {
   });
 });
 
+it('bends by the tanh form of GELU', async () => {
+  const x = tensor2d([[-1, 0, 1, 2]]);
+  const y = tidy(() => gelu(x));
+  // The form with the error function gives 0.841345 and 1.954500.
+  for (const [i, value] of [-0.158808, 0, 0.841192, 1.954598].entries()) expect((await y.data())[i]).toBeCloseTo(value, 5);
+  for (const used of [x, y]) used.dispose();
+});
+
 describe('compacter', () => {
   it('trains what the paper counts for T5-base', () => {
     const norms = 47_616;
@@ -115,12 +124,47 @@ describe('compacter', () => {
     expect(trainedNumbers({}, { width: 768, places: 24 }) + norms).toBe(104_704);
   });
 
+  it('draws s and t up to the bounds of the reference, the shared A of its deviation, and begins with biases of 0', async () => {
+    const before = memory().numTensors;
+    // T5-base at a reduction of 32: of 768 to 24 by 4 blocks, s_i is [192, 1] and t_i [1, 6].
+    const model = { info: { hiddenSize: 768 } } as Model;
+    const method = compacter().bind({ ...unbound, draw: createDraw(3, 0) });
+    const { adapter } = await method.make({ path: 'm', point: 'ffn', inputId: 'x' }, await method.plan!([], model));
+    const { phm_rule: rule, ...own } = adapter!.parameters;
+    const most = async (slot: string): Promise<number> => Math.max(...(await own[slot]!.read().data()).map(Math.abs));
+    for (const [slot, shape, bound] of [
+      ['adapter_down_s', [4, 192, 1], 0.24935],
+      ['adapter_down_t', [4, 1, 6], 1.30931],
+      ['adapter_up_s', [4, 6, 1], 1.30931],
+      ['adapter_up_t', [4, 1, 192], 0.24935],
+    ] as const) {
+      expect(own[slot]!.shape).toEqual(shape);
+      expect(await most(slot)).toBeLessThanOrEqual(bound + 5e-6);
+      expect(await most(slot)).toBeGreaterThan(0.85 * bound);
+    }
+    expect([await most('adapter_down.bias'), await most('adapter_up.bias')]).toEqual([0, 0]);
+    const values = await rule!.read().data();
+    // Of 64 numbers: the deviation is known to a tenth of itself, and three of these are allowed.
+    expect(Math.abs(Math.hypot(...values) / 8 / 1e-4 - 1)).toBeLessThan(0.3);
+    for (const parameter of Object.values(adapter!.parameters)) parameter.dispose();
+    expect(memory().numTensors).toBe(before);
+  });
+
+  it('names both numbers of a division that does not divide the bottleneck', () => {
+    const model = { info: { hiddenSize: 768 } } as Model;
+    const shapes = (options: CompacterOptions) => () => compacter(options).stored(undefined!, model);
+    // 7 divides neither 768 nor 24; 16 divides 768 alone.
+    expect(shapes({ division: 7 })).toThrow(/division of 7 does not divide 768/);
+    expect(shapes({ division: 16 })).toThrow(/division of 16 does not divide 24/);
+  });
+
   it('starts beside the base and not on it, inside its bounds, with gradients for every factor', () =>
     onTiny(async (model) => {
       const base = await logits(model);
       const set = await adapt(model, compacter({ reduction: 4, division: 2, trainNorms: false }), { at: outputs });
       const started = await logits(model);
       expect(distance(started, base)).toBeLessThan(1e-5);
+      expect(started).not.toEqual(base);
       for (const { parameters } of set.sites.values()) {
         for (const [slot, { shape, read }] of Object.entries(parameters)) {
           if (shape.length !== 3 || slot === 'phm_rule') continue;

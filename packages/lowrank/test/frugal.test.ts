@@ -5,12 +5,8 @@ import { sizeOf } from '../../testing/src/contract-model.ts';
 import { stateBytesOf, trial, type Trial } from '../../testing/src/transform-trial.ts';
 import { coordinateSubspace, frugal, galore, spectralSubspace, type Subspace } from '../src/index.ts';
 import { onModel } from './on-model.ts';
+import { gap, rankOf, wave, zeros } from './arrays.ts';
 
-const zeros = (length: number): number[] => Array.from({ length }, () => 0);
-const wave = (length: number, seed: number): number[] => Array.from({ length }, (_, i) => Math.sin(seed + i * (1.3 + seed / 7)));
-/** Largest difference. */
-const gap = (given: readonly number[], expected: readonly number[]): number =>
-  given.length === expected.length ? Math.max(...expected.map((value, i) => Math.abs(given[i]! - value))) : Infinity;
 const index = (state: Readonly<Record<string, Tensor | number>>): number[] => [...(state['frugal.at.index'] as Tensor).dataSync()];
 
 describe('frugal', () => {
@@ -71,6 +67,68 @@ describe('frugal', () => {
     const chosen = new Set(index(run.state()));
     const moved = run.values().map((value, i) => Math.abs(value - before[i]!));
     moved.forEach((distance, i) => expect(distance).toBeCloseTo(chosen.has(i % 8) ? 0.1 : 0, 5));
+    run.dispose();
+  });
+
+  it('with another rule for the rest moves within the rank of its vectors, with signs in all directions', async () => {
+    const ranks: number[] = [];
+    for (const rest of ['none', 'sgd', 'sign'] as const) {
+      const run = trial(frugal({ learningRate: 1, density: 0.5, split: 'singular', rest }), zeros(48), { shape: [6, 8] });
+      for (let i = 0; i < 3; i++) await run.step(wave(48, i), { rate: 0.1 });
+      ranks.push(await rankOf(run.values(), [6, 8]));
+      run.dispose();
+    }
+    // Half of 6.
+    expect(ranks).toEqual([3, 6, 6]);
+  });
+
+  it('decays before it updates, and scales the update and the rest of it', async () => {
+    const make = (options: object): Trial =>
+      trial(frugal({ learningRate: 1, density: 0.5, weightDecay: 0.1, ...options }), [1, 1, 1, 1], { shape: [2, 2], seed: 4 });
+    // Adam's first step in column 1 is the rate: 1·(1 - 0.01·0.1) ± 0.01·0.3, and a tenth of that for signs.
+    const signs = make({ scale: 0.3, restScale: 0.1 });
+    const values = await signs.step([1, -2, 3, 4], { rate: 0.01 });
+    expect(index(signs.state())).toEqual([1]);
+    expect(gap(values, [0.999 - 0.0003, 0.999 + 0.003, 0.999 - 0.0003, 0.999 - 0.003])).toBeLessThan(1e-7);
+    const itself = make({ scale: 0.3, restScale: 0.1, rest: 'sgd' });
+    const moved = await itself.step([1, -2, 3, 4], { rate: 0.01 });
+    expect(gap(moved, [0.999 - 0.0003, 0.999 + 0.003, 0.999 - 0.0009, 0.999 - 0.003])).toBeLessThan(1e-7);
+    signs.dispose();
+    itself.dispose();
+  });
+
+  it('does not move an entry of the rest whose gradient is 0', async () => {
+    const run = trial(frugal({ learningRate: 1, density: 0 }), [1, 1, 1, 1], { shape: [2, 2] });
+    expect(await run.step([0, -3, -0, 1e-30], { rate: 0.25 })).toEqual([1, 1.25, 1, 0.75]);
+    run.dispose();
+  });
+
+  it('rounds half of a vector to the even number, as Python does', () => {
+    for (const [side, rank] of [
+      [10, 2],
+      [14, 4],
+      [18, 4],
+    ] as const) {
+      const run = trial(frugal({ learningRate: 1, density: 0.25, split: 'singular' }), zeros(side * 20), { shape: [side, 20] });
+      expect((run.state()['frugal.at.left'] as Tensor).shape).toEqual([side, rank]);
+      run.dispose();
+    }
+  });
+
+  it('without a new start keeps moments by their place: a column drawn anew goes on with those of the one before it', async () => {
+    const run = trial(frugal({ learningRate: 1, density: 0.25, every: 1, reset: false, rest: 'none' }), zeros(8), { shape: [1, 8] });
+    const momentum = (): number[] => [...(run.state()['frugal.inner.momentum'] as Tensor).dataSync()];
+    let expected = [0, 0];
+    const drawn = new Set<string>();
+    for (let i = 0; i < 4; i++) {
+      const gradient = wave(8, i + 1);
+      await run.step(gradient, { rate: 0.1 });
+      const columns = index(run.state());
+      drawn.add(String(columns));
+      expected = expected.map((value, slot) => 0.9 * value + 0.1 * gradient[columns[slot]!]!);
+      expect(gap(momentum(), expected)).toBeLessThan(1e-6);
+    }
+    expect(drawn.size).toBeGreaterThan(1);
     run.dispose();
   });
 

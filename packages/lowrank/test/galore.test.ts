@@ -1,28 +1,15 @@
 import { describe, expect, it } from 'vitest';
-import { createDraw, memory, svd, tensor2d, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { createDraw, memory, tensor2d, type Tensor } from '@niwaki/tensor';
 import { adamw, scaleByLion, sgd, type Transform } from '@niwaki/optim';
 import { causalLM, createStep, disposeBatch, languageBatch } from '@niwaki/engine';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { sizeOf } from '../../testing/src/contract-model.ts';
 import { stateBytesOf, trial, type Trial } from '../../testing/src/transform-trial.ts';
-import { galore, projectGradients } from '../src/index.ts';
+import { galore, projectGradients, spectralSubspace } from '../src/index.ts';
+import { gap, rankOf, wave, zeros } from './arrays.ts';
 
-const zeros = (length: number): number[] => Array.from({ length }, () => 0);
-const wave = (length: number, seed: number): number[] => Array.from({ length }, (_, i) => Math.sin(seed + i * (1.3 + seed / 7)));
-/** Largest difference. */
-const gap = (given: readonly number[], expected: readonly number[]): number =>
-  given.length === expected.length ? Math.max(...expected.map((value, i) => Math.abs(given[i]! - value))) : Infinity;
 const turned = (values: readonly number[], rows: number, columns: number): number[] =>
   Array.from({ length: values.length }, (_, i) => values[(i % rows) * columns + Math.floor(i / rows)]!);
-
-/** Singular values of a change, larger than rounding. */
-async function rankOf(values: readonly number[], shape: [number, number]): Promise<number> {
-  const change = tensor2d([...values], shape);
-  const { u, s, v } = await svd(change as Tensor2D);
-  const sizes = await s.data();
-  for (const each of [change, u, s, v]) each.dispose();
-  return sizes.filter((size) => size > 1e-4 * sizes[0]!).length;
-}
 
 const first = [3, 0, 0, 0, 1, 0];
 const second = [2, 1, 0, 0, 4, 0];
@@ -114,6 +101,46 @@ describe('galore', () => {
       ),
     ).toBeLessThan(1e-6);
     run.dispose();
+  });
+
+  it('has the largest entry of every vector positive, whatever the sign of the gradient: moments outlive a choice', async () => {
+    for (const side of ['left', 'right'] as const) {
+      const subspace = spectralSubspace([20, 24], { rank: 3, side });
+      const bases: number[][] = [];
+      for (const sign of [1, -1]) {
+        const gradient = tensor2d(
+          wave(480, 3).map((value) => sign * value),
+          [20, 24],
+        );
+        const at = await subspace.choose(gradient, createDraw(1, 1).at('p#subspace'));
+        bases.push([...at[side]!.dataSync()]);
+        for (const each of [gradient, ...Object.values(at)]) each.dispose();
+      }
+      for (let k = 0; k < 3; k++) {
+        const vector = bases[0]!.filter((_, i) => i % 3 === k);
+        expect(Math.max(...vector)).toBe(Math.max(...vector.map(Math.abs)));
+      }
+      expect(bases[1]).toEqual(bases[0]);
+    }
+  });
+
+  it('takes a kernel of a convolution as the matrix of its outputs', async () => {
+    const make = (shape: number[]): Trial => trial(galore({ learningRate: 1, rank: 2, every: 2 }), zeros(48), { shape });
+    const [kernel, matrix] = [make([4, 3, 2, 2]), make([4, 12])];
+    for (let i = 0; i < 3; i++)
+      expect(await kernel.step(wave(48, i), { rate: 0.1 })).toEqual(await matrix.step(wave(48, i), { rate: 0.1 }));
+    kernel.dispose();
+    matrix.dispose();
+  });
+
+  it('multiplies by its scale what comes back, and not the decay, which is of the updated value', async () => {
+    const plain = trial(galore({ learningRate: 1, rank: 1, scale: 1 }), zeros(6), { shape: [2, 3] });
+    const scaled = trial(galore({ learningRate: 1, rank: 1, scale: 0.25, weightDecay: 0.5 }), [1, 1, 1, 1, 1, 1], { shape: [2, 3] });
+    const update = await plain.step(first, { rate: 0.1 });
+    const expected = update.map((value) => (1 + 0.25 * value) * (1 - 0.1 * 0.5));
+    expect(gap(await scaled.step(first, { rate: 0.1 }), expected)).toBeLessThan(1e-7);
+    plain.dispose();
+    scaled.dispose();
   });
 
   it('holds the bytes of the formula', () => {

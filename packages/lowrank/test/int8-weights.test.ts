@@ -32,15 +32,7 @@ import { bytesOf } from '../../testing/src/contract-model.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { galore, int8Weights, qGalore } from '../src/index.ts';
 import { lossesOf, onModel } from './on-model.ts';
-
-const zeros = (length: number): number[] => Array.from({ length }, () => 0);
-const wave = (length: number, seed: number): number[] => Array.from({ length }, (_, i) => Math.sin(seed + i * (1.3 + seed / 7)));
-/** Largest difference. */
-const gap = (given: ArrayLike<number>, expected: ArrayLike<number>): number =>
-  Array.from(given).reduce(
-    (most, value, i) => Math.max(most, Math.abs(value - expected[i]!)),
-    given.length === expected.length ? 0 : Infinity,
-  );
+import { gap, wave, zeros } from './arrays.ts';
 
 async function int8(path: string, values: readonly number[], shape: [number, number], groupSize = 8): Promise<Weight> {
   const dense = tensor2d([...values], shape);

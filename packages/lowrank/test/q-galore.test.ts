@@ -14,15 +14,7 @@ import {
   type SubspaceOptions,
 } from '../src/index.ts';
 import { lossesOf } from './on-model.ts';
-
-const zeros = (length: number): number[] => Array.from({ length }, () => 0);
-const wave = (length: number, seed: number): number[] => Array.from({ length }, (_, i) => Math.sin(seed + i * (1.3 + seed / 7)));
-/** Largest difference. */
-const gap = (given: ArrayLike<number>, expected: ArrayLike<number>): number =>
-  Array.from(given).reduce(
-    (most, value, i) => Math.max(most, Math.abs(value - expected[i]!)),
-    given.length === expected.length ? 0 : Infinity,
-  );
+import { gap, wave, zeros } from './arrays.ts';
 
 /** A subspace whose basis is what it is told. */
 const given = (basis: readonly number[], [side, rank]: readonly [number, number]): Subspace => ({

@@ -46,6 +46,12 @@ const identity = (n: number): Tensor2D =>
 const orthonormality = (q: Tensor2D): number => distance(matMul(q, q, true, false), identity(q.shape[1]));
 const rebuilt = ({ u, s, v }: Svd): Tensor2D => matMul(mul(u, s) as Tensor2D, v, false, true);
 
+const consumed = async (tensor: Tensor): Promise<Float32Array> => {
+  const values = (await tensor.data()) as Float32Array;
+  tensor.dispose();
+  return values;
+};
+
 /** Runs a check that leaves only what it was given alive. */
 async function withoutLeak(check: () => Promise<Tensor[]>): Promise<void> {
   const before = memory().numTensors;
@@ -149,6 +155,29 @@ describe('truncatedSvd', () => {
         expect(distance(rebuilt(near), best)).toBeLessThan(1e-4);
       });
       return [a, ...Object.values(exact), ...Object.values(near)] as Tensor[];
+    });
+  });
+
+  it('captures with each iteration what it leaves of the optimum: a spectrum of 0.9^k, 8 of 64', async () => {
+    await withoutLeak(async () => {
+      const gaussians = [random(96, 64, 'left'), random(64, 64, 'right')] as const;
+      const [left, right] = [await qr(gaussians[0]), await qr(gaussians[1])];
+      const falling = tensor1d(Array.from({ length: 64 }, (_, k) => 0.9 ** k));
+      const a = tidy(() => matMul(mul(right.q, falling) as Tensor2D, left.q, false, true));
+      const optimum = Array.from({ length: 8 }, (_, k) => 0.81 ** k).reduce((sum, energy) => sum + energy, 0);
+      const missed: number[] = [];
+      for (const iterations of [0, 1, 2]) {
+        const { u, s, v } = await truncatedSvd(a, { rank: 8, noise: address, oversample: 8, iterations });
+        const captured = await consumed(tidy(() => matMul(u, a, true, false)));
+        missed.push(1 - captured.reduce((sum, value) => sum + value * value, 0) / optimum);
+        for (const tensor of [u, s, v]) tensor.dispose();
+      }
+      // Measured on another draw: 0.957, 0.99976 and 0.999998 of it.
+      expect(missed[0]).toBeGreaterThan(0.01);
+      expect(missed[0]).toBeLessThan(0.1);
+      expect(missed[1]).toBeLessThan(1e-3);
+      expect(missed[2]).toBeLessThan(1e-5);
+      return [a, falling, ...gaussians, ...Object.values(left), ...Object.values(right)] as Tensor[];
     });
   });
 
