@@ -2,17 +2,25 @@ import { configContract, type FieldCase } from '../../testing/src/config-contrac
 import {
   adamw,
   agedAdamw,
+  clipByEntry,
+  clipByGlobalNorm,
+  constant,
+  cosine,
+  linear,
   lion,
   sgd,
   sm3,
   wsd,
   type AdamwOptions,
   type AgedAdamwOptions,
+  type BlockwiseStateOptions,
+  type DecayOptions,
   type Group,
   type LionOptions,
   type SgdOptions,
   type Sm3Options,
   type StateStorage,
+  type WarmupOptions,
   type WsdOptions,
 } from '../src/index.ts';
 
@@ -45,3 +53,25 @@ configContract<WsdOptions>('wsd', wsd, {
   decay: { takes: 0.2, not: [-1] },
   shape: { takes: 'sqrt', not: ['cosine'] },
 });
+
+configContract<BlockwiseStateOptions>('adamw, state', (state) => adamw({ learningRate: 1, state }), {
+  blockSize: { takes: 64, not: [0, 10, -4, Number.NaN] },
+  minSize: { takes: 0, not: [-1, Number.NaN] },
+  except: { takes: { roles: ['embedding'] }, not: 'a selection of parameters' },
+  strictBnb: { takes: true, not: ['yes'] },
+});
+configContract<Group>('adamw, group', (group) => adamw({ learningRate: 1, groups: [group] }), {
+  roles: { takes: ['norm'], not: 'a selection of parameters' },
+  at: { takes: '**.norm', not: 'a selection of parameters' },
+  weightDecay: rate,
+  rateScale: rate,
+});
+const rising = { learningRate: rate, warmup: { takes: 0.1, not: [-1, Number.NaN] } } as const;
+const falling = { ...rising, floor: { takes: 0.1, not: [-0.1, 1.1] } } as const;
+configContract<WarmupOptions>('constant', constant, rising);
+configContract<DecayOptions>('linear', linear, falling);
+configContract<DecayOptions>('cosine', cosine, falling);
+configContract<{ maxNorm: number }>('clipByGlobalNorm', ({ maxNorm }) => clipByGlobalNorm(maxNorm), {
+  maxNorm: { takes: 1, not: [0, -1, Number.NaN] },
+});
+configContract<{ limit: number }>('clipByEntry', ({ limit }) => clipByEntry(limit), { limit: { takes: 1, not: [0, -1, Number.NaN] } });
