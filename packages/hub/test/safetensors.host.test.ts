@@ -68,6 +68,52 @@ describe.skipIf(!hasShared)('the accept and reject list of the reference', () =>
   });
 });
 
+describe('what a header must not say, each thing said in its own words and with the name of the tensor', () => {
+  const one = (entry: string, data: number[] = [0, 0, 0, 0]): Uint8Array => header(`{"w":${entry}}`, data);
+  const length = (bytes: number[]): Uint8Array => Uint8Array.from([...bytes, ...Array.from({ length: 8 }, () => 0)]);
+  const two = (w: string, z: string): Uint8Array =>
+    header(`{"w":{"dtype":"U8","shape":[2],"data_offsets":${w}},"z":{"dtype":"U8","shape":[2],"data_offsets":${z}}}`, [0, 0, 0, 0, 0]);
+
+  test.each<[string, Uint8Array, RegExp]>([
+    ['nothing at all', new Uint8Array(0), /at least 8 bytes, this one has 0/],
+    ['a length beyond the file', fromHex('3c00000000000000'), /header says it has 60 bytes, the file only 8/],
+    ['a length beyond any file', length([0, 0, 0, 0, 0xff, 0xff, 0xff, 0]), /more than 100000000/],
+    ['no UTF-8', Uint8Array.from([1, 0, 0, 0, 0, 0, 0, 0, 0xff]), /header is not JSON/],
+    ['half an object', header('{'), /header is not JSON/],
+    ['a list', header('[]'), /header is not a JSON object/],
+    ['padding of zeros', header('{}\0'), /header is not JSON/],
+    ['no shape', one('{"dtype":"F32","data_offsets":[0,4]}'), /tensor 'w': shape is missing/],
+    ['three offsets', one('{"dtype":"F32","shape":[1],"data_offsets":[0,4,4]}'), /tensor 'w': data_offsets must be two numbers/],
+    ['a dtype in small letters', one('{"dtype":"u8","shape":[4],"data_offsets":[0,4]}'), /tensor 'w': unknown dtype "u8"/],
+    ['a dtype of another format', one('{"dtype":"Q8","shape":[4],"data_offsets":[0,4]}'), /tensor 'w': unknown dtype "Q8"/],
+    ['a side below 0', one('{"dtype":"F32","shape":[-2],"data_offsets":[0,4]}'), /tensor 'w': shape \[-2\]/],
+    [
+      'a first tensor after the start',
+      one('{"dtype":"U8","shape":[3],"data_offsets":[1,4]}'),
+      /tensor 'w' is at bytes \[1, 4\), expected to start at 0/,
+    ],
+    ['a hole', two('[0,2]', '[3,5]'), /tensor 'z' is at bytes \[3, 5\), expected to start at 2/],
+    ['an overlap', two('[0,2]', '[1,3]'), /tensor 'z' is at bytes \[1, 3\), expected to start at 2/],
+    ['an end before its begin', one('{"dtype":"U8","shape":[0],"data_offsets":[0,-1]}'), /tensor 'w': data_offsets \[0,-1\]/],
+    [
+      'too few bytes',
+      one('{"dtype":"I32","shape":[2,2],"data_offsets":[0,4]}'),
+      /tensor 'w': I32 \[2,2\] takes 16 bytes, its offsets span 4/,
+    ],
+    [
+      'sides whose product overflows',
+      one('{"dtype":"I32","shape":[2,18446744073709551614],"data_offsets":[0,4]}'),
+      /tensor 'w': shape .* overflows/,
+    ],
+    ['fewer bytes than it says', one('{"dtype":"F32","shape":[1],"data_offsets":[0,4]}', [0, 0]), /the last is 'w'.*the file has/],
+    ['more bytes than it says', one('{"dtype":"F32","shape":[1],"data_offsets":[0,4]}', [0, 0, 0, 0, 9]), /the last is 'w'.*the file has/],
+    ['metadata that is a number', header('{"__metadata__":{"k":1}}'), /__metadata__ holds text only, 'k' is number/],
+  ])('%s', async (_, bytes, message) => {
+    await expect(open(bytes)).rejects.toThrow(message);
+    await expect(open(bytes)).rejects.toThrow(FormatError);
+  });
+});
+
 test('the writer lays tensors out widest first and pads the header with spaces', async () => {
   const tensors = new Map([
     ['a', raw('U8', [3], [1, 1, 1])],
