@@ -25,9 +25,9 @@ export function writeOrCheck(name, text, { script, told }) {
 }
 
 /** The same for a page that a test holds as its snapshot; ends the process as the test does. */
-export function writeOrCheckBy(test) {
+export function writeOrCheckBy(test, { project = 'cpu' } = {}) {
   const update = process.argv.includes('--check') ? [] : ['--update'];
-  const { status } = spawnSync('npx', ['vitest', 'run', '--project', 'cpu', test, ...update], {
+  const { status } = spawnSync('npx', ['vitest', 'run', '--project', project, test, ...update], {
     cwd: fileURLToPath(new URL('..', import.meta.url)),
     stdio: 'inherit',
     shell: process.platform === 'win32',

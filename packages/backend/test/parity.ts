@@ -1,4 +1,4 @@
-import { init } from '@niwaki/backend';
+import { init, type InitOptions } from '@niwaki/backend';
 import { memory, mul, runOp, tensor, type Op, type Tensor } from '@niwaki/tensor';
 import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { expect } from 'vitest';
@@ -57,6 +57,12 @@ export async function reference(op: Op<never, never>, inputs: Hosts, attrs: obje
 export async function onGpu(op: Op<never, never>, inputs: Hosts, attrs: object): Promise<Host[]> {
   await init({ device: 'webgpu', software: true });
   expect(getKernel(op.kernelName, getBackend()), `${op.kernelName} has a kernel`).toBeDefined();
+  return onDevice({ device: 'webgpu', software: true }, op, inputs, attrs);
+}
+
+/** What a device gives, by its kernel or by the reference, twice over: equal bits, and no tensor left behind. */
+export async function onDevice(device: InitOptions, op: Op<never, never>, inputs: Hosts, attrs: object): Promise<Host[]> {
+  await init(device);
   const before = memory();
   const tensors = upload(inputs);
   const outputs = runOp(op, tensors as never, attrs as never);
