@@ -1,3 +1,4 @@
+export * from './methods.ts';
 export * from './check.ts';
 export * from './method.ts';
 export { baseChanges, calibrationHash, type BaseChange } from './base-changes.ts';
@@ -11,9 +12,8 @@ export type { Replayed, Window } from './calibration/window.ts';
 export type { Fit, FitProgress, Penalty } from './calibration/fit.ts';
 export { createBreath } from './breath.ts';
 export * from './objective.ts';
-export * from './language.ts';
+export { disposeBatch, languageBatch, type LanguageBatch, type LanguageRow } from './language.ts';
 export * from './estimator.ts';
-export * from './backprop.ts';
 export { type GradientPlan, type GradientPlanEntry } from './gradient-plan.ts';
 export * from './participant.ts';
 export * from './step.ts';

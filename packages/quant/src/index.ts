@@ -1,14 +1,5 @@
+export * from './methods.ts';
 export * from './codebooks.ts';
-export type { Codebook4MethodOptions } from './codebook-method.ts';
-export * from './nf4.ts';
-export * from './fp4.ts';
-export type { IntegerOptions } from './affine-options.ts';
-export * from './rtn.ts';
-export { gptq, type GptqOptions } from './gptq.ts';
-export { awq, type AwqOptions } from './awq.ts';
-export { activations, type ActivationOptions } from './activations.ts';
-export { cbq, type CbqOptions, type OutlierTreatment } from './cbq.ts';
-export type { CbqActivations, Operand } from './cbq-activations.ts';
 export * from './quantize.ts';
 export * from './format-bnb.ts';
 export * from './format-gptq.ts';
