@@ -5,7 +5,9 @@
  * Run `pnpm build` before.
  */
 import { parseArgs } from 'node:util';
-import { activationModes, createKeyValueCache, forward, init, load, recipeKit, tensor2d } from '../packages/niwaki/dist/index.js';
+import { createKeyValueCache } from '../packages/nn/dist/index.js';
+import { activationModes, tensor2d } from '../packages/tensor/dist/index.js';
+import { forward, init, load, recipeKit } from '../packages/niwaki/dist/index.js';
 import { keptOut } from '../examples/pretrain/corpus.mjs';
 
 const { values, positionals } = parseArgs({

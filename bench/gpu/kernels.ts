@@ -19,7 +19,6 @@ import {
   expandGroupsOp,
   geluGradOp,
   geluOp,
-  init,
   integerMatMulOp,
   layerNormGradOp,
   layerNormOp,
@@ -41,12 +40,12 @@ import {
   packBits,
   packedRowsOp,
   pickGroupsOp,
-  type AffineBits,
   type Op,
   type PackedFormat,
   wordsOf,
   type Tensor,
-} from '../../packages/niwaki/src/index.ts';
+} from '../../packages/tensor/src/index.ts';
+import { init, type AffineBits } from '../../packages/niwaki/src/index.ts';
 import { abilitiesOf } from '../../packages/backend/src/webgpu/abilities.ts';
 import { dispatch } from '../../packages/backend/src/webgpu/dispatch.ts';
 import { decoderOf } from '../../packages/backend/src/webgpu/kernels/packed-decode.wgsl.ts';

@@ -33,7 +33,7 @@ await build({
       { find: /^@vitest\/expect$/, replacement: ofVitest.resolve('@vitest/expect') },
       { find: /^chai$/, replacement: createRequire(ofVitest.resolve('@vitest/expect')).resolve('chai') },
       // The jobs measure what is built; here the source is bundled.
-      { find: /^.*packages\/niwaki\/dist\/index\.js$/, replacement: join(root, 'packages/niwaki/src/index.ts') },
+      { find: /^.*packages\/(\w+)\/dist\/index\.js$/, replacement: join(root, 'packages/$1/src/index.ts') },
     ],
   },
   ssr: { noExternal: true, external: ['webgpu'], resolve: { conditions: ['@niwaki/source', 'node', 'module', 'import', 'default'] } },

@@ -1,16 +1,7 @@
 /** Steps of LoRA on a frozen base, a whole process: { tokensPerSecond, peakRssBytes, … }. */
-import {
-  adamw,
-  adapt,
-  blockwiseBackprop,
-  causalLM,
-  createDraw,
-  createStep,
-  init,
-  languageBatch,
-  lora,
-  openMemoryLedger,
-} from '../../packages/niwaki/dist/index.js';
+import { createStep } from '../../packages/engine/dist/index.js';
+import { createDraw, openMemoryLedger } from '../../packages/tensor/dist/index.js';
+import { adamw, adapt, blockwiseBackprop, causalLM, init, languageBatch, lora } from '../../packages/niwaki/dist/index.js';
 import { config, ids, median, smollm2 } from './smollm2.mjs';
 
 export const options = {

@@ -1,6 +1,9 @@
 /** A model of SmolLM2-135M's shape with random weights: what a job takes depends on neither its numbers nor a download. */
 import shapeOfSmollm2 from '../peers/smollm2.json' with { type: 'json' };
-import { createModel, denseParameter, ggufBlock, initializeModel, nf4, ones, quantize, zeros } from '../../packages/niwaki/dist/index.js';
+import { createModel } from '../../packages/nn/dist/index.js';
+import { denseParameter, ones, zeros } from '../../packages/tensor/dist/index.js';
+import { ggufBlock } from '../../packages/weights/dist/index.js';
+import { initializeModel, nf4, quantize } from '../../packages/niwaki/dist/index.js';
 
 /** The one that the peers of other libraries read. */
 export const config = shapeOfSmollm2;

@@ -2,13 +2,10 @@
 import { init } from '../../packages/backend/dist/index.js';
 import {
   add,
-  blockwiseBackprop,
-  causalLM,
   createDraw,
   crossEntropyGradOp,
   crossEntropyOp,
   denseParameter,
-  denseWeight,
   dispose,
   fill,
   keep,
@@ -20,7 +17,9 @@ import {
   tensor,
   tensor1d,
   tidy,
-} from '../../packages/niwaki/dist/index.js';
+} from '../../packages/tensor/dist/index.js';
+import { denseWeight } from '../../packages/weights/dist/index.js';
+import { blockwiseBackprop, causalLM } from '../../packages/niwaki/dist/index.js';
 import { against } from '../against.mjs';
 import { config } from '../jobs/smollm2.mjs';
 

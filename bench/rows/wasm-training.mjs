@@ -2,7 +2,9 @@
 import '@tensorflow/tfjs-backend-wasm';
 import { setBackend } from '@tensorflow/tfjs-core';
 import { init } from '../../packages/backend/dist/index.js';
-import { adamw, causalLM, createDraw, createStep, disposeBatch, initializeModel, languageBatch } from '../../packages/niwaki/dist/index.js';
+import { createStep } from '../../packages/engine/dist/index.js';
+import { createDraw } from '../../packages/tensor/dist/index.js';
+import { adamw, causalLM, disposeBatch, initializeModel, languageBatch } from '../../packages/niwaki/dist/index.js';
 import { ids } from '../jobs/smollm2.mjs';
 import { here, jsonOf } from '../processes.mjs';
 

@@ -16,6 +16,7 @@ export default defineConfig({
     nav: [
       { text: 'Guide', link: '/guide/' },
       { text: 'Methods', link: '/methods/' },
+      { text: 'API', link: '/generated/api' },
       { text: 'Contributing', link: '/contributing/' },
     ],
     sidebar: {
@@ -27,6 +28,7 @@ export default defineConfig({
             { text: 'Command line', link: '/guide/cli' },
             { text: 'In the page', link: '/guide/browser' },
             { text: 'Speed', link: '/guide/bench' },
+            { text: 'API', link: '/generated/api' },
             { text: 'Measured', link: '/generated/bench' },
             { text: 'Measured on graphics cards', link: '/generated/gpu' },
           ],

@@ -13,14 +13,33 @@ const textOf = (page: string): string => readFileSync(new URL(page, root), 'utf8
 /** Names that stand for something of the reader's own. */
 const readers = new Set(['rounded', 'twn', 'ternary']);
 
+const packages = new Map<string, object>();
+for (const name of readdirSync(new URL('packages/', root))) {
+  const index = new URL(`packages/${name}/src/index.ts`, root);
+  if (name !== 'niwaki' && name !== 'testing') packages.set(`@niwaki/${name}`, (await import(index.href)) as object);
+}
+packages.set('niwaki', niwaki);
+
+/** Values that a block imports: [name, package]. */
+const importsOf = (block: string): [string, string][] =>
+  [...block.matchAll(/import \{([^}]*)\} from '((?:@niwaki\/)?\w+)'/g)].flatMap(([, names, from]) =>
+    names!
+      .split(',')
+      .map((name) => name.trim())
+      .filter((name) => !name.startsWith('type '))
+      .map((name): [string, string] => [name, from!]),
+  );
+
 describe.each(pages)('%s', (page) => {
-  it('calls only what niwaki exports', () => {
+  it('calls only what niwaki exports, or what it imports; a page for authors calls what any package does', () => {
     const blocks = [...textOf(page).matchAll(/```ts\n([^]*?)```/g)].map(([, block]) => block!);
     const calls = blocks.flatMap((block) => [...block.matchAll(/(?<![.\w])([a-z]\w+)\(/g)].map(([, name]) => name!));
-    const imports = blocks.flatMap((block) =>
-      [...block.matchAll(/import \{([^}]*)\} from 'niwaki'/g)].flatMap(([, names]) => names!.split(',').map((name) => name.trim())),
-    );
-    expect([...new Set([...calls, ...imports])].filter((name) => !(name in niwaki) && !readers.has(name))).toEqual([]);
+    const imports = blocks.flatMap(importsOf);
+    expect(imports.filter(([name, from]) => !(name in packages.get(from)!))).toEqual([]);
+    const imported = new Set(imports.map(([name]) => name));
+    const open = /\/(contributing|adr)\//.test(page) ? [...packages.values()] : [niwaki];
+    const known = (name: string): boolean => imported.has(name) || readers.has(name) || open.some((those) => name in those);
+    expect([...new Set(calls)].filter((name) => !known(name))).toEqual([]);
   });
 
   it('names only files that are there, and links only to pages that are', () => {

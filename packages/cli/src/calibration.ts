@@ -1,8 +1,8 @@
+import { isCalibrated } from '@niwaki/engine';
 import {
   calibrationFolder,
   calibrationWindows,
   disposeBatch,
-  isCalibrated,
   type Calibrate,
   type Loaded,
   type Method,

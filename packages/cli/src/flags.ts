@@ -1,4 +1,5 @@
-import { isCalibrated, recipeKit } from 'niwaki';
+import { isCalibrated } from '@niwaki/engine';
+import { recipeKit } from 'niwaki';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 
 const whole =

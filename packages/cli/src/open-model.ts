@@ -1,4 +1,5 @@
-import { init, load, loadAdapter, loadResult, readBase, recipeKit, type DeviceInfo, type Loaded, type LoadedResult } from 'niwaki';
+import { readBase } from '@niwaki/train';
+import { init, load, loadAdapter, loadResult, recipeKit, type DeviceInfo, type Loaded, type LoadedResult } from 'niwaki';
 import { nearest } from '@niwaki/tensor';
 import { quantizersWithoutText, type CommonFlags, type ModelFlags } from './flags.ts';
 import { UsageError } from './failure.ts';

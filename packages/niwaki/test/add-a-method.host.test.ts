@@ -1,6 +1,8 @@
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import { expect, it } from 'vitest';
-import { denseParameter, denseWeight, disposeWeight, memory, tensor2d, type Method, type Site } from '../src/index.ts';
+import { denseParameter, memory, tensor2d } from '@niwaki/tensor';
+import { denseWeight, disposeWeight } from '@niwaki/weights';
+import type { Method, Site } from '../src/index.ts';
 
 // The worked example of docs/contributing/add-a-method.md, as it stands there, through the suites that it is listed for.
 

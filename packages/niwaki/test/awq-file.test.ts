@@ -1,17 +1,7 @@
 import { expect, it } from 'vitest';
-import {
-  awq,
-  disposeBatch,
-  filesFolder,
-  initializeModel,
-  load,
-  memory,
-  memoryFolderSink,
-  quantize,
-  saveQuantized,
-  tokenBatch,
-  type Model,
-} from '../src/index.ts';
+import { memoryFolderSink } from '@niwaki/hub';
+import { memory } from '@niwaki/tensor';
+import { awq, disposeBatch, filesFolder, initializeModel, load, quantize, saveQuantized, tokenBatch, type Model } from '../src/index.ts';
 import { logits } from '../../testing/src/contract-model.ts';
 import { calibrationConfig, calibrationSequences } from '../../testing/src/calibration-model.ts';
 

@@ -1,5 +1,8 @@
 import { describe, it } from 'vitest';
-import { adapterParty, dispose, mergeAdapter, transformParty } from '../src/index.ts';
+import { adapterParty } from '@niwaki/nn';
+import { transformParty } from '@niwaki/optim';
+import { dispose } from '@niwaki/tensor';
+import { mergeAdapter } from '../src/index.ts';
 import { onTiny } from '../../testing/src/contract-model.ts';
 import { wide } from '../../testing/src/weight-method-contract.ts';
 import { adam, adapters, expectAsComputed, bases, expectFall, fit, optimizers, ownParts, partiesAt, put } from './compositions.ts';

@@ -1,19 +1,10 @@
 import { expect, it } from 'vitest';
-import {
-  adamw,
-  chain,
-  check,
-  clipByGlobalNorm,
-  ggufBlock,
-  siteParty,
-  traitTokens,
-  transformParty,
-  type Conflict,
-  type Method,
-  type Party,
-  type Run,
-  type Token,
-} from '../src/index.ts';
+import { check, type Run } from '@niwaki/engine';
+import { siteParty } from '@niwaki/nn';
+import { transformParty } from '@niwaki/optim';
+import { traitTokens, type Conflict, type Party, type Token } from '@niwaki/tensor';
+import { ggufBlock } from '@niwaki/weights';
+import { adamw, chain, clipByGlobalNorm, type Method } from '../src/index.ts';
 import { onTiny } from '../../testing/src/contract-model.ts';
 import { wide } from '../../testing/src/weight-method-contract.ts';
 import { adapters, bases, eachOptimizer, nameOf, participants, pruners, quantizers, type Adapter } from './compositions.ts';

@@ -1,5 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { adapterParty, chain, clipByGlobalNorm, transformParty } from '../src/index.ts';
+import { adapterParty } from '@niwaki/nn';
+import { transformParty } from '@niwaki/optim';
+import { chain, clipByGlobalNorm } from '../src/index.ts';
 import { onTiny } from '../../testing/src/contract-model.ts';
 import { wide } from '../../testing/src/weight-method-contract.ts';
 import { adam, adapters, eachOptimizer, expectAsComputed, expectFall, fit, optimizers, participants, put } from './compositions.ts';

@@ -1,26 +1,18 @@
 import { expect } from 'vitest';
+import { check, createStep, type Run, type StepOptions } from '@niwaki/engine';
+import { siteParty } from '@niwaki/nn';
+import { createDraw, type Conflict, type Party } from '@niwaki/tensor';
+import { encodeGgufBlocks, ggufBlock, rowsOf, type GgufEncoded } from '@niwaki/weights';
 import {
   adamw,
   adapt,
   causalLM,
-  check,
-  createDraw,
-  createStep,
   disposeBatch,
-  encodeGgufBlocks,
-  ggufBlock,
   languageBatch,
-  rowsOf,
-  siteParty,
-  type Conflict,
-  type GgufEncoded,
   type Method,
   type Model,
   type Parameter,
   type Participant,
-  type Party,
-  type Run,
-  type StepOptions,
   type Transform,
 } from '../src/index.ts';
 import type { AdapterCase } from '../../testing/src/adapter-contract.ts';

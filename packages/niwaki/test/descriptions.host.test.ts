@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest';
+import { descriptionOf } from '@niwaki/tensor';
 import {
   adamw,
   agedAdamw,
   chain,
   clipByEntry,
   clipByGlobalNorm,
-  descriptionOf,
   frugal,
   galore,
   lion,

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { gpuMissing } from '../../testing/src/gpu.ts';
-import { init, memory, qGalore } from '../src/index.ts';
+import { memory } from '@niwaki/tensor';
+import { init, qGalore } from '../src/index.ts';
 import { onModel } from '../../lowrank/test/on-model.ts';
 
 const missing = await gpuMissing();

@@ -3,6 +3,8 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { memoryFolderSink } from '@niwaki/hub';
+import { memory } from '@niwaki/tensor';
 import {
   AbortError,
   adapt,
@@ -10,8 +12,6 @@ import {
   knownModels,
   load,
   lora,
-  memory,
-  memoryFolderSink,
   mergeAndUnload,
   nf4,
   quantize,

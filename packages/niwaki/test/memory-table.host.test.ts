@@ -1,4 +1,7 @@
 import { describe, expect, it } from 'vitest';
+import { createStep, type Step } from '@niwaki/engine';
+import { createDraw, memory, openMemoryLedger, type MemoryLedger } from '@niwaki/tensor';
+import { encodeGgufBlocks, ggufBlock, rowsOf, type GgufEncoded } from '@niwaki/weights';
 import {
   adamw,
   adapt,
@@ -7,15 +10,11 @@ import {
   bottleneck,
   causalLM,
   compacter,
-  createDraw,
-  createStep,
   disposeBatch,
   dora,
-  encodeGgufBlocks,
   evaluateBatch,
   frugal,
   galore,
-  ggufBlock,
   ia3,
   int8Weights,
   languageBatch,
@@ -23,15 +22,12 @@ import {
   lisa,
   lnTuning,
   lora,
-  memory,
   nf4,
-  openMemoryLedger,
   prefixTuning,
   promptTuning,
   qGalore,
   qst,
   quantize,
-  rowsOf,
   rtn,
   s2ft,
   sm3,
@@ -42,14 +38,11 @@ import {
   type Batch,
   type CommitMode,
   type Estimator,
-  type GgufEncoded,
-  type MemoryLedger,
   type Model,
   type Objective,
   type Parameter,
   type Participant,
   type Selector,
-  type Step,
   type Transform,
 } from '../src/index.ts';
 import { sizeOf } from '../../testing/src/contract-model.ts';

@@ -1,14 +1,14 @@
 import { describe, expect, it } from 'vitest';
+import { memory } from '@niwaki/tensor';
+import { exactBatches } from '@niwaki/train';
 import {
   adamw,
   adapt,
   bottleneck,
   compacter,
-  exactBatches,
   generate,
   ia3,
   lnTuning,
-  memory,
   memoryFolder,
   nf4,
   prefixTuning,

@@ -1,10 +1,10 @@
 // Trained for a while: beside the tests with real models, once, on the wasm device.
 import { describe, expect, it } from 'vitest';
+import { createStep } from '@niwaki/engine';
+import { createDraw, memory, openMemoryLedger } from '@niwaki/tensor';
 import {
   adamw,
   causalLM,
-  createDraw,
-  createStep,
   disposeBatch,
   frugal,
   fullTapeBackprop,
@@ -12,8 +12,6 @@ import {
   int8Weights,
   languageBatch,
   lisa,
-  memory,
-  openMemoryLedger,
   qGalore,
   quantize,
   sgd,

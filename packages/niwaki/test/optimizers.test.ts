@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { memory, recipeKit, sgd } from '../src/index.ts';
+import { memory } from '@niwaki/tensor';
+import { recipeKit, sgd } from '../src/index.ts';
 import { trial } from '../../testing/src/transform-trial.ts';
 
 describe('optimizers that a recipe names', () => {

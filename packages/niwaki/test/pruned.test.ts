@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { adapt, lora, magnitude, memory, mergeAdapter, nf4, prune, quantize, rtn, unmergeAdapter, type Model } from '../src/index.ts';
+import { memory } from '@niwaki/tensor';
+import { adapt, lora, magnitude, mergeAdapter, nf4, prune, quantize, rtn, unmergeAdapter, type Model } from '../src/index.ts';
 import { onTiny, train } from '../../testing/src/contract-model.ts';
 
 const zerosOf = async (model: Model): Promise<boolean[][]> => {

@@ -1,18 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import {
-  adamw,
-  adapt,
-  causalLM,
-  createDraw,
-  createStep,
-  disposeBatch,
-  languageBatch,
-  memory,
-  nf4,
-  qst,
-  quantize,
-  weightBytes,
-} from '../src/index.ts';
+import { createStep } from '@niwaki/engine';
+import { createDraw, memory } from '@niwaki/tensor';
+import { adamw, adapt, causalLM, disposeBatch, languageBatch, nf4, qst, quantize, weightBytes } from '../src/index.ts';
 import { bytesOf, siteParameters } from '../../testing/src/contract-model.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 

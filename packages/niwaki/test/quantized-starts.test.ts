@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { memoryFolderSink } from '@niwaki/hub';
 import {
   adapt,
   filesFolder,
@@ -7,7 +8,6 @@ import {
   loftq,
   lora,
   lqLora,
-  memoryFolderSink,
   nf4,
   pissa,
   rtn,

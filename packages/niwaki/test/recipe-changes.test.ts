@@ -1,9 +1,9 @@
 import { byteTokenizer, byteVocabularySize, tinyLlama } from '../../testing/src/index.ts';
 import { describe, expect, it } from 'vitest';
+import { memory } from '@niwaki/tensor';
 import {
   AbortError,
   ConfigError,
-  memory,
   memoryFolder,
   parseRecipe,
   runRecipe,

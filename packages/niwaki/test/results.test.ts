@@ -1,5 +1,7 @@
 import { byteTokenizer, byteVocabularySize, tinyLlama } from '../../testing/src/index.ts';
 import { beforeEach, describe, expect, it } from 'vitest';
+import { memory } from '@niwaki/tensor';
+import { readBase } from '@niwaki/train';
 import {
   ConfigError,
   evaluateText,
@@ -8,11 +10,9 @@ import {
   load,
   loadAdapter,
   loadResult,
-  memory,
   memoryFolder,
   NotFoundError,
   parseRecipe,
-  readBase,
   runRecipe,
   type EvaluationEvent,
   type Folder,

@@ -1,13 +1,13 @@
 import { describe, expect, it } from 'vitest';
+import { memory } from '@niwaki/tensor';
+import { exactBatches } from '@niwaki/train';
 import {
   adamw,
-  exactBatches,
   frugal,
   galore,
   int8Weights,
   lion,
   lisa,
-  memory,
   memoryFolder,
   qGalore,
   quantize,

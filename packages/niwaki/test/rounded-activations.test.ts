@@ -1,4 +1,6 @@
 import { describe, expect, it } from 'vitest';
+import { memoryFolderSink } from '@niwaki/hub';
+import { memory } from '@niwaki/tensor';
 import {
   activations,
   adapt,
@@ -8,8 +10,6 @@ import {
   initializeModel,
   load,
   lora,
-  memory,
-  memoryFolderSink,
   mergeAdapter,
   quantize,
   rtn,

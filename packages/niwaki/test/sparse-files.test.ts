@@ -1,18 +1,17 @@
 import { describe, expect, it } from 'vitest';
+import { memorySource, openSafetensors } from '@niwaki/hub';
+import { memory } from '@niwaki/tensor';
+import { exactBatches } from '@niwaki/train';
+import { maskOf } from '@niwaki/weights';
 import {
   adamw,
   adapt,
-  exactBatches,
   FormatError,
   filesFolder,
   load,
   lora,
   magnitude,
-  maskOf,
-  memory,
-  memorySource,
   nf4,
-  openSafetensors,
   prune,
   quantize,
   saveModel,

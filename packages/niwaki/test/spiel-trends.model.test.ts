@@ -1,14 +1,13 @@
 // Trained for a while: beside the tests with real models, once, on the wasm device.
 import { expect, it } from 'vitest';
+import { createStep } from '@niwaki/engine';
+import { createDraw, memory } from '@niwaki/tensor';
 import {
   adapt,
   agedAdamw,
   causalLM,
-  createDraw,
-  createStep,
   disposeBatch,
   languageBatch,
-  memory,
   sm3,
   spiel,
   spielParticipant,

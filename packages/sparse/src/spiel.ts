@@ -1,6 +1,6 @@
 import * as v from 'valibot';
 import { add, ConfigError, distinctNumbers, FormatError, tensor1d, zeros, type Json, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
-import { defineMethod, type Method } from '@niwaki/engine';
+import { defineMethod, type Method, type Participant } from '@niwaki/engine';
 import {
   adapterFile,
   layerNumbers,
@@ -97,7 +97,7 @@ export function spiel(options: SpielOptions = {}): AdapterMethod {
  * What chooses a set's entries anew while it trains: goes into `participants` where `createStep` is used, which also has to be told
  * the number of steps; `train` does both by itself.
  */
-export const spielParticipant = (set: AdapterSet): ReturnType<typeof reselection> =>
+export const spielParticipant = (set: AdapterSet): Participant =>
   reselection(
     [...set.sites.values()].filter((adapter): adapter is SpielAdapter => adapter.kind === 'spiel'),
     set.method.options as Settings,

@@ -1,4 +1,5 @@
-import { evaluateText, NotFoundError, ConfigError, nodeFileSystem } from 'niwaki';
+import { nodeFileSystem } from '@niwaki/hub';
+import { evaluateText, NotFoundError, ConfigError } from 'niwaki';
 import type { Command } from 'commander';
 import { count, withModel, type ModelFlags } from '../flags.ts';
 import { openModel } from '../open-model.ts';

@@ -1,14 +1,6 @@
-import {
-  nodeFileSystem,
-  NotFoundError,
-  parseRecipe,
-  recipeKit,
-  recipeNames,
-  runRecipe,
-  type Recipe,
-  type RecipeEvent,
-  type StepEvent,
-} from 'niwaki';
+import { nodeFileSystem } from '@niwaki/hub';
+import { recipeNames } from '@niwaki/train';
+import { NotFoundError, parseRecipe, recipeKit, runRecipe, type Recipe, type RecipeEvent, type StepEvent } from 'niwaki';
 import { Option, type Command } from 'commander';
 import { count, natural, number, patterns } from '../flags.ts';
 import { UsageError } from '../failure.ts';

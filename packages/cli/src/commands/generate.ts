@@ -1,4 +1,5 @@
-import { activationModes, ConfigError, generate, type Activations } from 'niwaki';
+import { activationModes } from '@niwaki/tensor';
+import { ConfigError, generate, type Activations } from 'niwaki';
 import { Option, type Command } from 'commander';
 import { natural, number, withModel, type ModelFlags } from '../flags.ts';
 import { UsageError } from '../failure.ts';

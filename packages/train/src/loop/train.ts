@@ -8,10 +8,10 @@ import {
   createStep,
   disposeBatch,
   holdModel,
+  type CommitMode,
   type Estimator,
   type Objective,
   type Participant,
-  type StepOptions,
   type StepResult,
 } from '@niwaki/engine';
 import type { AdapterMethod } from '@niwaki/peft';
@@ -49,7 +49,7 @@ export interface TrainOptions {
   readonly checkpoint?: CheckpointOptions;
   /** After it fires the run writes a checkpoint (where one is asked for) and throws AbortError. */
   readonly signal?: AbortSignal;
-  readonly commit?: StepOptions['commit'];
+  readonly commit?: CommitMode;
   readonly estimator?: Estimator;
   /**
    * Bytes of all tensors that may be on the device in a step. What is over is spent on keeping what the backward pass

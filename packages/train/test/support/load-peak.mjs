@@ -1,6 +1,7 @@
 // What loading holds, in a process of its own: node --expose-gc load-peak.mjs <niwaki's index.js> <model>
 const [entry, model] = process.argv.slice(2);
-const { init, load, openMemoryLedger } = await import(entry);
+const { init, load } = await import(entry);
+const { openMemoryLedger } = await import(new URL('../../../tensor/dist/index.js', import.meta.url));
 await init({ device: 'wasm', threads: 1 });
 globalThis.gc();
 const ledger = openMemoryLedger();
