@@ -1,9 +1,13 @@
-import { readFileSync } from 'node:fs';
-import { DeviceError, matMul, memory, ones, sum, tensor, tidy, type Tensor } from '@niwaki/tensor';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { DeviceError, matMul, memory, ones, softmax, sum, tensor, tidy, type Tensor } from '@niwaki/tensor';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import { backend, engine, getBackend } from '@tensorflow/tfjs-core';
 import { expect, it } from 'vitest';
 import { init } from '../src/init.ts';
+import { initWasm } from '../src/wasm/init-wasm.ts';
 import { withSharedMemory } from '../src/wasm/shared-memory.ts';
 import { distance, numbers, useBuild } from './wasm-builds.ts';
 
@@ -42,6 +46,56 @@ it("changes one byte of tfjs's binary, and none of a binary that it does not kno
   expect([known[changed[0]!], shared[changed[0]!]]).toEqual([1, 3]);
   expect(withSharedMemory(shared)).toBeUndefined();
   expect(withSharedMemory(known.subarray(0, 8))).toBeUndefined();
+});
+
+/** The same binary, its memory without a bound: one that the patch does not know. */
+function unbounded(): Uint8Array {
+  const bytes = binary();
+  let at = 8;
+  const lengthAt = (from: number): [value: number, end: number] => {
+    let [value, end] = [0, from];
+    do value |= (bytes[end]! & 127) << (7 * (end - from));
+    while (bytes[end++]! & 128);
+    return [value, end];
+  };
+  for (;;) {
+    const [length, start] = lengthAt(at + 1);
+    if (bytes[at] === 5) {
+      // count, flags, least, most: the least number of pages alone is left.
+      const least = bytes.slice(start + 2, lengthAt(start + 2)[1]);
+      return new Uint8Array(
+        Buffer.concat([bytes.slice(0, at + 1), Uint8Array.of(2 + least.length, 1, 0), least, bytes.slice(start + length)]),
+      );
+    }
+    at = start + length;
+  }
+}
+
+it("takes a heap of its own and one thread where tfjs's binary is another, with the same bits", async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'niwaki-'));
+  writeFileSync(join(folder, 'tfjs-backend-wasm-simd.wasm'), unbounded());
+  const [a, b] = [numbers(3)([70, 301]).dataSync(), numbers(4)([301, 90]).dataSync()];
+  const results = (): ArrayLike<number>[] =>
+    tidy(() =>
+      [false, true].map((transposed) => {
+        const right = transposed ? tensor(b, [90, 301]) : tensor(b, [301, 90]);
+        return softmax(matMul(tensor(a, [70, 301]), right, false, transposed)).dataSync();
+      }),
+    );
+  try {
+    for (const relaxed of [true, false]) {
+      await useBuild({ threads: 1, relaxed });
+      const shared = results();
+      const options = { threads: 6, relaxed, wasmPaths: pathToFileURL(`${folder}/`) };
+      expect((await initWasm(options)).description).toMatch(/, 1 thread \(one thread: tfjs's binary is not the one known/);
+      await useBuild(options);
+      const { wasm } = backend() as unknown as { wasm: { asm: { memory: WebAssembly.Memory } } };
+      expect(wasm.asm.memory.buffer).toBeInstanceOf(ArrayBuffer);
+      results().forEach((own, i) => expect(distance(own, shared[i]!)).toBe(0));
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 it('gives the same results after the heap has grown', async () => {

@@ -1,7 +1,7 @@
 /**
  * Records shaders of our own into tfjs's command stream, in order with its kernels: several outputs, typed bindings, no
  * prelude. The only file that touches members of tfjs's backend that its types call private; tfjs-core 4.22 is final, and
- * `selfTest` proves at start-up that they still mean what they meant.
+ * `takeOverTested` proves at start-up that they still mean what they meant.
  */
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import { util, type DataType, type TensorInfo } from '@tensorflow/tfjs-core';

@@ -3,9 +3,9 @@ import { DeviceError } from '@niwaki/tensor';
 import type { StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
 import { findAdapter, requestDevice, type FoundAdapter } from './adapter.ts';
-import { takeOver, watch } from './dispatch.ts';
+import { watch } from './dispatch.ts';
 import { webgpuKernels } from './kernels.ts';
-import { selfTest } from './self-test.ts';
+import { takeOverTested } from './self-test.ts';
 
 /** Our name, so that tfjs's own 'webgpu' device stays as it is beside ours. */
 export const webgpuBackendName = 'niwaki-webgpu';
@@ -51,8 +51,7 @@ async function start(found: FoundAdapter): Promise<StartedDevice> {
   // On: tensors that happen to be on the host are computed there, so that a forward and its recomputation differ in bits.
   env().set('WEBGPU_CPU_FORWARD', false);
   const backend = new WebGPUBackend(device, found.adapter.info);
-  takeOver(backend);
-  await selfTest(backend);
+  await takeOverTested(backend);
   copyRegisteredKernels('webgpu', webgpuBackendName);
   for (const kernel of webgpuKernels(webgpuBackendName)) replaceKernel(kernel);
   registerBackend(webgpuBackendName, () => backend);
