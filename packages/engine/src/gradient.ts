@@ -9,6 +9,7 @@ import {
   reshape,
   scalar,
   scatterND,
+  ShapeError,
   square,
   StateError,
   sumSquares,
@@ -88,9 +89,24 @@ export function total(tensors: readonly Tensor[]): Tensor {
   return level[0]!;
 }
 
+/** @throws ShapeError where a gradient is not of its parameter's shape, which an update would broadcast; it is disposed */
+function checkShape({ path, shape }: Parameter, gradient: Gradient): void {
+  if (gradient.kind === 'noise') return;
+  const { value } = gradient;
+  const expected = gradient.kind === 'dense' ? shape : [gradient.index.size, ...shape.slice(1)];
+  if (value.shape.join() === expected.join()) return;
+  dispose(tensorsOf(gradient));
+  throw new ShapeError(`the gradient of '${path}' must be [${expected}], got [${value.shape}]`, {
+    path,
+    expected,
+    given: value.shape,
+    help: 'An estimator gives every parameter a gradient of its own shape.',
+  });
+}
+
 /** The gradients of a step so far, summed over micro-batches, and a count of their bytes against what was planned. */
 export interface GradientStore {
-  /** Takes the gradient's tensors over. */
+  /** Takes the gradient's tensors over. @throws ShapeError for one of another shape than the parameter's */
   add(parameter: Parameter, gradient: Gradient): void;
   entries(): readonly (readonly [Parameter, Gradient])[];
   /** Takes a gradient out; the caller disposes it. */
@@ -108,6 +124,7 @@ export function createGradientStore({ limit }: { limit: number }): GradientStore
   let peakBytes = 0;
   return {
     add: (parameter, gradient) => {
+      checkShape(parameter, gradient);
       bytes += gradientBytes(gradient);
       peakBytes = Math.max(peakBytes, bytes);
       const before = held.get(parameter);

@@ -264,6 +264,34 @@ describe('windows', () => {
     end();
   });
 
+  it.each([
+    [6, { width: 2, stride: 1 }, ['0-1', '1-2', '2-3', '3-4', '4-5']],
+    [7, { width: 4, stride: 2 }, ['0-3', '2-5', '4-6']],
+    [5, { width: 1 }, ['0-0', '1-1', '2-2', '3-3', '4-4']],
+    [32, { width: 2, stride: 1 }, 31],
+    [32, { width: 4, stride: 2 }, 15],
+  ] as const)('of %i blocks end with the last one: %j', async (blocks, walk, expected) => {
+    const deep = await tinyLlama({
+      num_hidden_layers: blocks,
+      hidden_size: 4,
+      num_attention_heads: 1,
+      num_key_value_heads: 1,
+      intermediate_size: 4,
+    });
+    const visited: string[] = [];
+    const method = scaling(1, walk, async ({ stages }) => {
+      const numbers = stages.map(({ path }) => path.split('.').at(-1));
+      visited.push(`${numbers[0]}-${numbers.at(-1)}`);
+    });
+    const short = [batchOf([[1, 2]])];
+    await applyMethod(deep, method, { at: '**.up_proj', calibrate: { batches: short } });
+    expect(typeof expected === 'number' ? visited.length : visited).toEqual(expected);
+    expect(visited.at(-1)).toMatch(new RegExp(`-${blocks - 1}$`));
+    short.forEach(disposeBatch);
+    deep.dispose();
+    end();
+  });
+
   it('tell their progress and the memory they hold', async () => {
     const blocks: BlockProgress[] = [];
     await applyMethod(model, scaling(1, {}), { at: 'all-linear', calibrate: { batches, onBlock: (progress) => blocks.push(progress) } });

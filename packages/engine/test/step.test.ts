@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { add, createDraw, memory, mul, scalar, sum, type Parameter, type Tensor, type Tensor1D } from '@niwaki/tensor';
+import { add, createDraw, dispose, keep, memory, mul, ones, scalar, sum, type Parameter, type Tensor, type Tensor1D } from '@niwaki/tensor';
+import { tensorsOf } from '../src/gradient.ts';
 import type { Model } from '@niwaki/nn';
 import { adamw, chain, clipByGlobalNorm, sgd, type State, type Transform } from '@niwaki/optim';
 import {
@@ -9,6 +10,7 @@ import {
   disposeBatch,
   fullTapeBackprop,
   languageBatch,
+  type Estimator,
   type LanguageBatch,
   type LanguageRow,
   type Objective,
@@ -419,6 +421,34 @@ it('refuses a second run at once, frozen parameters and a model with nothing to 
   expect(() => createStep({ model, objective: causalLM(), optimizer: plain, wrt: [] })).toThrow(/nothing to train/);
   model.dispose();
 });
+
+it.each(['step', 'eager'] as const)(
+  'refuses a gradient of another shape than its parameter, and leaves nothing of it: %s',
+  async (commit) => {
+    const model = await tinyLlama();
+    const base = blockwiseBackprop();
+    const estimator: Estimator = {
+      ...base,
+      estimate: (turn, sink) =>
+        base.estimate(turn, {
+          ...sink,
+          // One number for all entries, which every op of an update would take.
+          push: (parameter, gradient) => {
+            dispose(tensorsOf(gradient));
+            sink.push(parameter, { kind: 'dense', value: keep(ones(parameter.shape.map(() => 1))) });
+          },
+        }),
+    };
+    const step = createStep({ model, objective: causalLM(), optimizer: trained, estimator, commit });
+    const batch = batchOf(long);
+    const [before, tensors] = [await bitsIn(model), memory().numTensors];
+    await expect(step.run(input(0, batch))).rejects.toThrow(/the gradient of 'model.norm.weight' must be \[16\], got \[1\]/);
+    expect(await bitsIn(model)).toEqual(before);
+    expect(memory().numTensors).toBe(tensors);
+    step.dispose();
+    model.dispose();
+  },
+);
 
 it('holds as many tensors after 1,000 steps as after the first', async () => {
   const model = await tinyLlama({

@@ -66,6 +66,15 @@ describe('elimination', () => {
     const kept = await eliminate(result, factor, { shape: [2, 4], amount: { n: 2, m: 4 }, blockSize: 128, breath: noBreath });
     close(result, [0, -2.64537, 1.817039, 0, 0, -1.161343, 2.32926, 0]);
     expect([...kept]).toEqual([0, 1, 1, 0, 0, 1, 1, 0]);
+    // Moments by any factor: their mean over rows instead of twice their sum over sequences.
+    const mean = await factorMoments(
+      h.map((value) => value / 4),
+      4,
+      { damping: 0.01, breath: noBreath },
+    );
+    const again = Float64Array.from(w);
+    await eliminate(again, mean.factor, { shape: [2, 4], amount: { n: 2, m: 4 }, blockSize: 128, breath: noBreath });
+    close(again, [...result], 9);
     // Against the same mask and no update; H is 2 Σ x xᵀ.
     expect(errorOf([...w].map((value, e) => value - result[e]!)) / 2).toBeCloseTo(1.9182, 4);
     expect(errorOf([...w].map((value, e) => (kept[e] === 1 ? 0 : value))) / 2).toBeCloseTo(43, 4);
@@ -148,6 +157,27 @@ describe('swaps', () => {
     const changed = run({ cycles: 1 }, { variances: variances.map((v, i) => (i === 2 ? 10 : v)) });
     expect(changed.pruned).toContain(2);
     expect(changed.pruned).not.toContain(5);
+    // An input that never varies before all others, though entry 2 gives more.
+    const still = run({ cycles: 1 }, { variances: variances.map((v, i) => (i === 5 ? 0 : v)) });
+    expect(still.pruned).not.toContain(5);
+    expect(Number.isFinite(still.after)).toBe(true);
+  });
+
+  it('are the same for rows together and apart', () => {
+    const [out, n] = [9, 32];
+    const values = Float32Array.from({ length: out * n }, (_, i) => Math.sin(i * i + 3));
+    const scores = values.map(Math.abs);
+    const known = { sums: Array.from({ length: n }, (_, i) => Math.cos(i)), variances: Array.from({ length: n }, (_, i) => 1 + (i % 3)) };
+    const swapped = (from: number, to: number): { kept: Uint8Array; found: ReturnType<typeof swapRows> } => {
+      const own = scores.slice(from * n, to * n);
+      const kept = keepByRows(own, [to - from, n], { sparsity: 0.5 });
+      const tile = { values: values.slice(from * n, to * n), shape: [to - from, n] as const };
+      return { kept, found: swapRows(tile, kept, { ...known, scores: own, importance: own }, options) };
+    };
+    const [whole, tiles] = [swapped(0, 9), [swapped(0, 4), swapped(4, 5), swapped(5, 9)]];
+    expect(tiles.flatMap(({ kept }) => [...kept])).toEqual([...whole.kept]);
+    expect(tiles.flatMap(({ found }) => found)).toEqual(whole.found);
+    expect([...whole.kept]).not.toEqual([...keepByRows(scores, [out, n], { sparsity: 0.5 })]);
   });
 
   it('leave as many zeros, never make the error larger where its sign must stay, and stop when there is nothing left to swap', () => {

@@ -1,10 +1,20 @@
 import { describe, expect, it } from 'vitest';
-import { createDraw, type Parameter } from '@niwaki/tensor';
+import { createDraw, openMemoryLedger, plainView, type Parameter } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import { adamw, sgd, type Transform } from '@niwaki/optim';
-import { causalLM, createStep, disposeBatch, languageBatch, type Participant, type Step } from '@niwaki/engine';
+import {
+  causalLM,
+  createStep,
+  disposeBatch,
+  fullTapeBackprop,
+  languageBatch,
+  type Participant,
+  type Step,
+  type StepMoment,
+} from '@niwaki/engine';
 import { bytesOf, cloned, sizeOf } from '../../testing/src/contract-model.ts';
 import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
+import { outlineLlama, sevenBillion } from '../../testing/src/outline-llama.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { drawBlocks, lisa } from '../src/index.ts';
 
@@ -129,6 +139,62 @@ describe('lisa', () => {
     expect(a).not.toEqual(b);
   });
 
+  it('trains 666,914,816 numbers of Llama-2-7B at a time', () => {
+    const model = outlineLlama(sevenBillion);
+    const parameters = [...model.parameters().values()];
+    const entries = (of: Iterable<Parameter>): number => [...of].reduce((sum, { shape }) => sum + sizeOf(shape), 0);
+    expect(entries(parameters)).toBe(6_738_415_616);
+    const chosen = lisa().begin!({ model, attempt: 19, draw: createDraw(5, 19), parameters } as unknown as StepMoment)!;
+    expect(entries(chosen)).toBe(666_914_816);
+    // Two blocks, and the same ones from step 0 to 19.
+    const blocksOf = (of: Iterable<Parameter>): Set<number> => new Set([...of].map(({ path }) => blockOf(path)));
+    expect(blocksOf(chosen).size).toBe(1 + 2);
+    const first = lisa({ active: 2, every: 20 }).begin!({
+      model,
+      attempt: 0,
+      draw: createDraw(5, 0),
+      parameters,
+    } as unknown as StepMoment)!;
+    expect(blocksOf(first)).toEqual(blocksOf(chosen));
+  });
+
+  it('keeps less of a forward the fewer blocks train', async () => {
+    const { model } = await ground([]);
+    const batch = languageBatch([{ ids: [3, 1, 4, 1, 5, 9, 2, 6] }], { vocabularySize: 32 });
+    const parameters = [...model.parameters().values()];
+    const held: number[] = [];
+    for (const active of [1, 2, 3, 4]) {
+      const draw = createDraw(5, 0);
+      const wrt = lisa({ active }).begin!({ model, attempt: 0, draw, parameters } as unknown as StepMoment)!;
+      const ledger = openMemoryLedger();
+      const before = ledger.bytes();
+      const objective = causalLM();
+      const after: number[] = [];
+      const loss = await fullTapeBackprop().estimate(
+        {
+          model,
+          objective,
+          batch,
+          wrt,
+          view: plainView,
+          at: { attempt: 0, phaseStep: 0, micro: 0, pass: 0 },
+          draw,
+          scale: 1,
+          between: async () => void after.push(ledger.bytes() - before),
+        },
+        { push: (_, gradient) => gradient.kind === 'dense' && gradient.value.dispose() },
+      );
+      // Behind the last block: a piece a stage on the way forward, the head's apart.
+      held.push(after[model.stages().length - 2]!);
+      loss.dispose();
+      ledger.dispose();
+    }
+    disposeBatch(batch);
+    // Of 8 rows what q, k and v read, what gate and up read, and what down reads; the output map's input is the attention's own.
+    const block = 4 * 8 * (8 + 8 + 12);
+    expect(held.slice(1).map((bytes, i) => bytes - held[i]!)).toEqual([block, block, block]);
+  });
+
   it('goes on in the middle of an interval as if it had never stopped', async () => {
     const straight = await ground([lisa({ active: 1, every: 3 })]);
     for (let attempt = 0; attempt < 9; attempt++) await straight.run(attempt);
@@ -144,6 +210,11 @@ describe('lisa', () => {
     next.restore(new Map([...step.state()].map(([path, state]) => [path, cloned(state)])), step.updates());
     for (let attempt = 5; attempt < 9; attempt++) await run(attempt, next);
     expect(await bytes(model)).toEqual(await bytes(straight.model));
+  });
+
+  it('trains two blocks for twenty steps where nothing is said', () => {
+    expect(lisa().name).toBe(lisa({ active: 2, every: 20, blocks: '**.layers.*' }).name);
+    expect(lisa().name).toBe('lisa 2 of **.layers.* every 20');
   });
 
   it('refuses what it cannot do', async () => {

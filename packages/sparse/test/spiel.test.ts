@@ -590,6 +590,33 @@ describe('spiel and its optimizer', () => {
     }
   });
 
+  it('is the recipe of the paper where nothing is said', () => {
+    expect(JSON.parse(JSON.stringify(spiel()))).toEqual({
+      kind: 'spiel',
+      options: { algorithm: 'AG', reselectionSteps: 20, accumulationSteps: 5, initialRate: 0.2, policy: 'linear', density: 0.01 },
+    });
+    expect(agedAdamw({ learningRate: 1 }).options).toEqual(
+      agedAdamw({ learningRate: 1, beta1: 0.9, beta2: 0.999, eps: 1e-6, weightDecay: 0 }).options,
+    );
+    expect(sm3({ learningRate: 1 }).options).toEqual(sm3({ learningRate: 1, momentum: 0, eps: 1e-8, weightDecay: 0 }).options);
+  });
+
+  it('does not go on from a run with other entries', async () => {
+    const given = await ground({ density: 0.05 });
+    await given.run(1);
+    const saved = new Map([...given.step.state()].map(([path, state]) => [path, cloned(state)]));
+    things.push({ dispose: () => saved.forEach((state) => Object.values(state).forEach((v) => typeof v !== 'number' && v.dispose())) });
+    const seen = new Map([...saved].filter(([path]) => path.startsWith('#')));
+    // The same adapter with fewer entries, and one at another place.
+    for (const [options, at] of [
+      [{ density: 0.04 }, ['q_proj', 'down_proj']],
+      [{ density: 0.05 }, ['k_proj', 'down_proj']],
+    ] as const) {
+      const other = await ground(options, { at: [...at] });
+      expect(() => other.step.restore(seen, 1)).toThrow(StateError);
+    }
+  });
+
   it('refuses targets that have too few entries, get none, are no linear maps or are not there', async () => {
     const model = await tinyLlama(config);
     things.push(model);
