@@ -5,7 +5,10 @@ import type { Site } from '@niwaki/nn';
 export interface IntegerOptions {
   /** Bits of one code: 2, 3, 4 or 8; default 4. */
   readonly bits?: AffineBits;
-  /** Entries of a row that share a scale: a multiple of 8 that divides the row, or 'row' for all of it; default 64. */
+  /**
+   * Entries of a row that share a scale: a multiple of 8 that divides the row, or 'row' for all of it; default 64, half of
+   * the papers' 128, which rows of small models are no multiples of.
+   */
   readonly groupSize?: number | 'row';
   /**
    * false (default): a zero a group, the range from the least value to the greatest. true: no zeros, scale =

@@ -390,7 +390,7 @@ describe('what is quantized here', () => {
     expect(() => gptqFormat.config!(all)).toThrow(/3,8 bits/);
     const { path, weight } = model.sites('down_proj')[0]!;
     expect(weight!.parts['input_scales']).toBeDefined();
-    expect(formats.map((format) => format.write(weight!, path))).toEqual([undefined, undefined, undefined]);
+    expect(formats.filter((format) => format.write(weight!, path) !== undefined)).toEqual([]);
     await quantize(model, awq({ groupSize: 32, fold: true }), { at: ['gate_proj', 'up_proj'], calibrate });
     const folded = new Map(model.sites(['gate_proj', 'up_proj']).map((site) => [site.path, site.weight!]));
     for (const [module, own] of folded) {
