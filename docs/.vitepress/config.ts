@@ -43,6 +43,7 @@ export default defineConfig({
             { text: 'What fits', link: '/generated/memory' },
             { text: 'What it costs', link: '/generated/quality' },
             { text: 'NF4 and FP4', link: '/methods/nf4' },
+            { text: 'NormalFloat of 2 to 8 bits', link: '/methods/normal-float' },
             { text: 'Integers', link: '/methods/integers' },
             { text: 'GPTQ', link: '/methods/gptq' },
             { text: 'AWQ', link: '/methods/awq' },

@@ -17,7 +17,7 @@ import {
 } from '@niwaki/lowrank';
 import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
 import { adapt, saveAdapter } from '@niwaki/peft';
-import { activations, awq, cbq, fp4, gptq, nf4, quantize, rtn } from '@niwaki/quant';
+import { activations, awq, cbq, fp4, gptq, nf4, normalFloat, quantize, rtn } from '@niwaki/quant';
 import { dsnot, magnitude, prune, s2ft, sparsegpt, spiel, wanda, type Pruner } from '@niwaki/sparse';
 import { ConfigError, nearest, NotFoundError } from '@niwaki/tensor';
 import {
@@ -82,6 +82,7 @@ export const recipeKit: RecipeKit = {
   quantize: {
     nf4: (options) => nf4(options as never),
     fp4: (options) => fp4(options as never),
+    'normal-float': (options) => normalFloat(options as never),
     rtn: (options) => rtn(options as never),
     gptq: (options) => gptq(options as never),
     awq: (options) => awq(options as never),

@@ -1,7 +1,6 @@
-import { checkFlag, ConfigError } from '@niwaki/tensor';
+import { checkFlag, ConfigError, dynamicMap } from '@niwaki/tensor';
 import { checkBlockSize, codebook4, encodeCodebook4, rowsOf, type Codebook4Options } from '@niwaki/weights';
 import { defineMethod, type Method } from '@niwaki/engine';
-import { dynamicMap } from './codebooks.ts';
 
 export interface Codebook4MethodOptions {
   /** Entries of the flattened matrix that share one absmax: a power of two from 32 to 4096, default 64. */
@@ -32,7 +31,7 @@ export function codebook4Method(kind: 'nf4' | 'fp4', codebook: Float32Array, opt
     },
     make: async (site) => {
       const weight = site.weight!;
-      const tables = doubleQuant ? { codebook, nestedMap: dynamicMap } : { codebook };
+      const tables = doubleQuant ? { codebook, nestedMap: dynamicMap({ signed: true }) } : { codebook };
       const parts = await encodeCodebook4(`${site.path}.weight`, weight.shape, rowsOf(weight), { blockSize, ...tables });
       return { weight: codebook4(site.path, weight.shape, parts, { blockSize, book: kind, dtype }) };
     },

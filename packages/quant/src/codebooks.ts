@@ -1,5 +1,3 @@
-import { dynamicMap as dynamicMapOf } from '@niwaki/tensor';
-
 /** The 16 values of 4-bit NormalFloat by code: quantiles of a normal distribution with an exact zero (QLoRA, eq. 4). */
 export const nf4Codebook: Float32Array = Float32Array.of(
   -1,
@@ -25,9 +23,3 @@ export const fp4Codebook: Float32Array = Float32Array.from(
   [0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3],
   (value) => value / 12,
 );
-
-/**
- * The 256 sorted values of the signed dynamic 8-bit map (Dettmers et al. 2022, §2.1): the finest steps near zero, seven
- * decades of them. Not symmetric: the largest is 1, the smallest -0.9929688. The same numbers as in bitsandbytes' files.
- */
-export const dynamicMap: Float32Array = dynamicMapOf({ signed: true });

@@ -2,6 +2,7 @@
 export type { Codebook4MethodOptions } from './codebook-method.ts';
 export { nf4, type Nf4Options } from './nf4.ts';
 export { fp4, type Fp4Options } from './fp4.ts';
+export { normalFloat, type NormalFloatMethodOptions } from './normal-float.ts';
 export type { IntegerOptions } from './affine-options.ts';
 export { rtn, type RtnOptions } from './rtn.ts';
 export { gptq, type GptqOptions } from './gptq.ts';

@@ -1,9 +1,12 @@
 import { describe, expect, it } from 'vitest';
+import { dynamicMap as dynamicMapOf } from '@niwaki/tensor';
 import { encodeCodebook4 } from '@niwaki/weights';
-import { dynamicMap, fp4Codebook, nf4Codebook } from '../src/index.ts';
+import { fp4Codebook, nf4Codebook } from '../src/index.ts';
 import { pythonFloat } from '../src/quant-state.ts';
 import { hasShared, sharedJson } from '../../testing/src/shared.ts';
 import { sharedTensors } from '../../testing/src/shared-tensors.ts';
+
+const dynamicMap = dynamicMapOf({ signed: true });
 
 describe.skipIf(!hasShared)('the tables', () => {
   it('are those that bitsandbytes writes, bit for bit', () => {

@@ -6,6 +6,7 @@ import {
   fp4,
   gptq,
   nf4,
+  normalFloat,
   rtn,
   type ActivationOptions,
   type AwqOptions,
@@ -14,6 +15,7 @@ import {
   type Codebook4MethodOptions,
   type GptqOptions,
   type IntegerOptions,
+  type NormalFloatMethodOptions,
 } from '../src/index.ts';
 
 const flag: FieldCase<boolean> = { takes: true, not: ['yes'] };
@@ -24,6 +26,13 @@ const book = { blockSize: { takes: 32, not: [0, 48, 8192] }, doubleQuant: flag, 
 
 configContract<Codebook4MethodOptions>('nf4', nf4, book);
 configContract<Codebook4MethodOptions>('fp4', fp4, book);
+configContract<NormalFloatMethodOptions>('normalFloat', normalFloat, {
+  bits: { takes: 3, not: [0, 5, 2.5] },
+  scaleBits: { takes: 2, not: [1, 6] },
+  scaleType: { takes: 'bfloat16', not: ['float8'] },
+  blockSize: { takes: 16, not: [0, 1.5] },
+  groupSize: { takes: 64, not: [0, 1.5] },
+});
 configContract<IntegerOptions>('rtn', rtn, integers);
 configContract<GptqOptions>('gptq', gptq, {
   ...integers,

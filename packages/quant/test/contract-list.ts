@@ -1,11 +1,12 @@
 import type { WeightMethodCase } from '../../testing/src/weight-method-contract.ts';
-import { activations, awq, cbq, fp4, gptq, nf4, rtn } from '../src/index.ts';
+import { activations, awq, cbq, fp4, gptq, nf4, normalFloat, rtn } from '../src/index.ts';
 
 // One line a method: the contract suite of this package and the composition matrix of all packages run what is listed.
 
 export const quantizers: Readonly<Record<string, WeightMethodCase>> = {
   nf4: { make: () => nf4({ blockSize: 32 }) },
   fp4: { make: () => fp4({ blockSize: 32, doubleQuant: false }) },
+  normalFloat: { make: () => normalFloat({ bits: 3, blockSize: 16, groupSize: 8 }) },
   rtn: { make: () => rtn({ groupSize: 32 }) },
   int8: { make: () => rtn({ bits: 8, groupSize: 'row', symmetric: true }) },
   gptq: { make: () => gptq({ groupSize: 32 }) },

@@ -3,6 +3,7 @@ import {
   decodePacked,
   denseParameter,
   div,
+  dynamicMap,
   matMul,
   memory,
   recordTape,
@@ -25,7 +26,7 @@ import {
   type Weight,
 } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
-import { dynamicMap, fp4, fp4Codebook, nf4, nf4Codebook, rtn } from '../src/index.ts';
+import { fp4, fp4Codebook, nf4, nf4Codebook, rtn } from '../src/index.ts';
 import { searchScales } from '../src/awq.ts';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 
@@ -57,7 +58,11 @@ describe.skipIf(missing)('quantized weights on WebGPU', () => {
     const before = memory().numTensors;
     const dense = base();
     const weight = (await method.make(site(dense), {})).weight!;
-    const parts = await encodeCodebook4('m.weight', shape, rows, { blockSize: 64, codebook, ...(nested && { nestedMap: dynamicMap }) });
+    const parts = await encodeCodebook4('m.weight', shape, rows, {
+      blockSize: 64,
+      codebook,
+      ...(nested && { nestedMap: dynamicMap({ signed: true }) }),
+    });
     expect([...(await weight.parts['weight']!.raw()).bytes]).toEqual([...parts.codes!]);
     const packed: PackedShape = { format: nested ? 'codebook4-nested' : 'codebook4', out: shape[0], in: shape[1], blockSize: 64 };
     const widened = new Float32Array(source.length);

@@ -84,7 +84,7 @@ const normalized = (value: number, reciprocal: number): number => Math.max(-1, M
  * Nearest entry of a table of 2^k values: how many midpoints of the sorted table lie strictly below (a tie goes to the
  * lower entry), mapped back to the code of that entry. Takes values in [-1, 1].
  */
-function nearestCode(table: Float32Array): (value: number) => number {
+export function nearestCode(table: Float32Array): (value: number) => number {
   const order = Array.from(table.keys()).sort((a, b) => table[a]! - table[b]!);
   const codes = Uint8Array.from(order);
   const midpoints = new Float32Array(table.length - 1);

@@ -26,6 +26,7 @@ import { fakeQuant, type FakeQuantOptions } from './fake-quant.ts';
 import { ggufBlock } from './gguf-block.ts';
 import { masked } from './masked.ts';
 import { nOfM, type NOfM } from './n-of-m.ts';
+import { normalFloatWeight, type NormalFloatOptions } from './normal-float.ts';
 import type { Stored } from './stored-values.ts';
 import { trainedAffine, type TrainedAffineOptions } from './trained-affine.ts';
 import type { Weight } from './weight.ts';
@@ -136,6 +137,17 @@ const makers: { readonly [kind: string]: Maker } = {
       nestedOffset: floats(part('.nested_offset')),
     };
     return codebook4(path, [...shape], { ...common, ...second }, named);
+  },
+  'normal-float': (path, { shape, options, parts: { codes, scale_codes: scaleCodes, offset, ...parts } }) => {
+    const { groupScales, ...named } = options as unknown as NormalFloatOptions & { groupScales: Required<Stored> };
+    const groups = (shape[0] * shape[1]) / named.blockSize / named.groupSize;
+    const stored = weightFrom(`${path}.group_scales`, { ...groupScales, shape: [1, groups], parts } as WeightRecord);
+    return normalFloatWeight(
+      path,
+      shape,
+      { codes: codes!.bytes, scaleCodes: scaleCodes!.bytes, groupScales: stored, offset: floats(offset!)[0]! },
+      named,
+    );
   },
   masked: (path, { shape, options, parts: { mask, ...parts } }) => {
     const { base } = options as unknown as { base: Required<Stored> };

@@ -39,6 +39,7 @@ import {
   fakeQuant,
   ggufBlock,
   lowRank,
+  normalFloatOf,
   rowsOfTensor,
   weightBytes,
   type Weight,
@@ -118,6 +119,16 @@ const kinds: [kind: string, make: () => Promise<Weight>][] = [
       return fakeQuant('m', base, parts, { bits: 3, groupSize: 32, grid: 'asymmetric' });
     },
   ],
+  ...(['float32', 'bfloat16'] as const).map((scaleType): [string, () => Promise<Weight>] => [
+    `normal-float, ${scaleType}`,
+    async () => {
+      const source = matrix(...shape, 0.37);
+      const options = { bits: 3, scaleBits: 4, scaleType, blockSize: 16, groupSize: 4 } as const;
+      const weight = await normalFloatOf('m', shape, rowsOfTensor(source), options);
+      source.dispose();
+      return weight;
+    },
+  ]),
   ['Q4_K', async () => ggufBlock('m', [3, 256], 'Q4_K', blocksOf(3, 144, [0, 2]))],
   ['Q6_K', async () => ggufBlock('m', [3, 256], 'Q6_K', blocksOf(3, 210, [208]))],
 ];
