@@ -1,4 +1,6 @@
-import { scaleByLion, type Group, type StateStorage } from '@niwaki/optim';
+import { describe, expect, it } from 'vitest';
+import { scaleByLion, type Group, type StateStorage, type Transform } from '@niwaki/optim';
+import { descriptionOf } from '@niwaki/tensor';
 import { configContract, type FieldCase } from '../../testing/src/config-contract.ts';
 import {
   bottleneck,
@@ -165,4 +167,71 @@ configContract<QGaloreOptions>('qGalore', qGalore, {
 configContract<Int8WeightsOptions>('int8Weights', int8Weights, {
   groupSize: { takes: 64, not: [7, 8.5] },
   rounding: { takes: 'nearest', not: ['up'] },
+});
+
+describe('what is not said', () => {
+  it.each<[string, { readonly options?: unknown }, object]>([
+    [
+      'lora',
+      lora(),
+      {
+        rank: 8,
+        alpha: 8,
+        dropout: 0,
+        init: true,
+        rslora: false,
+        dora: false,
+        bias: 'none',
+        loraBias: false,
+        rankPattern: {},
+        alphaPattern: {},
+      },
+    ],
+    ['ia3', ia3(), { feedforwardModules: ['down_proj'], init: true }],
+    ['promptTuning', promptTuning(), { virtualTokens: 20, init: 'normal' }],
+    ['prefixTuning', prefixTuning(), { virtualTokens: 20, init: 'normal' }],
+    ['compacter', compacter(), { division: 4, reduction: 32, rank: 1, ruleRange: 1e-4, trainNorms: true, modulesToSave: ['norm'] }],
+    ['loftq', loftq({ quantizer: integers(4, 8) }), { quantizer: integers(4, 8).toJSON(), iterations: 1 }],
+    ['int8Weights', int8Weights(), { groupSize: 256, rounding: 'stochastic' }],
+  ])('is what the method says by default: %s', (_, { options }, expected) => expect(options).toEqual(expected));
+
+  const decay = (order: string): object => ({ kind: 'decay', weightDecay: 0, rateScale: 1, order });
+  const rate = { kind: 'rate', rateScale: 1 };
+  const adam = { kind: 'adam', beta1: 0.9, beta2: 0.999 };
+  const coded = { ...adam, eps: 1e-8, correctLast: false, state: { blockSize: 256, minSize: 4096, strictBnb: false } };
+  const projection = { rank: 4, every: 200, scale: 0.25, projection: 'std' };
+  const projected = { kind: 'galore', ...projection };
+  const lazy = { every: 200, threshold: 0.4, growth: 2, window: 5, longest: 'Infinity' };
+  it.each<[string, Transform, readonly object[]]>([
+    ['galore', galore({ learningRate: 1, rank: 4 }), [{ ...projected, inner: { ...adam, eps: 1e-6, correctLast: true } }, decay('after')]],
+    ['galore in 8 bits', galore({ learningRate: 1, rank: 4, state: '8bit' }), [{ ...projected, inner: coded }, decay('after')]],
+    [
+      'qGalore',
+      qGalore({ learningRate: 1, rank: 4 }),
+      [{ kind: 'q-galore', ...projection, inner: coded, basis: { bits: 4, groupSize: 256 }, pace: lazy }, decay('after')],
+    ],
+    [
+      'frugal',
+      frugal({ learningRate: 1 }),
+      [
+        {
+          kind: 'frugal',
+          inner: { ...adam, eps: 1e-8, correctLast: false },
+          density: 0.25,
+          every: 200,
+          split: 'columns',
+          rest: 'sign',
+          restScale: 1,
+          scale: 1,
+          reset: true,
+        },
+        decay('before'),
+      ],
+    ],
+  ])('is what the paper says: %s', (_, transform, parts) =>
+    expect(JSON.parse(JSON.stringify(descriptionOf(transform)))).toMatchObject({ parts: [...parts, rate] }),
+  );
+
+  it("is a rate of B sixteen times A's, and one of embeddings of 1e-6 beside 2e-4", () =>
+    expect(loraPlus()).toEqual(loraPlus({ ratio: 16, embeddingRatio: 0.005 })));
 });

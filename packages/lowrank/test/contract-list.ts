@@ -3,6 +3,7 @@ import { scaleByLion } from '@niwaki/optim';
 import type { AdapterCase } from '../../testing/src/adapter-contract.ts';
 import { sizeOf } from '../../testing/src/contract-model.ts';
 import type { TransformCase } from '../../testing/src/transform-contract.ts';
+import type { WeightMethodCase } from '../../testing/src/weight-method-contract.ts';
 import {
   bottleneck,
   compacter,
@@ -10,6 +11,7 @@ import {
   frugal,
   galore,
   ia3,
+  int8Weights,
   loftq,
   lnTuning,
   lora,
@@ -155,6 +157,11 @@ export const quantizedAdapters: Adapters = {
     trained: pair,
     not: { startsAtBase: quantized, seeded: nothingDrawn },
   },
+};
+
+/** What trains of a matrix in its place of it. */
+export const weightMethods: Readonly<Record<string, WeightMethodCase>> = {
+  'int8 weights': { make: () => int8Weights({ groupSize: 32 }) },
 };
 
 /** Bytes of n numbers of state: f32, or from `minSize` on a byte each and a scale a block of 64. */

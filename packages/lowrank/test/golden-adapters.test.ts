@@ -4,6 +4,7 @@ import { memoryFolderSink } from '@niwaki/hub';
 import { memory, withAdapters } from '@niwaki/tensor';
 import { mergeAdapter, mergeAndUnload, saveAdapter, unmergeAdapter } from '@niwaki/peft';
 import { loadAdapter } from './verbs.ts';
+import type { LoraAdapter } from '../src/lora-adapter.ts';
 import { distance, goldenModel, logitsOf, type GoldenIo } from './golden.ts';
 
 /** The reference's own merge error is 3e-6; its files were made on another machine in f32. */
@@ -76,5 +77,20 @@ describe.skipIf(!hasShared)('an adapter that Python wrote', () => {
       expect(Buffer.compare(files.get('adapter_model.safetensors')!, sharedBytes(`golden/${path}/adapter_model.safetensors`))).toBe(0);
       model.dispose();
     });
+  });
+
+  it('has the ranks and alphas of its patterns: the first that matches, at the end of the path', async () => {
+    const model = await goldenModel('models/llama');
+    const { sites } = await loadAdapter(model, sharedPath('golden/adapters/lora-patterns'));
+    const found = Object.fromEntries(
+      [...sites].map(([path, adapter]) => {
+        const { rank, scale } = adapter as LoraAdapter;
+        return [path.replace('model.layers.', '').replace('.self_attn', ''), [rank, scale * rank]];
+      }),
+    );
+    const usual = { q_proj: [2, 6], k_proj: [4, 6], v_proj: [4, 6], o_proj: [4, 6] };
+    const expected = [0, 1].flatMap((layer) => Object.entries(usual).map(([name, both]) => [`${layer}.${name}`, both] as const));
+    expect(found).toEqual({ ...Object.fromEntries(expected), '0.v_proj': [4, 12], '1.k_proj': [1, 6] });
+    model.dispose();
   });
 });

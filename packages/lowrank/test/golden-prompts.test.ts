@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/src/shared.ts';
 import { memoryFolderSink } from '@niwaki/hub';
-import { memory, withAdapters } from '@niwaki/tensor';
+import { memory, tensor2d, withAdapters } from '@niwaki/tensor';
+import { forward } from '@niwaki/nn';
 import { mergeAdapter, saveAdapter } from '@niwaki/peft';
 import { loadAdapter } from './verbs.ts';
 import { distance, goldenModel, logitsOf, type GoldenIo } from './golden.ts';
@@ -44,5 +45,31 @@ describe.skipIf(!hasShared)('rows before the tokens that Python trained', () => 
       expect(Buffer.compare(bytes, sharedBytes(`golden/${path}/adapter_model.safetensors`))).toBe(0);
       model.dispose();
     });
+  });
+
+  it('are off by more than a logit where the tokens do not count their positions from behind a prefix', async () => {
+    const path = 'adapters/prefix-tuning';
+    const io = sharedJson<GoldenIo>(`golden/${path}/io.json`);
+    const model = await goldenModel(io.base_model);
+    const set = await loadAdapter(model, sharedPath(`golden/${path}`));
+    const [adapter] = [...set.sites.values()];
+    const [batch, time] = [io.input_ids.length, io.input_ids[0]!.length];
+    const tokenIds = tensor2d(io.input_ids.flat(), [batch, time], 'int32');
+    const logitsFrom = async (first: number): Promise<Float32Array> => {
+      const positions = tensor2d(
+        Array.from({ length: batch * time }, (_, i) => first + (i % time)),
+        [batch, time],
+        'int32',
+      );
+      const logits = forward(model, { tokenIds, positions });
+      const values = (await logits.data()) as Float32Array;
+      logits.dispose();
+      positions.dispose();
+      return values;
+    };
+    expect(distance(await logitsFrom(0), io.logits)).toBeLessThan(tolerance);
+    expect(distance(await logitsFrom(-adapter!.prefix!.count), io.logits)).toBeGreaterThan(1);
+    tokenIds.dispose();
+    model.dispose();
   });
 });

@@ -1,7 +1,7 @@
 import { describe, it } from 'vitest';
 import { adapterParty } from '@niwaki/nn';
 import { transformParty } from '@niwaki/optim';
-import { dispose } from '@niwaki/tensor';
+import { dispose, tidy } from '@niwaki/tensor';
 import { mergeAdapter } from '../src/index.ts';
 import { onTiny } from '../../testing/src/contract-model.ts';
 import { wide } from '../../testing/src/weight-method-contract.ts';
@@ -29,7 +29,7 @@ describe.each(bases)('over %s', (_, store) => {
     onTiny(async (model) => {
       await store(model);
       const wrt = ownParts(model);
-      const values = wrt.map((parameter) => parameter.read().clone());
+      const values = wrt.map((parameter) => tidy(() => parameter.read().clone()));
       const restore = (): void => wrt.forEach((parameter, i) => parameter.write(values[i]!.clone()));
       for (const [, { make, rate = 0.01 }] of optimizers) {
         const optimizer = make();

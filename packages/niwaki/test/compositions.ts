@@ -39,7 +39,8 @@ function oneOfEach<T>(list: Readonly<Record<string, T>>, kindOf: (entry: T) => s
   });
 }
 
-const weightMethods = { ...quant.quantizers, ...sparse.pruners };
+const quantizing = { ...quant.quantizers, ...lowrank.weightMethods };
+const weightMethods = { ...quantizing, ...sparse.pruners };
 const maker = ([name, { make }]: [string, WeightMethodCase]): Named<() => Method> => [name, make];
 
 type Named<T> = readonly [name: string, entry: T];
@@ -52,7 +53,7 @@ export const adapters: readonly Named<Adapter>[] = oneOfEach(
 export const optimizers: readonly Named<TransformCase>[] = Object.entries({ ...optim.optimizers, ...lowrank.optimizers });
 export const eachOptimizer: readonly Named<TransformCase>[] = oneOfEach(Object.fromEntries(optimizers), ({ make }) => make().name);
 export const participants: readonly Named<{ make(): Participant }>[] = Object.entries(sparse.participants);
-export const quantizers: readonly Named<() => Method>[] = oneOfEach(quant.quantizers, ({ make }) => make().kind).map(maker);
+export const quantizers: readonly Named<() => Method>[] = oneOfEach(quantizing, ({ make }) => make().kind).map(maker);
 export const pruners: readonly Named<() => Method>[] = Object.entries(sparse.pruners).map(maker);
 
 const storedAs =

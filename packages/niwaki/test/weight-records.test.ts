@@ -26,6 +26,7 @@ import {
 } from '@niwaki/weights';
 import { bytesOf } from '../../testing/src/contract-model.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
+import { weightMethods } from '../../lowrank/test/contract-list.ts';
 import { quantizers } from '../../quant/test/contract-list.ts';
 import { pruners } from '../../sparse/test/contract-list.ts';
 
@@ -66,7 +67,7 @@ async function expectSame(change: (model: Model, site: Site) => Promise<void>): 
 }
 
 describe('a weight made of its record', () => {
-  it.each(Object.entries({ ...quantizers, ...pruners }))('is what was stored: %s', async (_, { make }) => {
+  it.each(Object.entries({ ...quantizers, ...weightMethods, ...pruners }))('is what was stored: %s', async (_, { make }) => {
     await expectSame(async (model) => {
       const method = make();
       const batches = isCalibrated(method) ? [tokenBatch([[1, 2, 3, 4, 5, 6, 7, 8]], { vocabularySize: 32 })] : [];

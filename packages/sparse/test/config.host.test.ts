@@ -7,6 +7,7 @@ import {
   sparsegpt,
   spiel,
   wanda,
+  type AmountOptions,
   type DsnotOptions,
   type LisaOptions,
   type MagnitudeOptions,
@@ -27,6 +28,13 @@ const count: FieldCase<number> = { takes: 2, not: [0, 1.5] };
 
 configContract<MagnitudeOptions>('magnitude', magnitude, { ...amount, scope: { takes: 'row', not: ['column'] } });
 configContract<WandaOptions>('wanda', wanda, amount);
+for (const [name, make] of Object.entries({ magnitude, wanda, sparsegpt })) {
+  configContract<AmountOptions>(`${name}, n of m`, make, {
+    sparsity: { not: 'n and m are in its place' },
+    n: { takes: 2, not: [0, 4, 1.5] },
+    m: { takes: 4, not: [6, 64] },
+  });
+}
 configContract<SparseGptOptions>('sparsegpt', sparsegpt, { ...amount, damping: { takes: 0.1, not: [0, 1] }, blockSize: count });
 configContract<DsnotOptions>('dsnot', dsnot, {
   initial: { takes: magnitude({ sparsity: 0.5 }), not: 'a pruner, which the compiler knows' },
@@ -42,6 +50,7 @@ configContract<LisaOptions>('lisa', lisa, {
   every: count,
   blocks: { takes: '**.layers.*', not: 'a pattern, which is checked against the model' },
 });
+configContract<Required<Pick<SpielOptions, 'numTunable'>>>('spiel, by number', spiel, { numTunable: { takes: 100, not: [0, 2.5] } });
 configContract<SpielOptions>('spiel', spiel, {
   density: { takes: 0.1, not: [0, 1.1] },
   numTunable: { not: 'it is in place of density' },

@@ -3,7 +3,7 @@ import { applyMethod, disposeBatch, languageBatch, type Method } from '@niwaki/e
 import type { Model } from '@niwaki/nn';
 import type { NiwakiError, Token } from '@niwaki/tensor';
 import { masked, packMask, weightTraits } from '@niwaki/weights';
-import { bytesOf, logits, onTiny, rows, siteParameters } from './contract-model.ts';
+import { bytesOf, logits, onTiny, rows, siteParameters, train } from './contract-model.ts';
 
 /** What a method that makes weights says of itself is in its traits. Each claim is tested, and so is its opposite. */
 export interface WeightMethodCase {
@@ -51,10 +51,10 @@ export function weightMethodContract(name: string, { make }: WeightMethodCase): 
         for (const { weight } of model.sites('all-linear')) expect(new Set(weightTraits(weight!).gives)).toEqual(expected);
       }, wide));
 
-    it('leaves the zeros of a pruned matrix at 0, or is refused there and would not', () =>
+    it('leaves the zeros of a pruned matrix at 0, where it trains too, or is refused there and would not', () =>
       onTiny(async (model) => {
         const method = make();
-        const { forbids = [] } = method.traits;
+        const { gives = [], forbids = [] } = method.traits;
         await pruneMost(model);
         const before = await zerosOf(model);
         const outcome = async (applied: Method): Promise<unknown> => {
@@ -63,6 +63,7 @@ export function weightMethodContract(name: string, { make }: WeightMethodCase): 
           } catch (error) {
             return (error as NiwakiError).details['token'] ?? 'fails';
           }
+          if (gives.includes('trains')) await train(model, { steps: 2 });
           const after = await zerosOf(model);
           return before.every((flags, s) => flags.every((zero, e) => !zero || after[s]![e])) ? 'keeps' : 'fills';
         };

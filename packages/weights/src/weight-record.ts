@@ -43,6 +43,8 @@ export interface WeightRecord {
   readonly options: Json;
   readonly shape: readonly [out: number, in_: number];
   readonly parts: Readonly<Record<string, PartRecord>>;
+  /** Parts that train and have no bytes of their own: they show stored ones as one. */
+  readonly trains?: readonly string[];
 }
 
 /** What rounds a site's input, as data. */
@@ -58,7 +60,9 @@ export interface InputRecord extends ActivationGrid {
 export async function recordOfWeight({ kind, options, shape, parts }: Weight, around?: Weight): Promise<WeightRecord> {
   makerOf(kind);
   const outside = new Set(Object.values(around?.parts ?? {}));
-  return { kind, options, shape, parts: await recordsOf(parts, outside) };
+  const shown = Object.entries(parts).filter(([, part]) => part.stored !== undefined && part.trainable && !outside.has(part));
+  const trains = shown.map(([name]) => name);
+  return { kind, options, shape, parts: await recordsOf(parts, outside), ...(trains.length > 0 && { trains }) };
 }
 
 /**
@@ -72,6 +76,7 @@ export function weightFrom(path: string, record: WeightRecord, around?: Weight):
     const known = record.parts[name];
     if (known !== undefined && part.trainable !== known.trainable) part.trainable = known.trainable;
   }
+  for (const name of record.trains ?? []) weight.parts[name]!.trainable = true;
   return weight;
 }
 
