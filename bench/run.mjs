@@ -6,11 +6,13 @@
  *
  * A job is a process of its own, measured whole, which a peer's can be put beside:
  *   node bench/run.mjs lora-step [--batch 1] [--length 256] [--steps 5] [--threads 2] [--device wasm|webgpu] [--base f32|nf4|q4_1] [--rank 8] [--memory-budget bytes] [--json]
- *   node bench/run.mjs decode [--length 16] [--steps 64] [--threads 2] [--device wasm|webgpu] [--base q4_1] [--json]
- * `pnpm --silent bench …` builds first; without --silent pnpm itself writes to stdout. bench/table.mjs makes a page of results.
+ *   node bench/run.mjs decode [--length 16] [--steps 64] [--threads 2] [--device wasm|webgpu] [--base q4_1|nf4|f32] [--activations exact|int16|int8] [--json]
+ * `pnpm bench …` builds first, and is the same. bench/table.mjs makes a page of results.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
+import { FlagError } from './jobs/flags.mjs';
+import { holds, statusOf } from './judge.mjs';
 
 const wanted = process.argv.slice(2).find((argument) => !argument.startsWith('-'));
 const job = new URL(`jobs/${wanted}.mjs`, import.meta.url);
@@ -27,8 +29,14 @@ if (help) {
   process.exit(0);
 }
 if (run !== undefined) {
-  const result = await run(values);
-  console.log(json ? JSON.stringify(result, undefined, 2) : result);
+  try {
+    const result = await run(values);
+    console.log(json ? JSON.stringify(result, undefined, 2) : result);
+  } catch (error) {
+    if (!(error instanceof FlagError)) throw error;
+    console.error(error.message);
+    process.exit(2);
+  }
   process.exit(0);
 }
 
@@ -73,8 +81,8 @@ for (const row of chosen) {
   results.push(result);
   if (!json)
     console.log(
-      `${result.ratio < result.floor ? '✗' : '✓'} ${result.name.padEnd(44)} ${String(result.ratio).padStart(7)} × ${result.unit} (floor ${result.floor})`,
+      `${holds(result) ? '✓' : '✗'} ${result.name.padEnd(44)} ${String(result.ratio).padStart(7)} × ${result.unit} (floor ${result.floor})`,
     );
 }
 if (json) console.log(JSON.stringify(results, undefined, 2));
-process.exit(results.some(({ ratio, floor }) => ratio < floor) ? 1 : 0);
+process.exit(statusOf(results));

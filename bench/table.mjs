@@ -1,6 +1,6 @@
 /**
  * Writes docs/generated/bench.md from what bench/run.mjs measured:
- *   pnpm --silent bench --json > runs/bench.json; pnpm --silent bench decode --json > runs/decode.json
+ *   pnpm bench --json > runs/bench.json; pnpm bench decode --json > runs/decode.json
  *   node bench/table.mjs runs/bench.json runs/decode.json … [--machine "name"]
  * The date is that of the newest file; the machine is this one where none is named.
  */
@@ -8,11 +8,15 @@ import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { cpus, type } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { holds } from './judge.mjs';
 
 const table = (head, rows) =>
   [`| ${head.join(' | ')} |`, `|${head.map(() => '---').join('|')}|`, ...rows.map((row) => `| ${row.join(' | ')} |`)].join('\n');
 
 const megabytes = (bytes) => (bytes === undefined ? '–' : `${Math.round(bytes / 1e6)} MB`);
+
+/** What a step of training may hold: within it blocks keep what their backward reads, and the others are computed again. */
+const roomOf = (job, budget) => (job === 'decode' ? '–' : budget === undefined ? 'the least: every block twice' : megabytes(budget));
 
 /**
  * The page.
@@ -34,7 +38,7 @@ below its floor. [Your own machine](../guide/bench.md) takes a click.`,
       ['claim', 'ratio', 'floor', 'of', 'device', 'threads'],
       measured.map(({ name, ratio, floor, unit, device, threads }) => [
         name,
-        `${ratio < floor ? '**below** ' : ''}${ratio}`,
+        `${holds({ ratio, floor }) ? '' : '**below** '}${ratio}`,
         floor,
         unit,
         device,
@@ -43,16 +47,19 @@ below its floor. [Your own machine](../guide/bench.md) takes a click.`,
     ),
   ];
   if (jobs.length > 0) {
-    const head = ['job', 'base', 'activations', 'tokens/s', 'best', 'peak memory', 'device'];
-    const lines = jobs.map(({ job, base, batch, length, activations, tokensPerSecond, bestTokensPerSecond, peakRssBytes, device }) => [
-      batch === undefined ? job : `${job}, batch ${batch} of ${length} tokens`,
-      base,
-      activations ?? '–',
-      tokensPerSecond.toFixed(1),
-      bestTokensPerSecond.toFixed(1),
-      megabytes(peakRssBytes),
-      device,
-    ]);
+    const head = ['job', 'base', 'activations', 'of tensors at most', 'tokens/s', 'best', 'peak memory', 'device'];
+    const lines = jobs.map(
+      ({ job, base, batch, length, activations, memoryBudget, tokensPerSecond, bestTokensPerSecond, peakRssBytes, device }) => [
+        batch === undefined ? job : `${job}, batch ${batch} of ${length} tokens`,
+        base,
+        activations ?? '–',
+        roomOf(job, memoryBudget),
+        tokensPerSecond.toFixed(1),
+        bestTokensPerSecond.toFixed(1),
+        megabytes(peakRssBytes),
+        device,
+      ],
+    );
     sections.push(`## Whole processes\n\nA model of SmolLM2-135M's shape with random weights.\n\n${table(head, lines)}`);
   }
   if (skipped.length > 0) {

@@ -1,6 +1,8 @@
 /** Tokens one at a time after a prompt, a whole process: { tokensPerSecond, peakRssBytes, … }. */
 import { generate, init } from '../../packages/niwaki/dist/index.js';
-import { ids, median, smollm2 } from './smollm2.mjs';
+import { activationModes } from '../../packages/tensor/dist/index.js';
+import { counts, oneOf } from './flags.mjs';
+import { bases, devices, ids, median, smollm2 } from './smollm2.mjs';
 
 export const options = {
   /** Of the prompt. */
@@ -14,7 +16,10 @@ export const options = {
 };
 
 export async function run(values) {
-  const [length, steps, threads] = ['length', 'steps', 'threads'].map((name) => Number(values[name]));
+  const [length, steps, threads] = counts(values, ['length', 'steps', 'threads']);
+  oneOf(values, 'device', devices);
+  oneOf(values, 'base', bases);
+  oneOf(values, 'activations', activationModes);
   const { description } = await init({ device: values.device, threads, software: true });
   const model = await smollm2(values.base);
   const seconds = [];

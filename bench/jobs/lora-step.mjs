@@ -2,7 +2,8 @@
 import { createStep } from '../../packages/engine/dist/index.js';
 import { createDraw, openMemoryLedger } from '../../packages/tensor/dist/index.js';
 import { adamw, adapt, blockwiseBackprop, causalLM, init, languageBatch, lora } from '../../packages/niwaki/dist/index.js';
-import { config, ids, median, smollm2 } from './smollm2.mjs';
+import { counts, oneOf } from './flags.mjs';
+import { bases, config, devices, ids, median, smollm2 } from './smollm2.mjs';
 
 export const options = {
   batch: { type: 'string', default: '1' },
@@ -17,8 +18,10 @@ export const options = {
 };
 
 export async function run(values) {
-  const [batch, length, steps, threads, rank] = ['batch', 'length', 'steps', 'threads', 'rank'].map((name) => Number(values[name]));
-  const budget = values['memory-budget'] === undefined ? {} : { memoryBudget: Number(values['memory-budget']) };
+  const [batch, length, steps, threads, rank] = counts(values, ['batch', 'length', 'steps', 'threads', 'rank']);
+  const budget = values['memory-budget'] === undefined ? {} : { memoryBudget: counts(values, ['memory-budget'])[0] };
+  oneOf(values, 'device', devices);
+  oneOf(values, 'base', bases);
   const { description } = await init({ device: values.device, threads, software: true });
   const ledger = openMemoryLedger();
   const model = await smollm2(values.base);

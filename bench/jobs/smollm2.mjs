@@ -8,11 +8,14 @@ import { initializeModel, nf4, quantize } from '../../packages/niwaki/dist/index
 /** The one that the peers of other libraries read. */
 export const config = shapeOfSmollm2;
 
+/** What a job may name. */
+export const devices = ['wasm', 'webgpu'];
+export const bases = ['f32', 'nf4', 'q4_1'];
+
 /** @param base 'f32', 'nf4' (the embedding stays f32, as in QLoRA) or 'q4_1' (everything, as in the file) */
 export async function smollm2(base, { layers = config.num_hidden_layers } = {}) {
   const shape = { ...config, num_hidden_layers: layers };
   if (base === 'q4_1') return createModel({ config: shape, source: 'random', weight: blocks, vector });
-  if (base !== 'f32' && base !== 'nf4') throw new Error(`--base: expected f32, nf4 or q4_1, got ${base}`);
   const model = await initializeModel(shape, { seed: 1, trainable: false });
   if (base === 'nf4') await quantize(model, nf4());
   return model;

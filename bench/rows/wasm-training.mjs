@@ -58,11 +58,14 @@ const step = (threads, floor) => ({
   },
 });
 
-/** Whole processes, turn by turn: what a user gets and what it takes of the machine. Python is $PYTHON or python3. */
-const againstTorch = (flags, floor, { base = 'f32', more = [], peer = [] } = {}) => ({
-  name: `LoRA of SmolLM2's shape, ${flags.join(' ')}, base ${base}${peer.length > 0 ? ', recomputing' : ''}`,
+/**
+ * Whole processes, turn by turn: what a user gets and what it takes of the machine. Python is $PYTHON or python3.
+ * @param of 'tokensPerSecond', ours over torch's, or 'bytes', the other way round
+ */
+const againstTorch = (flags, floor, { base = 'f32', more = [], peer = [], of = 'tokensPerSecond' } = {}) => ({
+  name: `LoRA of SmolLM2's shape, ${flags.join(' ')}, base ${base}${peer.length > 0 ? ', recomputing' : ''}${of === 'bytes' ? ': bytes' : ''}`,
   floor,
-  unit: "torch's tokens per second, f32",
+  unit: of === 'bytes' ? "fewer at the peak of the process than torch's, f32" : "torch's tokens per second, f32",
   device: 'wasm',
   threads: 2,
   measure: async () => {
@@ -80,7 +83,7 @@ const againstTorch = (flags, floor, { base = 'f32', more = [], peer = [] } = {})
     const cpu = (side) => Math.min(...runs[side].flatMap(({ cpuSecondsPerStep }) => cpuSecondsPerStep));
     const bytes = (side) => Math.min(...runs[side].map(({ peakRssBytes }) => peakRssBytes));
     return {
-      ratio: best('ours') / best('theirs'),
+      ratio: of === 'bytes' ? bytes('theirs') / bytes('ours') : best('ours') / best('theirs'),
       tokensPerSecond: Math.round(best('ours')),
       against: Math.round(best('theirs')),
       cpuSeconds: cpu('ours'),
@@ -99,4 +102,6 @@ export const rows = [
   againstTorch(['--batch', '4', '--length', '128'], 0.7, whole),
   againstTorch(['--batch', '1', '--length', '256'], 0.7, whole),
   againstTorch(['--batch', '4', '--length', '128'], 0.5, { base: 'q4_1', peer: ['--checkpoint'] }),
+  // At most 0.35 of torch's.
+  againstTorch(['--batch', '4', '--length', '128'], 2.86, { base: 'nf4', of: 'bytes' }),
 ];

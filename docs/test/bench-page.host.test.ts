@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
+import { statusOf } from '../../bench/judge.mjs';
 import { pageOf } from '../../bench/table.mjs';
 
 const row = { name: 'a product', ratio: 2.5, floor: 2, unit: "tfjs's speed", device: 'wasm', threads: 2 };
@@ -10,6 +11,20 @@ it('tells each claim with its floor, and marks one that is below', () => {
   expect(page).toContain("| a product | 2.5 | 2 | tfjs's speed | wasm | 2 |");
   expect(page).toContain('| another | **below** 1.5 | 2 |');
   expect(page).not.toContain('Whole processes');
+});
+
+it('fails a run for one ratio below its floor or that is no number, not for what was not measured', () => {
+  const { ratio: _, ...unmeasured } = row;
+  expect(statusOf([row, { ...row, ratio: 2 }, { ...unmeasured, skipped: 'no peer' }])).toBe(0);
+  expect(statusOf([row, { ...row, ratio: 1.99 }])).toBe(1);
+  expect(statusOf([{ ...row, ratio: NaN }])).toBe(1);
+});
+
+it('is run by a command: before a script pnpm writes to the same stdout', () => {
+  const read = (path: string): { scripts?: object; bin?: object } =>
+    JSON.parse(readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')) as object;
+  expect(read('package.json').scripts).not.toHaveProperty('bench');
+  expect(read('bench/package.json').bin).toHaveProperty('bench');
 });
 
 it('lists jobs with what they took, and says what was not measured and why, without paths of the machine', () => {
@@ -23,6 +38,7 @@ it('lists jobs with what they took, and says what was not measured and why, with
     device: 'wasm',
     peakRssBytes: 5e8,
   };
+  const roomy = { ...job, memoryBudget: 4e9 };
   const skipped = {
     name: 'a peer',
     floor: 1,
@@ -31,8 +47,9 @@ it('lists jobs with what they took, and says what was not measured and why, with
     threads: 2,
     skipped: 'python3 /home/me/bench/peers/torch_lora.py: cannot import torch',
   };
-  const page = pageOf([[row, skipped], job], { machine: 'A machine', date: '2026-01-31' });
-  expect(page).toContain('| lora-step, batch 4 of 128 tokens | nf4 | – | 100.0 | 101.0 | 500 MB | wasm |');
+  const page = pageOf([[row, skipped], job, roomy], { machine: 'A machine', date: '2026-01-31' });
+  expect(page).toContain('| lora-step, batch 4 of 128 tokens | nf4 | – | the least: every block twice | 100.0 | 101.0 | 500 MB | wasm |');
+  expect(page).toContain('| lora-step, batch 4 of 128 tokens | nf4 | – | 4000 MB | 100.0 | 101.0 | 500 MB | wasm |');
   expect(page).toContain('- a peer: python3 torch_lora.py: cannot import torch');
 });
 
