@@ -1,4 +1,4 @@
-import { checkFlag, ConfigError, inverseFactor, packBits, type Tensor2D } from '@niwaki/tensor';
+import { checkFlag, ConfigError, factorMoments, packBits, type FactoredMoments } from '@niwaki/tensor';
 import { createBreath, defineMethod, inputGram, type Method, type Window } from '@niwaki/engine';
 import {
   affine,
@@ -53,10 +53,11 @@ export function gptq(options: GptqOptions = {}): Method {
     for (const groups of rounds) {
       const statistics = await window.collect(groups.flat(), { gram: inputGram() });
       for (const group of groups) {
-        const prepared = await prepareInput(statistics.get(group[0]!)!.gram, { damping, actOrder, breath });
+        const { gram } = statistics.get(group[0]!)!;
+        const moments = await factorMoments(await gram.data(), gram.shape[0], { damping, largestFirst: actOrder, breath });
         for (const site of group) {
           const size = affineGroupSize(groupSize, site.weight!.shape[1], site.path);
-          window.replace(site, { weight: await rounded(site, prepared, { bits, groupSize: size, grid, mse, staticGroups, breath }) });
+          window.replace(site, { weight: await rounded(site, moments, { bits, groupSize: size, grid, mse, staticGroups, breath }) });
         }
       }
     }
@@ -81,41 +82,6 @@ export function gptq(options: GptqOptions = {}): Method {
   });
 }
 
-/** What all sites of one input share. */
-interface PreparedInput {
-  /** Factor of the inverse second moments, columns in the order of rounding. */
-  readonly factor: Float64Array;
-  /** Columns that no input reaches. */
-  readonly dead: readonly number[];
-  readonly order?: Int32Array;
-}
-
-async function prepareInput(
-  gram: Tensor2D,
-  { damping, actOrder, breath }: { readonly damping: number; readonly actOrder: boolean; readonly breath: () => Promise<void> },
-): Promise<PreparedInput> {
-  const n = gram.shape[0];
-  const h = Float64Array.from(await gram.data());
-  const dead: number[] = [];
-  let mean = 0;
-  for (let i = 0; i < n; i++) {
-    if (h[i * n + i] === 0) {
-      dead.push(i);
-      h[i * n + i] = 1;
-    }
-    mean += h[i * n + i]! / n;
-  }
-  const order = actOrder ? Int32Array.from({ length: n }, (_, i) => i).sort((a, b) => h[b * n + b]! - h[a * n + a]! || a - b) : undefined;
-  const arranged = new Float64Array(n * n);
-  for (let i = 0; i < n; i++) {
-    const from = (order?.[i] ?? i) * n;
-    for (let j = 0; j < n; j++) arranged[i * n + j] = h[from + (order?.[j] ?? j)]!;
-    arranged[i * n + i]! += damping * mean;
-  }
-  const factor = await inverseFactor(arranged, n, breath);
-  return { factor, dead, ...(order && { order }) };
-}
-
 interface RoundOptions {
   readonly bits: 2 | 3 | 4 | 8;
   readonly groupSize: number;
@@ -125,7 +91,7 @@ interface RoundOptions {
   readonly breath: () => Promise<void>;
 }
 
-async function rounded(site: Site, { factor, dead, order }: PreparedInput, options: RoundOptions): Promise<Weight> {
+async function rounded(site: Site, { factor, dead, order }: FactoredMoments, options: RoundOptions): Promise<Weight> {
   const { bits, groupSize, grid, mse, staticGroups } = options;
   const { path } = site;
   const shape = site.weight!.shape;

@@ -12,7 +12,7 @@ import {
   type PruneMethodOptions,
   type Pruner,
 } from './pruner.ts';
-import { momentsCache } from './second-moments.ts';
+import { momentsCache } from './moments-cache.ts';
 
 export interface SparseGptOptions extends PruneMethodOptions {
   /** Added to the diagonal of the input's second moments, as a part of its mean; default 0.01. */

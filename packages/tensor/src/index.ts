@@ -20,6 +20,7 @@ export * from './view.ts';
 export { qr } from './linalg/qr.ts';
 export { svd, truncatedSvd, type Svd, type TruncatedSvdOptions } from './linalg/svd.ts';
 export { inverseFactor } from './linalg/inverse-factor.ts';
+export * from './linalg/second-moments.ts';
 export { cholesky, eigenSymmetric } from './linalg/symmetric.ts';
 export * from './bit-pack.ts';
 export * from './memory-ledger.ts';
