@@ -10,7 +10,8 @@ let all: readonly Exported[];
 beforeAll(() => {
   groups = readGroups(new URL('../src/index.ts', import.meta.url).pathname);
   all = groups.flatMap(({ exported }) => exported);
-});
+  // The compiler reads every package and tfjs's types: ten seconds of one core, more where others have it.
+}, 240_000);
 
 /** Who only uses one hands it on; its members' types are for its authors, in the package that it comes from. */
 const nouns = new Set([
