@@ -6,3 +6,6 @@ export interface StartedDevice {
   /** WebGPU adapter or wasm build, in words. */
   readonly description: string;
 }
+
+/** What the names of our wasm backends begin with: a build and a number of threads follow. */
+export const wasmName = 'niwaki-wasm';

@@ -113,6 +113,19 @@ const cases: readonly Case[] = [
   ['conv2d', (x, w) => conv2d(x as Tensor4D, w as Tensor4D, 2, 'same'), image, m(numbers(24, 6), [2, 3, 2, 2])],
   ['conv2d, padded', (x, w) => conv2d(x as Tensor4D, w as Tensor4D, 1, 1, 'NHWC', 1, 'floor'), image, m(numbers(18, 6), [3, 3, 2, 1])],
   ['depthwiseConv2d', (x, w) => depthwiseConv2d(x as Tensor4D, w as Tensor4D, 1, 'same'), image, m(numbers(24, 7), [2, 3, 2, 2])],
+  ['conv2d, dilated', (x, w) => conv2d(x as Tensor4D, w as Tensor4D, 1, 'same', 'NHWC', [1, 2]), image, m(numbers(24, 6), [2, 3, 2, 2])],
+  [
+    'conv2d, dilated both ways, nothing padded',
+    (x, w) => conv2d(x as Tensor4D, w as Tensor4D, 1, 'valid', 'NHWC', 2),
+    image,
+    m(numbers(16, 6), [2, 2, 2, 2]),
+  ],
+  [
+    'depthwiseConv2d, dilated',
+    (x, w) => depthwiseConv2d(x as Tensor4D, w as Tensor4D, 1, 'same', 'NHWC', [2, 1]),
+    image,
+    m(numbers(24, 7), [2, 3, 2, 2]),
+  ],
   [
     'conv2dTranspose',
     (x, w) => conv2dTranspose(x as Tensor4D, w as Tensor4D, [1, 6, 8, 1], 2, 'same'),

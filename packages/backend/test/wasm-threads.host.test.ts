@@ -7,6 +7,7 @@ import {
   addN,
   attentionGradOp,
   attentionOp,
+  codedAdamOp,
   commitUpdateOp,
   createDraw,
   crossEntropyGradOp,
@@ -22,6 +23,7 @@ import {
   mul,
   noiseAttributes,
   packedMatMulOp,
+  packedRowsOp,
   rmsNormGradOp,
   rmsNormOp,
   ropeOp,
@@ -35,11 +37,13 @@ import {
   swigluOp,
   tensor,
   tidy,
+  unsortedSegmentSum,
   matMul,
   undecidedGradOp,
   undecidedOp,
   type Op,
   type Tensor,
+  type Tensor1D,
 } from '@niwaki/tensor';
 import { expect, it } from 'vitest';
 import { numbers, useBuild } from './wasm-builds.ts';
@@ -75,12 +79,15 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     to: bounds((i) => i + 1),
   };
   const [y, total] = run(attentionOp, sides, { scale: 0.2 }) as [Tensor, Tensor];
-  const packed = {
-    codes: tensor(
-      new Int32Array(Math.ceil((rows * width) / 8)).map((_, i) => Math.imul(i, 0x9e3779b1)),
+  const words = (entries: number, each: number): Tensor =>
+    tensor(
+      new Int32Array(Math.ceil(entries / each)).map((_, i) => Math.imul(i, 0x9e3779b1)),
       undefined,
       'int32',
-    ),
+    );
+  const blockScales = random([Math.ceil((rows * width) / 256)]);
+  const packed = {
+    codes: words(rows * width, 8),
     codebook: random([16]),
     absmax: random([Math.ceil((rows * width) / 64)]),
   };
@@ -147,6 +154,31 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     ],
     'packed products': [false, true].flatMap((transposed) =>
       run(packedMatMulOp, { ...packed, x: random([70, transposed ? rows : width]) }, { ...shape, transposed }),
+    ),
+    'packed rows': run(
+      packedRowsOp,
+      {
+        ...packed,
+        ids: tensor(
+          Int32Array.from({ length: 900 }, (_, i) => (i * 7) % rows),
+          [900],
+          'int32',
+        ),
+      },
+      shape,
+    ),
+    'sums of repeated rows': [unsortedSegmentSum(x, targets as Tensor1D, width)],
+    'Adam on 8-bit moments': run(
+      codedAdamOp,
+      {
+        gradient: dy,
+        momentumWords: words(rows * width, 4),
+        momentumScales: square(blockScales),
+        varianceWords: words(rows * width, 4),
+        varianceScales: square(blockScales),
+        factors: tensor([0.19, 0.002, 1]),
+      },
+      { beta1: 0.9, beta2: 0.99, eps: 1e-8, blockSize: 256, guard: true },
     ),
     'packed products of one row': [false, true].flatMap((transposed) =>
       run(packedMatMulOp, { ...packed, x: random([1, transposed ? rows : width]) }, { ...shape, transposed }),

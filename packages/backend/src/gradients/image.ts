@@ -1,6 +1,7 @@
 import * as tf from '@tensorflow/tfjs-core';
 import type { GradConfig, NamedTensorMap, Tensor } from '@tensorflow/tfjs-core';
-import { ConfigError } from '@niwaki/tensor';
+import { wasmName } from '../started-device.ts';
+import { spreadOf } from './dilation.ts';
 import { unbroadcast } from './unbroadcast.ts';
 
 /** What tfjs gives to the kernels of a convolution or a pool. */
@@ -57,24 +58,30 @@ export const imageGradients: readonly GradConfig[] = [
   },
 ];
 
-/** tfjs's kernels of these gradients have no dilations, or ignore them. */
+/**
+ * tfjs's kernels of these gradients have no dilations, or ignore them: they are given the filter with zeros between its taps,
+ * at the cost of a filter of that size. The wasm device's own kernels take dilations.
+ */
 function convolution(kernelName: string, { ofInput, ofFilter }: { ofInput: string; ofFilter: string }): GradConfig {
   return {
     kernelName,
     inputsToSave: ['x', 'filter'],
     gradFunc: (given, [x, filter], attrs) => {
       const attributes = attrs as Attributes;
-      const dilations = attributes['dilations'] as number | number[];
-      if (!tf.backend_util.tupleValuesAreOne(dilations)) {
-        throw new ConfigError(`${kernelName}: no gradient with dilations [${String(dilations)}]`, {
-          dilations,
-          help: 'Give a larger filter with zeros between its taps, and mask them.',
-        });
-      }
       const dy = given as Tensor;
+      const [inputShape, filterShape] = [x!.shape, filter!.shape];
+      const dilations = attributes['dilations'] as number | [number, number];
+      if (tf.backend_util.tupleValuesAreOne(dilations) || tf.getBackend().startsWith(wasmName)) {
+        return {
+          x: () => run(ofInput, { dy, filter: filter! }, { ...attributes, inputShape }),
+          filter: () => run(ofFilter, { x: x!, dy }, { ...attributes, filterShape }),
+        };
+      }
+      const spread = spreadOf(filterShape, typeof dilations === 'number' ? [dilations, dilations] : dilations);
+      const plain = { ...attributes, dilations: 1 };
       return {
-        x: () => run(ofInput, { dy, filter: filter! }, { ...attributes, inputShape: x!.shape }),
-        filter: () => run(ofFilter, { x: x!, dy }, { ...attributes, filterShape: filter!.shape }),
+        x: () => tf.tidy(() => run(ofInput, { dy, filter: spread.taps(filter!) }, { ...plain, inputShape })),
+        filter: () => tf.tidy(() => spread.pick(run(ofFilter, { x: x!, dy }, { ...plain, filterShape: spread.shape }))),
       };
     },
   };

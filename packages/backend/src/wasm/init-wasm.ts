@@ -1,5 +1,5 @@
 import { copyRegisteredKernels, registerBackend } from '@tensorflow/tfjs-core';
-import type { StartedDevice } from '../started-device.ts';
+import { wasmName, type StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
 import { imports, loadBinary, type WasmExports } from './binary.ts';
 import { createWasmDevice, type WasmDevice } from './device.ts';
@@ -20,7 +20,7 @@ export interface WasmOptions {
 /** Starts tfjs's wasm device under a name of its own, on a heap that workers share, with our kernels on it. Does not make it current. */
 export async function initWasm(options: WasmOptions = {}): Promise<StartedDevice> {
   const threads = options.threads ?? defaultThreads();
-  const backendName = `niwaki-wasm${options.relaxed === false ? '-plain' : ''}${threads === 1 ? '' : `-${threads}`}`;
+  const backendName = `${wasmName}${options.relaxed === false ? '-plain' : ''}${threads === 1 ? '' : `-${threads}`}`;
   started[backendName] ??= start({ ...options, threads, backendName }).catch((error: unknown) => {
     delete started[backendName];
     throw error;
