@@ -1,9 +1,10 @@
 import { describe, expect, it } from 'vitest';
 import { hasShared, sharedBytes, sharedJson, sharedPath } from '../../testing/src/shared.ts';
-import { memoryFolderSink } from '@niwaki/hub';
+import { load, memoryFolderSink } from '@niwaki/hub';
 import { memory, withAdapters } from '@niwaki/tensor';
 import { mergeAdapter, mergeAndUnload, saveAdapter, unmergeAdapter } from '@niwaki/peft';
 import { loadAdapter } from './verbs.ts';
+import { ggufTwin } from '../../hub/test/twins.ts';
 import type { LoraAdapter } from '../src/lora-adapter.ts';
 import { distance, goldenModel, logitsOf, type GoldenIo } from './golden.ts';
 
@@ -93,4 +94,21 @@ describe.skipIf(!hasShared)('an adapter that Python wrote', () => {
     expect(found).toEqual({ ...Object.fromEntries(expected), '0.v_proj': [4, 12], '1.k_proj': [1, 6] });
     model.dispose();
   });
+
+  it.each(['lora-patterns', 'lora-modules-to-save'])(
+    'gives the logits Python gives over a GGUF of the model, whose rows of q and k lie otherwise: %s',
+    async (name) => {
+      const before = memory().numTensors;
+      const io = sharedJson<GoldenIo>(`golden/adapters/${name}/io.json`);
+      const folder = `golden/${io.base_model}`;
+      const twin = await ggufTwin(sharedBytes(`${folder}/model.safetensors`), sharedJson(`${folder}/config.json`));
+      const { model } = await load(twin);
+      await loadAdapter(model, sharedPath(`golden/adapters/${name}`));
+      expect(distance(await logitsOf(model, io.input_ids), io.logits)).toBeLessThan(tolerance);
+      await mergeAdapter(model);
+      expect(distance(await logitsOf(model, io.input_ids), io.logits)).toBeLessThan(tolerance);
+      model.dispose();
+      expect(memory().numTensors).toBe(before);
+    },
+  );
 });

@@ -163,7 +163,7 @@ describe('truncatedSvd', () => {
       const gaussians = [random(96, 64, 'left'), random(64, 64, 'right')] as const;
       const [left, right] = [await qr(gaussians[0]), await qr(gaussians[1])];
       const falling = tensor1d(Array.from({ length: 64 }, (_, k) => 0.9 ** k));
-      const a = tidy(() => matMul(mul(right.q, falling) as Tensor2D, left.q, false, true));
+      const a = tidy(() => matMul(mul(right.q, falling) as Tensor2D, left.q, false, true) as Tensor2D);
       const optimum = Array.from({ length: 8 }, (_, k) => 0.81 ** k).reduce((sum, energy) => sum + energy, 0);
       const missed: number[] = [];
       for (const iterations of [0, 1, 2]) {
