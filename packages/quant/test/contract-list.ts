@@ -16,6 +16,7 @@ export const quantizers: Readonly<Record<string, WeightMethodCase>> = {
   cbq: { make: () => cbq({ bits: 2, groupSize: 32, epochs: 4, learningRate: 1 }) },
   'cbq, with activations': {
     make: () => cbq({ bits: 2, groupSize: 32, epochs: 4, learningRate: 1, activations: { per: 'tensor', attention: ['keys', 'values'] } }),
+    drifts: 'a sum in another order rounds an input otherwise, and the fit goes on from there',
   },
   activations: { make: () => activations({ bits: 6 }) },
   'activations, per tensor': { make: () => activations({ per: 'tensor' }) },

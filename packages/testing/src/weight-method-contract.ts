@@ -9,6 +9,8 @@ import { bytesOf, logits, onTiny, rows, siteParameters, train } from './contract
 export interface WeightMethodCase {
   /** A new method each time, for the wide model: rows of 32 entries. */
   make(): Method;
+  /** Why devices come to other codes: what they lose is compared then, and not their outputs. */
+  readonly drifts?: string;
 }
 
 /** Rows of 32 entries hold a block of every format. */
