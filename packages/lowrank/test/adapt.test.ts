@@ -282,6 +282,16 @@ describe('several adapters', () => {
     ).toBe(0);
   });
 
+  it('leave the place of the active one to the first of the others by name, and of one among several to nobody', () =>
+    onTiny(async (model) => {
+      for (const name of ['c', 'b', 'a', 'd']) await adapt(model, lora({ rank: 1 }), { at: 'q_proj', name });
+      deleteAdapter(model, 'd');
+      expect(model.active).toEqual(['a']);
+      activateAdapters(model, ['c', 'b']);
+      deleteAdapter(model, 'b');
+      expect(model.active).toEqual(['c']);
+    }));
+
   it('go back to what was active when a view is dropped or a forward throws', async () => {
     await onTiny(async (model) => {
       perturb(await adapt(model, lora({ rank: 2 }), { at: 'q_proj' }));
