@@ -8,7 +8,7 @@ import { multiplyBlock } from './gemm';
 import { laneMax, laneSum, least, madd } from './lanes';
 import { packPanels, packTiles } from './packing';
 
-const QUERIES: i32 = 96;
+const QUERIES: i32 = 48;
 const KEYS: i32 = 128;
 /** Stands for "no score yet": finite, so that differences stay finite. */
 const NOTHING: f32 = -1e30;

@@ -8,7 +8,7 @@ type Inputs = Readonly<Record<'q' | 'k' | 'v' | 'from' | 'to', TensorInfo>>;
 type Sizes = readonly [batch: number, time: number, keys: number, heads: number, kvHeads: number, d: number];
 
 /** Queries of one block of the compiled kernel. */
-const blockQueries = 96;
+const blockQueries = 48;
 
 /** Tasks from which on there is enough for every thread. */
 const manyTasks = 16;
