@@ -2,7 +2,7 @@
  * f32 products of all four transpositions, in tasks that any thread may take. The sum over k of an entry always runs in
  * the same order, so the number of threads never changes a bit of the result.
  */
-import { COLUMNS, DEPTH, ROW_BLOCK, packPanels, packTiles, tileHeight } from './packing';
+import { COLUMNS, DEPTH, FLOAT_DEPTH, ROW_BLOCK, packPanels, packTiles, tileHeight } from './packing';
 import { tile1, tile2, tile3, tile4, tile5, tile6 } from './micro-kernels';
 import { least } from './lanes';
 
@@ -59,13 +59,18 @@ function copyEdge(rows: i32, columns: i32, edge: usize, out: usize, ldc: i32, ac
   }
 }
 
-/** Task t: packs the t-th row block of A for every depth pass, out[pass][rows · depth]. */
-export function packRows(a: usize, lda: i32, transposed: i32, rows: i32, k: i32, out: usize, first: i32, last: i32, scratch: usize): void {
+/** Depth of the passes that `packRows` lays out: for a B of floats, or for one that is decoded. */
+export function passDepth(decoded: i32): i32 {
+  return decoded ? DEPTH : FLOAT_DEPTH;
+}
+
+/** Task t: packs the t-th row block of A for every pass over k, `pass` deep, out[pass][rows · depth]. */
+export function packRows(a: usize, lda: i32, transposed: i32, rows: i32, k: i32, pass: i32, out: usize, first: i32, last: i32, scratch: usize): void {
   for (let task = first; task < last; task++) {
     const m = task * ROW_BLOCK;
     const height = least(ROW_BLOCK, rows - m);
-    for (let k0 = 0; k0 < k; k0 += DEPTH) {
-      const depth = least(DEPTH, k - k0);
+    for (let k0 = 0; k0 < k; k0 += pass) {
+      const depth = least(pass, k - k0);
       const source = a + ((<usize>(transposed ? k0 * lda + m : m * lda + k0)) << 2);
       packTiles(source, lda, transposed, height, depth, out + ((<usize>(rows * k0 + m * depth)) << 2));
     }
@@ -73,11 +78,14 @@ export function packRows(a: usize, lda: i32, transposed: i32, rows: i32, k: i32,
 }
 
 /** Bytes of scratch that `multiplyPacked` needs for each thread. */
-export function panelBytes(columns: i32): i32 {
-  return ((columns + 7) & ~7) * DEPTH * 4 + 256;
+export function panelBytes(columns: i32, more: i32): i32 {
+  return ((columns + 7) & ~7) * (more > FLOAT_DEPTH ? more : FLOAT_DEPTH) * 4 + 256;
 }
 
-/** Task t: one block of c, `taskRows` (whole row blocks) by `taskColumns`, out of packed A and a B in memory; added to c where `accumulate` is 1. */
+/**
+ * Task t: one block of c, `taskRows` (whole row blocks) by `taskColumns`, out of packed A and a B in memory; added to c where
+ * `accumulate` is 1. The depth goes on over `more` rows of a second B, for which A's tiles lie after those of the first.
+ */
 export function multiplyPacked(
   tiles: usize,
   b: usize,
@@ -91,6 +99,10 @@ export function multiplyPacked(
   taskRows: i32,
   taskColumns: i32,
   accumulate: i32,
+  more: i32,
+  bMore: usize,
+  ldMore: i32,
+  transposedMore: i32,
   first: i32,
   last: i32,
   scratch: usize,
@@ -103,11 +115,15 @@ export function multiplyPacked(
     const height = least(taskRows, rows - m);
     const width = least(taskColumns, columns - n);
     const out = c + ((<usize>(m * ldc + n)) << 2);
-    for (let k0 = 0; k0 < k; k0 += DEPTH) {
-      const depth = least(DEPTH, k - k0);
+    for (let k0 = 0; k0 < k; k0 += FLOAT_DEPTH) {
+      const depth = least(FLOAT_DEPTH, k - k0);
       packPanels(b + ((<usize>(transposed ? n * ldb + k0 : k0 * ldb + n)) << 2), ldb, transposed, width, depth, panels);
       const a = tiles + ((<usize>(rows * k0 + m * depth)) << 2);
       multiplyBlock(height, width, depth, a, panels, out, ldc, k0 > 0 ? 1 : accumulate, scratch);
+    }
+    if (more > 0) {
+      packPanels(bMore + ((<usize>(transposedMore ? n * ldMore : n)) << 2), ldMore, transposedMore, width, more, panels);
+      multiplyBlock(height, width, more, tiles + ((<usize>(rows * k + m * more)) << 2), panels, out, ldc, 1, scratch);
     }
   }
 }
@@ -117,17 +133,17 @@ const PASS_ROWS: i32 = 480;
 
 /** Bytes of scratch of `multiplyWhole`. */
 export function wholeBytes(): i32 {
-  return 256 + (PASS_ROWS + COLUMNS) * DEPTH * 4;
+  return 256 + (PASS_ROWS + COLUMNS) * FLOAT_DEPTH * 4;
 }
 
 /** A whole product by one thread, packing included: for small products, of which a batch has many. */
 export function multiplyWhole(a: usize, lda: i32, transposedA: i32, b: usize, ldb: i32, transposedB: i32, c: usize, ldc: i32, rows: i32, columns: i32, k: i32, scratch: usize): void {
   const tiles = scratch + 256;
-  const panels = tiles + PASS_ROWS * DEPTH * 4;
+  const panels = tiles + PASS_ROWS * FLOAT_DEPTH * 4;
   for (let m = 0; m < rows; m += PASS_ROWS) {
     const height = least(PASS_ROWS, rows - m);
-    for (let k0 = 0; k0 < k; k0 += DEPTH) {
-      const depth = least(DEPTH, k - k0);
+    for (let k0 = 0; k0 < k; k0 += FLOAT_DEPTH) {
+      const depth = least(FLOAT_DEPTH, k - k0);
       packTiles(a + ((<usize>(transposedA ? k0 * lda + m : m * lda + k0)) << 2), lda, transposedA, height, depth, tiles);
       for (let n = 0; n < columns; n += COLUMNS) {
         const width = least(COLUMNS, columns - n);

@@ -4,7 +4,8 @@
  */
 import { dropFactors, Dropout, DROP_EDGE } from './dropout';
 import { least, madd } from './lanes';
-import { packPanels } from './packing';
+import { FLOAT_DEPTH, packPanels, packTiles, ROW_BLOCK } from './packing';
+import { multiplyBlock } from './gemm';
 
 /** Rows that go through both products while they are in the cache; a task is a multiple of it. */
 const ROWS: i32 = 64;
@@ -212,6 +213,58 @@ export function lora(
   }
 }
 
+/** Bytes of scratch of `packLoraRows`. */
+export function packLoraBytes(rank: i32): i32 {
+  return 256 + ROW_BLOCK * rank * 4;
+}
+
+/**
+ * Task t: packs the t-th row block of A as `packRows` does, and after all of that the block's inner product, for a product
+ * whose depth goes on over the rank: inner [rows, rank] = before·A·down, packed as after·inner. `down` comes as panels,
+ * those of each pass together.
+ */
+export function packLoraRows(
+  a: usize,
+  lda: i32,
+  rows: i32,
+  k: i32,
+  out: usize,
+  down: usize,
+  rank: i32,
+  inner: usize,
+  before: f32,
+  after: f32,
+  first: i32,
+  last: i32,
+  scratch: usize,
+): void {
+  const narrow = scratch + 256;
+  const padded = (rank + 7) & ~7;
+  for (let task = first; task < last; task++) {
+    const m = task * ROW_BLOCK;
+    const height = least(ROW_BLOCK, rows - m);
+    const own = inner + ((<usize>(m * rank)) << 2);
+    for (let k0 = 0; k0 < k; k0 += FLOAT_DEPTH) {
+      const depth = least(FLOAT_DEPTH, k - k0);
+      const tiles = out + ((<usize>(rows * k0 + m * depth)) << 2);
+      packTiles(a + ((<usize>(m * lda + k0)) << 2), lda, 0, height, depth, tiles);
+      multiplyBlock(height, rank, depth, tiles, down + ((<usize>(padded * k0)) << 2), own, rank, k0 > 0 ? 1 : 0, scratch);
+    }
+    scaled(own, own, height * rank, before);
+    scaled(own, narrow, height * rank, after);
+    packTiles(narrow, rank, 0, height, rank, out + ((<usize>(rows * k + m * rank)) << 2));
+  }
+}
+
+/** The one task: a factor's panels as `packLoraRows` reads them. */
+export function packFactor(b: usize, ldb: i32, transposed: i32, rank: i32, k: i32, out: usize, first: i32, last: i32, scratch: usize): void {
+  const padded = (rank + 7) & ~7;
+  for (let k0 = 0; k0 < k; k0 += FLOAT_DEPTH) {
+    const from = b + ((<usize>(transposed ? k0 : k0 * ldb)) << 2);
+    packPanels(from, ldb, transposed, rank, least(FLOAT_DEPTH, k - k0), out + ((<usize>(padded * k0)) << 2));
+  }
+}
+
 /** sums [rank, width] (+)= gᵀ·x for g [rows, rank], x [rows, width]: the rows' share in the gradient of a factor. */
 function addOuter(rows: i32, rank: i32, width: i32, g: usize, x: usize, sums: usize, accumulate: i32): void {
   const rowG = (<usize>rank) << 2;
@@ -285,9 +338,7 @@ export function loraGrad(
       }
       multiplyPanels(height, rank, out, slope, out, panels, 0, narrow, rank, scratch);
       scaled(narrow, narrow, height * rank, scale);
-      const again = m > start ? 1 : 0;
-      addOuter(height, rank, width, narrow, input, share, again);
-      addOuter(height, rank, out, inner + ((<usize>(m * rank)) << 2), slope, share + ((<usize>(rank * width)) << 2), again);
+      addShare(height, rank, width, out, narrow, input, inner + ((<usize>(m * rank)) << 2), slope, share, m > start ? 1 : 0);
       for (let n = 0; n < width; n += STRIP) {
         const columns = least(STRIP, width - n);
         packPanels(a + ((<usize>n) << 2), width, 0, columns, rank, strip);
@@ -299,6 +350,39 @@ export function loraGrad(
       }
     }
   }
+}
+
+/** Task t: the same share in the gradients of the factors alone, dInner being there. */
+export function loraShares(
+  dy: usize,
+  x: usize,
+  inner: usize,
+  dInner: usize,
+  partial: usize,
+  rows: i32,
+  width: i32,
+  out: i32,
+  rank: i32,
+  taskRows: i32,
+  first: i32,
+  last: i32,
+  scratch: usize,
+): void {
+  for (let task = first; task < last; task++) {
+    const share = partial + ((<usize>(task * rank * (width + out))) << 2);
+    const end = least(rows, (task + 1) * taskRows);
+    for (let m = task * taskRows; m < end; m += ROWS) {
+      const at = (<usize>(m * rank)) << 2;
+      const slope = dy + ((<usize>(m * out)) << 2);
+      addShare(least(ROWS, end - m), rank, width, out, dInner + at, x + ((<usize>(m * width)) << 2), inner + at, slope, share, m > task * taskRows ? 1 : 0);
+    }
+  }
+}
+
+/** [dInnerᵀ·x, innerᵀ·dy] of some rows: to, or added to, a share. */
+function addShare(rows: i32, rank: i32, width: i32, out: i32, dInner: usize, x: usize, inner: usize, dy: usize, share: usize, accumulate: i32): void {
+  addOuter(rows, rank, width, dInner, x, share, accumulate);
+  addOuter(rows, rank, out, inner, dy, share + ((<usize>(rank * width)) << 2), accumulate);
 }
 
 /** Task t: 256 columns of the shares' sums, those of da [rank, width] first, then db [out, rank] turned and scaled. */
@@ -313,13 +397,33 @@ export function loraFactors(partial: usize, shares: i32, da: usize, db: usize, w
     const from = partial + (second ? (<usize>(rank * width)) << 2 : 0) + ((<usize>n) << 2);
     for (let j = 0; j < rank; j++) {
       const row = from + ((<usize>(j * side)) << 2);
-      for (let i = 0; i < columns; i++) {
+      const toA = da + ((<usize>(j * width + n)) << 2);
+      const toB = db + ((<usize>(n * rank + j)) << 2);
+      let i = 0;
+      for (; i + 4 <= columns; i += 4) {
         const at = row + ((<usize>i) << 2);
-        let sum: f32 = 0;
-        for (let share = 0; share < shares; share++) sum += load<f32>(at + share * stride);
-        if (second) store<f32>(db + ((<usize>((n + i) * rank + j)) << 2), sum * scale);
-        else store<f32>(da + ((<usize>(j * width + n + i)) << 2), sum);
+        let sums = v128.load(at);
+        for (let share = 1; share < shares; share++) sums = f32x4.add(sums, v128.load(at + share * stride));
+        if (second) storeTurned(f32x4.mul(sums, f32x4.splat(scale)), toB + ((<usize>(i * rank)) << 2), (<usize>rank) << 2);
+        else v128.store(toA + ((<usize>i) << 2), sums);
+      }
+      for (; i < columns; i++) {
+        const at = row + ((<usize>i) << 2);
+        let sum = load<f32>(at);
+        for (let share = 1; share < shares; share++) sum += load<f32>(at + share * stride);
+        if (second) store<f32>(toB + ((<usize>(i * rank)) << 2), sum * scale);
+        else store<f32>(toA + ((<usize>i) << 2), sum);
       }
     }
   }
+}
+
+/** Four neighbors of a row to one column, whose entries are `stride` bytes apart. */
+// @ts-ignore: decorator
+@inline
+function storeTurned(lanes: v128, to: usize, stride: usize): void {
+  v128.store32_lane(to, lanes, 0);
+  v128.store32_lane(to + stride, lanes, 1);
+  v128.store32_lane(to + 2 * stride, lanes, 2);
+  v128.store32_lane(to + 3 * stride, lanes, 3);
 }

@@ -5,8 +5,10 @@
 import { RELAXED } from './variant';
 import { least } from './lanes';
 
-/** Depth of one pass over k: a tile of A and a panel of B of this depth stay in the first cache. */
+/** Depth of one pass over k: a tile of A and a panel of B of this depth stay in the first cache. Whole blocks of every packed format. */
 export const DEPTH: i32 = 256;
+/** The same where both sides are floats in memory: deeper passes read and write the result less often. */
+export const FLOAT_DEPTH: i32 = 384;
 /** Columns of one pass over B. */
 export const COLUMNS: i32 = 256;
 /** Rows are tiled inside blocks of this many, whoever computes them, so that a tile never crosses two tasks. */

@@ -42,6 +42,7 @@ import { distance, kernelDistance, numbers, useBuild, wasmBuilds } from './wasm-
 const random = numbers(7);
 const lowRank = numbers(11);
 const residual = numbers(13);
+const tall = numbers(17);
 const centered = numbers(31);
 
 /** Reductions run in another order and exp is a polynomial: a few units in the last place of the largest entry. */
@@ -188,6 +189,23 @@ describe.each(Object.entries(wasmBuilds))('Fused kernels equal their references 
       }
     });
   }
+
+  it('adds low-rank products to those of more rows than are packed at a time, and computes the inner one alone', () => {
+    const [rows, width, out, rank] = [1500, 9, 11, 3];
+    const make = (): { x: Tensor; a: Tensor; b: Tensor; weight: Tensor } => ({
+      x: tall([rows, width]),
+      a: tall([rank, width]),
+      b: tall([out, rank]),
+      weight: tall([out, width]),
+    });
+    expect(error(loraProductOp, make(), { scale: 0.7, unread: false })).toBeLessThan(tolerance);
+    const backward = { ...make(), dy: tall([rows, out]), inner: tall([rows, rank]) };
+    expect(error(loraProductGradOp, backward, { scale: 0.7 })).toBeLessThan(4 * tolerance);
+    const inputs = make();
+    const [read, unread] = [false, true].map((own) => runOp(loraProductOp, inputs, { scale: 0.7, unread: own })) as [Tensor[], Tensor[]];
+    expect(unread[1]!.dataSync()).toEqual(read[1]!.dataSync());
+    dispose([inputs, read, unread]);
+  });
 
   it('writes over an input where it may, with the bits that it gives beside it', () => {
     const logits = random([65, 1001], 3);

@@ -150,6 +150,7 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     ],
     'low-rank products over a base': [
       ...run(loraProductOp, { ...lowRank, weight: matrix }, { scale: 2, unread: false }),
+      ...run(loraProductGradOp, { dy, inner, ...lowRank, weight: matrix }, { scale: 2 }),
       ...run(loraProductGradOp, { dy, inner, ...lowRank, weight: matrix }, { scale: 2, dropout }),
     ],
     'packed products': [false, true].flatMap((transposed) =>

@@ -21,6 +21,9 @@ const ceilTo = (value: number, step: number): number => Math.ceil(value / step) 
 const packedBytes = 16 << 20;
 const [leastRows, mostRows] = [240, 1440];
 
+/** Rows up to which a matrix is read where it lies: packing would cost more than it gains. */
+export const fewRows = 4;
+
 /** c [rows, columns] = a · b, or c + a · b, on all threads where it is worth it. c is dense. */
 export function multiply(
   device: WasmDevice,
@@ -36,36 +39,79 @@ export function multiply(
     if (!accumulate) device.words(c, rows * columns).fill(0);
     return;
   }
-  if (!accumulate && rows <= 4 && (rows === 1 || (!a.transposed && a.stride === depth))) {
+  if (!accumulate && rows <= fewRows && (rows === 1 || (!a.transposed && a.stride === depth))) {
     const kernel = b.transposed ? 'multiplyRowsTransposed' : 'multiplyRows';
     const taskColumns = b.transposed ? 64 : device.threads === 1 ? 4096 : 512;
     device.run(kernel, [a.at, b.at, b.stride, c, rows, columns, depth, taskColumns], { tasks: Math.ceil(columns / taskColumns), work });
     return;
   }
-  forPackedRows(device, a, { rows, depth }, ({ tiles, start, height }) => {
-    const { taskRows, taskColumns } = divide(device, height, columns);
-    device.run(
-      'multiplyPacked',
-      [
-        tiles,
-        b.at,
-        b.stride,
-        flag(b.transposed),
-        c + start * columns * 4,
-        columns,
-        height,
-        columns,
-        depth,
-        taskRows,
-        taskColumns,
-        flag(accumulate),
-      ],
-      {
-        tasks: Math.ceil(height / taskRows) * Math.ceil(columns / taskColumns),
-        work: height * columns * depth,
-        scratchBytes: device.kernels['panelBytes']!(taskColumns),
-      },
-    );
+  forPackedRows(device, a, { rows, depth }, (packed) => multiplyRows(device, packed, { b, c, columns, depth, accumulate }));
+}
+
+interface RowsProduct {
+  readonly b: Matrix;
+  readonly c: number;
+  readonly columns: number;
+  readonly depth: number;
+  readonly accumulate?: boolean;
+  /** What the depth goes on over. */
+  readonly more?: { readonly depth: number; readonly b: Matrix };
+}
+
+/** Their rows of c. */
+function multiplyRows(
+  device: WasmDevice,
+  { tiles, start, height }: PackedRows,
+  { b, c, columns, depth, accumulate = false, more }: RowsProduct,
+): void {
+  const { taskRows, taskColumns } = divide(device, height, columns);
+  const [at, sizes] = [c + start * columns * 4, [columns, height, columns, depth, taskRows, taskColumns]];
+  const going = more === undefined ? [0, 0, 0, 0] : [more.depth, more.b.at, more.b.stride, flag(more.b.transposed)];
+  device.run('multiplyPacked', [tiles, b.at, b.stride, flag(b.transposed), at, ...sizes, flag(accumulate), ...going], {
+    tasks: Math.ceil(height / taskRows) * Math.ceil(columns / taskColumns),
+    work: height * columns * (depth + (more?.depth ?? 0)),
+    scratchBytes: device.kernels['panelBytes']!(taskColumns, more?.depth ?? 0),
+  });
+}
+
+/** A pair of factors beside b. */
+export interface LowRank {
+  readonly rank: number;
+  /** [depth, rank] */
+  readonly down: Matrix;
+  /** [rank, columns] */
+  readonly up: Matrix;
+  /** Where the inner product goes, before·a·down [rows, rank]. */
+  readonly inner: number;
+  readonly before: number;
+  readonly after: number;
+}
+
+/**
+ * c [rows, columns] = a·b + after·inner·up, one product whose depth goes on over the rank: c is in the cache when the factors
+ * come, and a is packed once for both. a is dense. With `columns` 0 the inner product alone, of the same bits.
+ */
+export function multiplyWithLowRank(
+  device: WasmDevice,
+  a: number,
+  b: Matrix,
+  c: number,
+  { rows, columns, depth }: Product,
+  { rank, down, up, inner, before, after }: LowRank,
+): void {
+  const reserve = ceilTo(rank, 8) * depth * 4;
+  forRows(rows, depth + rank, ({ start, height }) => {
+    // The same place for every part: the first is the largest.
+    const panels = device.shared(reserve + height * (depth + rank) * 4);
+    const tiles = panels + reserve;
+    if (start === 0) device.run('packFactor', [down.at, down.stride, flag(down.transposed), rank, depth, panels], { tasks: 1, work: 0 });
+    const own = inner + start * rank * 4;
+    device.run('packLoraRows', [a + start * depth * 4, depth, height, depth, tiles, panels, rank, own, before, after], {
+      tasks: Math.ceil(height / rowBlock(device)),
+      work: height * depth * (4 + rank),
+      scratchBytes: device.kernels['packLoraBytes']!(rank),
+    });
+    if (columns > 0) multiplyRows(device, { tiles, start, height }, { b, c, columns, depth, more: { depth: rank, b: up } });
   });
 }
 
@@ -76,24 +122,38 @@ export interface PackedRows {
   readonly height: number;
 }
 
-/** Packs A for all threads, as many rows at a time as there is scratch for. `reserve` bytes of the shared scratch are left free before the tiles. */
+/** As many rows at a time as there is scratch for; the last part may be smaller. */
+function forRows(rows: number, depth: number, use: (part: Pick<PackedRows, 'start' | 'height'>) => void): void {
+  const most = Math.max(leastRows, Math.min(mostRows, Math.floor(packedBytes / (depth * 4 * leastRows)) * leastRows));
+  for (let start = 0; start < rows; start += most) use({ start, height: Math.min(most, rows - start) });
+}
+
+export interface PackOptions {
+  readonly rows: number;
+  readonly depth: number;
+  /** Bytes of the shared scratch that are left free before the tiles. */
+  readonly reserve?: number;
+  /** For a B that is decoded, whose passes over the depth are of another length. */
+  readonly decoded?: boolean;
+}
+
+/** Packs A for all threads, as many rows at a time as there is scratch for. */
 export function forPackedRows(
   device: WasmDevice,
   a: Matrix,
-  { rows, depth, reserve = 0 }: { rows: number; depth: number; reserve?: number },
+  { rows, depth, reserve = 0, decoded = false }: PackOptions,
   use: (packed: PackedRows) => void,
 ): void {
-  const most = Math.max(leastRows, Math.min(mostRows, Math.floor(packedBytes / (depth * 4 * leastRows)) * leastRows));
-  const tiles = device.shared(reserve + Math.min(rows, most) * depth * 4) + reserve;
-  for (let start = 0; start < rows; start += most) {
-    const height = Math.min(most, rows - start);
+  const pass = device.kernels['passDepth']!(flag(decoded));
+  forRows(rows, depth, ({ start, height }) => {
+    const tiles = device.shared(reserve + height * depth * 4) + reserve;
     const source = a.at + start * 4 * (a.transposed ? 1 : a.stride);
-    device.run('packRows', [source, a.stride, flag(a.transposed), height, depth, tiles], {
+    device.run('packRows', [source, a.stride, flag(a.transposed), height, depth, pass, tiles], {
       tasks: Math.ceil(height / rowBlock(device)),
       work: height * depth * 4,
     });
     use({ tiles, start, height });
-  }
+  });
 }
 
 const rowBlock = ({ relaxed }: WasmDevice): number => (relaxed ? 48 : 40);

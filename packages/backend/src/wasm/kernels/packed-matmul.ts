@@ -126,7 +126,7 @@ export function multiplyPacked(device: WasmDevice, x: TensorInfo, parts: Parts, 
     return y;
   }
   const a = { at: device.address(x), stride: depth, transposed: false };
-  forPackedRows(device, a, { rows: count, depth, reserve: tableBytes }, ({ tiles, start, height }) => {
+  forPackedRows(device, a, { rows: count, depth, reserve: tableBytes, decoded: true }, ({ tiles, start, height }) => {
     const table = writeTable(device, parts, shape);
     const { taskRows, taskColumns } = divide(device, height, columns, transposed ? Math.max(8, blockOf(shape)) : 8);
     device.run(
