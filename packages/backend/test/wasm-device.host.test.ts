@@ -5,8 +5,9 @@ import { pathToFileURL } from 'node:url';
 import { DeviceError, matMul, memory, ones, softmax, sum, tensor, tidy, type Tensor } from '@niwaki/tensor';
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import { backend, engine, getBackend } from '@tensorflow/tfjs-core';
-import { expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { init } from '../src/init.ts';
+import { loadBinary } from '../src/wasm/binary.ts';
 import { initWasm } from '../src/wasm/init-wasm.ts';
 import { withSharedMemory } from '../src/wasm/shared-memory.ts';
 import { distance, numbers, useBuild } from './wasm-builds.ts';
@@ -46,6 +47,32 @@ it("changes one byte of tfjs's binary, and none of a binary that it does not kno
   expect([known[changed[0]!], shared[changed[0]!]]).toEqual([1, 3]);
   expect(withSharedMemory(shared)).toBeUndefined();
   expect(withSharedMemory(known.subarray(0, 8))).toBeUndefined();
+});
+
+describe('the binary of our kernels', () => {
+  afterEach(() => vi.restoreAllMocks());
+
+  const right = {
+    testMadd: (a: number, b: number, c: number) => a * b + c,
+    testLookup: (i: number) => 100 + i,
+    testDotBytes: (a: number, b: number) => 2 * a * b,
+  };
+  it.each([
+    ['nothing', {}, true],
+    // What Node 20 does with the sum of four.
+    ['a product of bytes', { testDotBytes: (a: number, b: number) => 4 * a * b }, false],
+    ['a lookup', { testLookup: (i: number) => (i === 7 ? 0 : 100 + i) }, false],
+    ['a product and a sum', { testMadd: (a: number, b: number) => a * b }, false],
+  ])('has the relaxed instructions only where the engine computes them right: %s wrong', async (_, wrong, relaxed) => {
+    const instance = { exports: { ...right, ...wrong } } as unknown as WebAssembly.WebAssemblyInstantiatedSource;
+    vi.spyOn(WebAssembly, 'instantiate').mockResolvedValue(instance as never);
+    expect((await loadBinary({ shared: false })).relaxed).toBe(relaxed);
+  });
+
+  it('is refused by name where an engine has no SIMD', async () => {
+    vi.spyOn(WebAssembly, 'validate').mockReturnValue(false);
+    await expect(loadBinary({ shared: false })).rejects.toThrow(/this engine lacks SIMD/);
+  });
 });
 
 /** The same binary, its memory without a bound: one that the patch does not know. */
