@@ -10,7 +10,7 @@ export * from './calibration/collect-inputs.ts';
 export * from './calibration/statistics.ts';
 export type { Replayed, Window } from './calibration/window.ts';
 export type { Fit, FitProgress, Penalty } from './calibration/fit.ts';
-export { createBreath } from './breath.ts';
+export { createBreath, nextTask } from './breath.ts';
 export * from './objective.ts';
 export { disposeBatch, languageBatch, type LanguageBatch, type LanguageRow } from './language.ts';
 export * from './estimator.ts';

@@ -1,7 +1,7 @@
 import { ConfigError, DataError } from '@niwaki/tensor';
 import type { Tokenizer } from '@niwaki/hub';
 import type { Model } from '@niwaki/nn';
-import { causalLM, disposeBatch, languageBatch } from '@niwaki/engine';
+import { causalLM, disposeBatch, languageBatch, nextTask } from '@niwaki/engine';
 import { needTokenizer } from '../data/need-tokenizer.ts';
 import { evaluateBatch, type EvaluateBatchOptions } from './evaluate-batch.ts';
 
@@ -71,14 +71,12 @@ export async function evaluateText(
       disposeBatch(batch);
     }
     onProgress?.({ done, total, nll: nll / done });
-    await breath();
+    // An abort must be able to arrive on devices that compute on this thread.
+    await nextTask();
   }
   const mean = nll / total;
   return { tokens: total, nll: mean, perplexity: Math.exp(mean), bitsPerByte: nll / Math.LN2 / predictedBytes(ids, tokenizer, context) };
 }
-
-/** A turn of the event loop, so that an abort can arrive on devices that compute on this thread. */
-const breath = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 0));
 
 function predictedBytes(ids: readonly number[], tokenizer: Tokenizer, context: number): number {
   const decoder = tokenizer.streamDecoder({ skipSpecialTokens: true });
