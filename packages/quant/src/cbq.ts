@@ -50,7 +50,10 @@ export interface CbqOptions extends IntegerOptions {
   readonly rank?: number | 'full';
   /** Passes over the batches for each window, a step a batch; default 5. */
   readonly epochs?: number;
-  /** Learning rate of the rounding, in logits a step of Adam; default 0.2. */
+  /**
+   * Learning rate of the rounding, in logits a step of Adam; default 0.2 up to a hidden size of 192, and 38.4 / hiddenSize
+   * above it: a step moves an output by as much as all entries of a row together.
+   */
   readonly learningRate?: number;
   /** Learning rate of the steps; default 1e-4. */
   readonly scaleRate?: number;
@@ -95,7 +98,7 @@ export function cbq(options: CbqOptions = {}): Method {
   const { grid, ...named } = integerOptions('cbq', { mse: true, ...options });
   const { bits, groupSize, mse } = named;
   const settings = fitOptions(bits, options);
-  const { window: width, overlap, rank, epochs, learningRate, scaleRate, decide, divergence, outliers, seed } = settings;
+  const { window: width, overlap, rank, epochs, scaleRate, decide, divergence, outliers, seed } = settings;
   const rounded = options.activations && cbqActivations(options.activations);
   const operandRows = rounded && tokenQuantizer(rounded);
 
@@ -103,6 +106,7 @@ export function cbq(options: CbqOptions = {}): Method {
     for (const operand of (plan as CbqPlan).operands) {
       if (operand.input !== operandRows && isIn(window, operand)) window.replace(operand, { input: operandRows! });
     }
+    const { learningRate } = plan as CbqPlan;
     await lendSoft(window, { bits, groupSize, grid, mse, rank, outliers, seed, ...(rounded && { activations: rounded }) });
     const inputs = rounded && (await trainedInputs(window, rounded, learningRate));
     const softAt = (site: Site): FakeQuant => window.lent(site) as FakeQuant;
@@ -143,7 +147,10 @@ export function cbq(options: CbqOptions = {}): Method {
     validate: (site) => checkIntegerSite(site, groupSize),
     plan: async (sites, model) => {
       checkDepth(sites, model, width);
-      return { operands: operandsOf(sites, model, rounded?.attention ?? []) };
+      return {
+        operands: operandsOf(sites, model, rounded?.attention ?? []),
+        learningRate: settings.learningRate ?? Math.min(0.2, 38.4 / model.info.hiddenSize),
+      };
     },
     visit,
     make: async ({ path }) => {
@@ -155,14 +162,16 @@ export function cbq(options: CbqOptions = {}): Method {
 type CbqPlan = {
   /** Of attention, to be rounded. */
   readonly operands: readonly Site[];
+  /** Of the rounding. */
+  readonly learningRate: number;
 };
 
 const isIn = ({ stages }: Window, { path }: Site): boolean => stages.some((stage) => path.startsWith(`${stage.path}.`));
 
-type FitOptions = Required<Omit<CbqOptions, keyof IntegerOptions | 'activations'>>;
+type FitOptions = Required<Omit<CbqOptions, keyof IntegerOptions | 'activations' | 'learningRate'>> & Pick<CbqOptions, 'learningRate'>;
 
 function fitOptions(bits: number, options: CbqOptions): FitOptions {
-  const { window = 2, overlap = Math.min(1, window - 1), rank = 'full', epochs = 5, learningRate = 0.2, scaleRate = 1e-4 } = options;
+  const { window = 2, overlap = Math.min(1, window - 1), rank = 'full', epochs = 5, learningRate, scaleRate = 1e-4 } = options;
   const { decide = 8 / 4 ** bits, divergence = 1, outliers = 'none', seed = 0 } = options;
   const refuse = (name: string, range: string, value: unknown): never => {
     throw new ConfigError(`cbq: ${name} must be ${range}, got ${String(value)}`, { [name]: value });
@@ -172,13 +181,25 @@ function fitOptions(bits: number, options: CbqOptions): FitOptions {
   if (!whole(overlap, 0) || overlap >= window) refuse('overlap', `a whole number from 0, below the window of ${window}`, overlap);
   if (rank !== 'full' && !whole(rank, 1)) refuse('rank', "a whole number from 1, or 'full'", rank);
   if (!whole(epochs, 1)) refuse('epochs', 'a whole number from 1', epochs);
-  if (!(learningRate > 0 && learningRate < Infinity)) refuse('learningRate', 'a finite number above 0', learningRate);
+  if (learningRate !== undefined && !(learningRate > 0 && learningRate < Infinity))
+    refuse('learningRate', 'a finite number above 0', learningRate);
   for (const [name, value] of Object.entries({ scaleRate, decide, divergence })) {
     if (!(value >= 0 && value < Infinity)) refuse(name, 'a finite number from 0', value);
   }
   if (!treatments.includes(outliers)) refuse('outliers', `one of ${treatments.join(', ')}`, outliers);
   if (!whole(seed, 0)) refuse('seed', 'a whole number from 0', seed);
-  return { window, overlap, rank, epochs, learningRate, scaleRate, decide, divergence, outliers, seed };
+  return {
+    window,
+    overlap,
+    rank,
+    epochs,
+    scaleRate,
+    decide,
+    divergence,
+    outliers,
+    seed,
+    ...(learningRate !== undefined && { learningRate }),
+  };
 }
 
 function checkDepth(sites: readonly Site[], model: Model, window: number): void {

@@ -28,7 +28,7 @@ import { disposeBatch, type FitProgress, type Method } from '@niwaki/engine';
 import { adamw } from '@niwaki/optim';
 import { affineStep, createCall, denseWeight, disposeWeight, fakeQuant, type FakeQuant, type FakeQuantParts } from '@niwaki/weights';
 import { cbq, quantize, rtn } from '../src/index.ts';
-import { channelScales, hiddenDistance } from '../src/cbq.ts';
+import { channelScales, hiddenDistance, type CbqOptions } from '../src/cbq.ts';
 import { splitOutliers } from '../src/outliers.ts';
 import { logits } from '../../testing/src/contract-model.ts';
 import { calibrationConfig as config, calibrationSequences, relativeDistance as distance } from '../../testing/src/calibration-model.ts';
@@ -350,10 +350,22 @@ describe('cbq', () => {
     model.dispose();
   });
 
+  it('moves the rounding by less where the model is wider', async () => {
+    const model = await build();
+    const rateAt = async (hiddenSize: number, options: CbqOptions = {}): Promise<unknown> =>
+      ((await cbq(options).plan!(model.sites('all-linear'), { ...model, info: { ...model.info, hiddenSize } })) as { learningRate: number })
+        .learningRate;
+    expect(await rateAt(32)).toBe(0.2);
+    expect(await rateAt(192)).toBeCloseTo(0.2, 12);
+    expect(await rateAt(4096)).toBeCloseTo(0.009375, 12);
+    expect(await rateAt(4096, { learningRate: 0.3 })).toBe(0.3);
+    model.dispose();
+  });
+
   it('is its own recipe', () => {
     expect(JSON.stringify(cbq({ bits: 2, window: 1 }))).toBe(
       '{"kind":"cbq","options":{"bits":2,"groupSize":64,"symmetric":false,"mse":true,"window":1,"overlap":0,"rank":"full","epochs":5,' +
-        '"learningRate":0.2,"scaleRate":0.0001,"decide":0.5,"divergence":1,"outliers":"none","seed":0}}',
+        '"scaleRate":0.0001,"decide":0.5,"divergence":1,"outliers":"none","seed":0}}',
     );
     expect(cbq({ activations: { bits: 4 } }).options['activations']).toEqual({
       bits: 4,
