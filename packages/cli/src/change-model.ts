@@ -3,6 +3,7 @@ import { Option, type Command } from 'commander';
 import { applyMethodTo, checkCalibration, withCalibration, type CalibrationFlags } from './calibration.ts';
 import { patterns, withCommon, type CommonFlags } from './flags.ts';
 import { loadWithProgress, openDevice } from './open-model.ts';
+import { checkOut } from './out-folder.ts';
 import type { Result } from './result.ts';
 import { inWords, scorerOf, withScoring, type ScoringFlags } from './scoring.ts';
 import type { Terminal } from './terminal.ts';
@@ -51,6 +52,7 @@ export interface Change {
 /** One run of a command: device, model, score, change, score, save. Nothing is loaded before the flags are found right. */
 export async function changeModel(flags: ChangeFlags, { method, label, free, apply, save }: Change, terminal: Terminal): Promise<Result> {
   checkCalibration(method, flags, free);
+  await checkOut(flags.out);
   const text = flags.calibrate === undefined ? undefined : await recipeKit.readText(flags.calibrate);
   const score = await scorerOf(flags, terminal);
   await openDevice(flags, terminal);

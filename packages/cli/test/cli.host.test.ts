@@ -278,12 +278,18 @@ describe('finetune', () => {
     const interrupted = await running;
     clearInterval(poll);
     expect(interrupted.code).toBe(1);
-    expect(interrupted.json()).toMatchObject({ error: { name: 'AbortError' } });
+    expect(interrupted.json()).toMatchObject({ error: { name: 'AbortError', help: expect.stringContaining('--resume') as unknown } });
+    expect(interrupted.err).toMatch(/stopped holds the checkpoint of step \d+/);
     expect(await readdir(stopped)).not.toContain('adapter_model.safetensors');
     // Anew into an unfinished run is refused; --resume finishes it.
     const anew = await call(args(stopped));
     expect(anew.code).toBe(1);
     expect(anew.err).toMatch(/holds a run that stopped at step/);
+    // So is another run, and the recipe stays that of the run which is there.
+    const recipe = await readFile(`${stopped}/recipe.json`, 'utf8');
+    const other = await call([...args(stopped), '--resume', '--learning-rate', '0.5']);
+    expect(other.err).toMatch(/belongs to another run: schedule.learningRate/);
+    expect(await readFile(`${stopped}/recipe.json`, 'utf8')).toBe(recipe);
     expect((await call([...args(stopped), '--resume'])).code).toBe(0);
     expect(await readFile(`${stopped}/adapter_model.safetensors`)).toEqual(await readFile(`${whole}/adapter_model.safetensors`));
     const essence = (lines: Record<string, unknown>[]): unknown[] =>
@@ -291,6 +297,31 @@ describe('finetune', () => {
     expect(essence(await linesOf(`${stopped}/run.jsonl`))).toEqual(essence(await linesOf(`${whole}/run.jsonl`)));
     // Finished: nothing is left to do.
     expect((await call([...args(stopped), '--resume'])).code).toBe(0);
+  });
+
+  it('says that there was nothing to resume, and how many steps changed nothing', async () => {
+    const args = ['finetune', '--model', model, '--data', text, '--context', '16', '--steps', '2', '--json', ...cpu];
+    const answer = await call([...args, '--learning-rate', '1e30', '--out', folder.at('wild'), '--resume']);
+    expect(answer.code).toBe(0);
+    expect(answer.json()).toMatchObject({ steps: 2, loss: 'NaN', refused: 1 });
+    expect(answer.err).toMatch(/wild holds no checkpoint, so the run began at its first step/);
+    expect(answer.err).toMatch(/1 of 2 steps changed nothing[^]*Lower --learning-rate/);
+  });
+
+  it.each([['finetune', '--data', 'text'], ['quantize'], ['prune', '--prune', 'magnitude'], ['merge', '--adapter', 'text']])(
+    '%s refuses a folder for its results that is a file, before it loads a model',
+    async (command, ...more) => {
+      const given = more.map((word) => (word === 'text' ? text : word));
+      const answer = await call([command, '--model', model, ...given, '--out', `${text}/inside`, ...cpu]);
+      expect(answer.code).toBe(2);
+      expect(answer.err).toBe(`niwaki: --out: '${text}' is a file, and the results take a folder\n  help: Name another folder.\n`);
+    },
+  );
+
+  it('asks for the model by the name of its flag', async () => {
+    const answer = await call(['finetune', '--data', text, '--out', folder.at('x')]);
+    expect(answer.code).toBe(2);
+    expect(answer.err).toMatch(/finetune: give --model/);
   });
 
   it('trains the whole model where no adapter is wanted', async () => {

@@ -91,6 +91,13 @@ const essence = async (out: string): Promise<unknown[]> =>
   });
 
 describe('a run in a process of its own', () => {
+  it('says in a line which device it took and why, whatever the system lacks', { timeout: 60_000 }, async () => {
+    const { code, err } = await start(['inspect', '--model', folder.at('model'), '--json']).ended;
+    expect(code).toBe(0);
+    expect(err).toMatch(/^device: /);
+    expect(err).not.toMatch(/^ +at /m);
+  });
+
   it('that is killed at any step resumes to the bits of one that never stopped', { timeout: 300_000 }, async () => {
     const whole = folder.at('whole');
     const finished = await start([...common, '--out', whole]).ended;

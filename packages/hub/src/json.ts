@@ -13,7 +13,7 @@ export function parseJson(bytes: Uint8Array, file: string): Json {
   try {
     return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes)) as Json;
   } catch (cause) {
-    throw new FormatError(`${file} is not JSON`, { file, cause });
+    throw new FormatError(`${file} is not JSON: ${(cause as Error).message}`, { file, cause });
   }
 }
 

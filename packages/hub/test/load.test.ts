@@ -326,7 +326,10 @@ describe.skipIf(!hasShared)('load', () => {
     await expect(load('org/model')).rejects.toThrow(/not downloaded by their id yet/);
     await expect(load('./nowhere/model.gguf')).rejects.toThrow(NotFoundError);
     await expect(load(bytes)).rejects.toThrow(/no config.json beside/);
-    await expect(load(new Uint8Array(3))).rejects.toThrow(/no config.json beside/);
+    await expect(load(new Uint8Array(3))).rejects.toThrow(FormatError);
+    const page = new File(['<html>not found</html>'], 'model.gguf');
+    await expect(load(page)).rejects.toThrow(/model.gguf is no GGUF file: it begins with "<htm", not with "GGUF"/);
+    await expect(load(new File([], 'model.gguf'))).rejects.toThrow(/it is empty/);
     await expect(load(new Uint8Array(3), { config: config as never })).rejects.toThrow(FormatError);
     await expect(load(filesFolder(new Map([['model.safetensors', bytes]])))).rejects.toThrow(/no config.json/);
     await expect(load(filesFolder(new Map([['config.json', json(config)]])))).rejects.toThrow(/neither model.safetensors nor/);

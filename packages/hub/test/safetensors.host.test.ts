@@ -1,6 +1,7 @@
 import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { hasShared, sharedBytes, sharedJson } from '../../testing/src/shared.ts';
 import { AbortError, DeviceError, FormatError, NiwakiError, type RawTensor } from '@niwaki/tensor';
 import { describe, expect, test, vi } from 'vitest';
@@ -13,6 +14,7 @@ import {
   fileSink,
   fileSource,
   memorySource,
+  nodeFolderSink,
   openSafetensors,
   openSharded,
   parseIndex,
@@ -343,6 +345,9 @@ describe('files on disk', () => {
   test('a folder that cannot be written is a typed error', async () => {
     const sink = await fileSink('/nowhere-at-all/x.safetensors').catch((error: unknown) => error);
     expect(sink).toBeInstanceOf(DeviceError);
+    const folder = await nodeFolderSink(fileURLToPath(import.meta.url)).catch((error: unknown) => error);
+    expect(folder).toBeInstanceOf(DeviceError);
+    expect((folder as DeviceError).help).toMatch(/A file stands where a folder has to be/);
   });
 });
 

@@ -59,7 +59,7 @@ describe('reading documents', () => {
 
   it('refuses a file without a document', () => {
     expect(() => parseJsonl('\n \n')).toThrow(/holds no document/);
-    expect(() => parseText(' \n')).toThrow(/holds no document/);
+    expect(() => parseText(' \n')).toThrow(/holds no document\n {2}help: The text is empty/);
   });
 
   it('reads plain text as one document or one a paragraph', () => {

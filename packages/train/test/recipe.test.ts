@@ -1,4 +1,4 @@
-import { AbortError, ConfigError, memory } from '@niwaki/tensor';
+import { AbortError, ConfigError, DataError, memory } from '@niwaki/tensor';
 import { causalLM } from '@niwaki/engine';
 import type { Loaded } from '@niwaki/hub';
 import { adapterFiles, lora } from '@niwaki/lowrank';
@@ -23,6 +23,7 @@ const files: Readonly<Record<string, string>> = {
   'chats.jsonl':
     '{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]}\n{"messages":[{"role":"user","content":"hi"}]}\n',
   'batches.json': '[[[1,2,3]],[[4,5,6]]]',
+  'cut.json': '[[[1,2,',
 };
 
 const kit: RecipeKit = {
@@ -112,6 +113,9 @@ describe('running a recipe', () => {
   });
 
   it('has a default for everything but the model and the data', async () => {
+    const cut = runRecipe(parseRecipe({ model: 'tiny', batches: 'cut.json' }), kit);
+    await expect(cut).rejects.toThrow(DataError);
+    await expect(cut).rejects.toThrow(/cut.json is not JSON: .*\n {2}help: Expected an array of batches/);
     const { model, steps } = await runRecipe(parseRecipe({ model: 'tiny', batches: 'batches.json' }), kit);
     expect(steps).toBe(2);
     model.dispose();

@@ -35,6 +35,7 @@ async function findGpu(): Promise<Gpu | { readonly missing: string }> {
   const present = (globalThis as { navigator?: { gpu?: GPU } }).navigator?.gpu;
   if (present !== undefined) return { gpu: present, install: () => {} };
   if (!isNode) return { missing: 'this browser has no WebGPU' };
+  if (process.platform === 'linux' && !hasLibrary('libvulkan.so.1')) return { missing: 'this system has no Vulkan (libvulkan.so.1)' };
   try {
     // The name in a variable keeps bundlers from looking for a package that pages do not need.
     const name = 'webgpu';
@@ -53,6 +54,19 @@ async function findGpu(): Promise<Gpu | { readonly missing: string }> {
 const dawnFlags = 'disable-dawn-features=use_vulkan_zero_initialize_workgroup_memory_extension';
 
 const isNode = typeof process !== 'undefined' && process.versions?.node !== undefined;
+
+/**
+ * Whether the system's loader finds a library. Dawn without Vulkan offers no adapter, and writes a stack trace to stderr that
+ * nothing here could hold back. What is found is no addon of Node, which says so and lets go of it.
+ */
+function hasLibrary(name: string): boolean {
+  try {
+    process.dlopen({ exports: {} }, name);
+    return true;
+  } catch (error) {
+    return !(error as Error).message.startsWith(`${name}: `);
+  }
+}
 
 /** tfjs reads `navigator.gpu` while it is being imported, and GPUBuffer and its like from the global scope. */
 function installInNode(gpu: GPU, globals: object): void {

@@ -1,11 +1,12 @@
 import { nodeFileSystem } from '@niwaki/hub';
 import { recipeNames } from '@niwaki/train';
-import { NotFoundError, parseRecipe, recipeKit, runRecipe, type Recipe, type RecipeEvent, type StepEvent } from 'niwaki';
+import { AbortError, NotFoundError, parseRecipe, recipeKit, runRecipe, type Recipe, type RecipeEvent, type StepEvent } from 'niwaki';
 import { Option, type Command } from 'commander';
 import { count, natural, number, patterns } from '../flags.ts';
 import { UsageError } from '../failure.ts';
 import { inBytes, inCount, inTime } from '../number.ts';
 import { createProgress, type Progress } from '../progress.ts';
+import { checkOut } from '../out-folder.ts';
 import type { Result } from '../result.ts';
 import type { Terminal } from '../terminal.ts';
 
@@ -68,6 +69,18 @@ export const finetuneFlags = (command: Command): Command =>
 /** Trains by a recipe; the folder gets the adapter, run.jsonl and the recipe. */
 export async function runFinetune(flags: FinetuneFlags, terminal: Terminal): Promise<Result> {
   const recipe = await recipeOf(flags);
+  const out = recipe.out!;
+  await checkOut(out);
+  const told = { refused: 0, resumed: flags.resume !== true, saved: undefined as number | undefined };
+  const listen = (event: RecipeEvent): void => {
+    if (event.kind === 'checkpoint') told.saved = event.step;
+    if (event.kind === 'resume') told.resumed = true;
+    if (event.kind === 'step' && !told.resumed) {
+      terminal.err(`warning: --resume: ${out} holds no checkpoint, so the run began at its first step\n`);
+      told.resumed = true;
+    }
+    if (event.kind === 'step' && !event.applied) told.refused += 1;
+  };
   const bar = createProgress(terminal, 'training');
   const loading = createProgress(terminal, 'loading');
   const preparing = { prune: createProgress(terminal, 'pruning'), quantize: createProgress(terminal, 'quantizing') };
@@ -75,16 +88,36 @@ export async function runFinetune(flags: FinetuneFlags, terminal: Terminal): Pro
     const result = await runRecipe(recipe, {
       signal: terminal.signal,
       resume: flags.resume === true,
-      onEvent: (event) => show(event, { terminal, bar, loading, preparing }),
+      onEvent: (event) => {
+        listen(event);
+        show(event, { terminal, bar, loading, preparing });
+      },
     });
     bar.stop();
     const { steps, loss } = result;
+    const { refused } = told;
     result.model.dispose();
-    const out = recipe.out!;
+    if (refused > 0) {
+      const help = 'Lower --learning-rate, or look for broken documents.';
+      terminal.err(
+        `warning: ${inCount(refused)} of ${inCount(steps)} steps changed nothing, since a number was not finite\n  help: ${help}\n`,
+      );
+    }
     return {
-      json: { out, steps, ...(loss !== undefined && { loss: Number.isFinite(loss) ? loss : String(loss) }) },
-      text: `${inCount(steps)} steps${loss === undefined ? '' : `, loss ${loss.toFixed(4)}`}, saved in ${out}\n`,
+      json: {
+        out,
+        steps,
+        ...(loss !== undefined && { loss: Number.isFinite(loss) ? loss : String(loss) }),
+        ...(refused > 0 && { refused }),
+      },
+      text: `${inCount(steps)} step${steps === 1 ? '' : 's'}${loss === undefined ? '' : `, loss ${loss.toFixed(4)}`}, saved in ${out}\n`,
     };
+  } catch (error) {
+    if (!AbortError.isInstance(error) || told.saved === undefined) throw error;
+    throw new AbortError(`${error.message}; ${out} holds the checkpoint of step ${told.saved}`, {
+      cause: error,
+      help: 'The same command with --resume goes on from there.',
+    });
   } finally {
     for (const progress of [loading, preparing.prune, preparing.quantize, bar]) progress.stop();
   }
@@ -99,7 +132,10 @@ async function recipeOf(flags: FinetuneFlags): Promise<Recipe> {
   try {
     const over = 'steps' in given ? { epochs: undefined } : 'epochs' in given ? { steps: undefined } : {};
     const data = 'data' in given ? { batches: undefined } : 'batches' in given ? { data: undefined } : {};
-    const recipe = parseRecipe(JSON.parse(JSON.stringify({ ...saved, ...over, ...data, ...given })), { where });
+    const all: Readonly<Record<string, unknown>> = { ...saved, ...over, ...data, ...given };
+    if (all['model'] === undefined)
+      throw new UsageError(`${where}: give --model, a folder, a .gguf, a .safetensors, a URL, or a known name`);
+    const recipe = parseRecipe(JSON.parse(JSON.stringify(all)), { where });
     if (recipe.out === undefined) throw new UsageError(`${where}: give --out, the folder of the results`);
     if (recipe.data === undefined && recipe.batches === undefined) throw new UsageError(`${where}: give --data or --batches`);
     return recipe;

@@ -2,6 +2,7 @@ import { mergeAndUnload, saveModel } from 'niwaki';
 import { Option, type Command } from 'commander';
 import { withCommon, type CommonFlags } from '../flags.ts';
 import { openModel } from '../open-model.ts';
+import { checkOut } from '../out-folder.ts';
 import type { Result } from '../result.ts';
 import type { Terminal } from '../terminal.ts';
 
@@ -22,6 +23,7 @@ export const mergeFlags = (command: Command): Command =>
 
 export async function runMerge(flags: MergeFlags, terminal: Terminal): Promise<Result> {
   const { signal } = terminal;
+  await checkOut(flags.out);
   const { model, tokenizer } = await openModel(flags, terminal);
   try {
     const { sites, warnings } = await mergeAndUnload(model, model.active[0]!, { into: 'dense', dtype: flags.dtype });

@@ -1,7 +1,7 @@
 import { ConfigError, NotFoundError } from '@niwaki/tensor';
 import { blobSource, memorySource, readWhole, type ByteSource } from './byte-source.ts';
 import { fileSource, nodeFileSystem } from './node.ts';
-import { fileSink, memorySink, streamSink, type ByteSink } from './sink.ts';
+import { cannotWrite, fileSink, memorySink, streamSink, type ByteSink } from './sink.ts';
 import { fetchBytes, urlSource, type UrlOptions } from './url.ts';
 
 /** Files by name: a folder on disk, under a URL, or chosen in a browser. */
@@ -69,7 +69,9 @@ export interface FolderSink {
 /** A folder on disk, made where it is missing; each file appears whole or not at all. */
 export async function nodeFolderSink(folder: string): Promise<FolderSink> {
   const { fs, path } = nodeFileSystem();
-  await fs.mkdir(folder, { recursive: true });
+  await fs.mkdir(folder, { recursive: true }).catch((cause: NodeJS.ErrnoException) => {
+    throw cannotWrite(folder, cause);
+  });
   return {
     name: folder,
     create: (file) => fileSink(path.join(folder, file)),

@@ -34,6 +34,24 @@ export function memorySink({ name = 'bytes' }: { name?: string } = {}): ByteSink
   };
 }
 
+/** What the disk refused, and what to do. */
+export function cannotWrite(file: string, cause: unknown): DeviceError {
+  const code = (cause as { code?: string }).code;
+  return new DeviceError(`'${file}' cannot be written (${code ?? String(cause)})`, {
+    file,
+    code,
+    cause,
+    help: remedies[code ?? ''] ?? remedy,
+  });
+}
+
+const remedy = 'Check that the folder exists and may be written.';
+const remedies: Readonly<Record<string, string>> = {
+  ENOSPC: 'The disk is full: free some space.',
+  EEXIST: 'A file stands where a folder has to be: name another folder.',
+  ENOTDIR: 'A file stands where a folder has to be: name another folder.',
+};
+
 /**
  * A sink over a file on disk: a temporary sibling, renamed at the end, so that a reader (or a memory map) of the old
  * file never sees half of the new one. Throws DeviceError where the disk is full or the folder cannot be written.
@@ -42,12 +60,7 @@ export async function fileSink(file: string): Promise<ByteSink> {
   const { fs } = nodeFileSystem();
   const temporary = `${file}.${crypto.randomUUID().slice(0, 8)}.part`;
   const failed = (cause: unknown): never => {
-    const code = (cause as { code?: string }).code;
-    throw new DeviceError(`'${file}' cannot be written (${code ?? String(cause)})`, {
-      file,
-      cause,
-      help: code === 'ENOSPC' ? 'The disk is full: free some space.' : 'Check that the folder exists and may be written.',
-    });
+    throw cannotWrite(file, cause);
   };
   const handle = await fs.open(temporary, 'wx').catch(failed);
   let open = true;

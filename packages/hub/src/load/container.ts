@@ -32,13 +32,22 @@ export async function openModel(resolved: Resolved, options: OpenOptions): Promi
   const { file, beside } = resolved;
   try {
     const magic = await file.read(0, Math.min(4, file.size), options);
-    if (new TextDecoder().decode(magic) === 'GGUF') return await openGgufModel(file, options);
+    const begins = new TextDecoder().decode(magic);
+    if (begins === 'GGUF') return await openGgufModel(file, options);
+    if (/\.gguf$/i.test(file.name)) throw notGguf(file, begins);
     return await openSafetensorsModel(file, beside, options);
   } catch (error) {
     await file.close?.();
     throw error;
   }
 }
+
+const notGguf = ({ name, size }: ByteSource, begins: string): FormatError =>
+  new FormatError(`${name} is no GGUF file: ${size === 0 ? 'it is empty' : `it begins with ${JSON.stringify(begins)}, not with "GGUF"`}`, {
+    file: name,
+    size,
+    help: 'A download may have saved an error page, or a pointer to the file, under its name: fetch it again.',
+  });
 
 async function openGgufModel(file: ByteSource, options: OpenOptions): Promise<OpenModel> {
   const container = await openGguf(file, options);
@@ -57,6 +66,8 @@ async function openGgufModel(file: ByteSource, options: OpenOptions): Promise<Op
 }
 
 async function openSafetensorsModel(file: ByteSource, beside: Folder | undefined, options: OpenOptions): Promise<OpenModel> {
+  // Whether the file is one at all comes before what is missing beside it.
+  const tensors = await openSafetensors(file, options);
   const config = options.config ?? (beside && (await readConfig(beside)));
   if (config === undefined) {
     throw new ConfigError(`${file.name}: safetensors hold tensors alone, and there is no config.json beside them`, {
@@ -64,7 +75,6 @@ async function openSafetensorsModel(file: ByteSource, beside: Folder | undefined
       help: 'Pass the contents of config.json as `config`, or the whole folder.',
     });
   }
-  const tensors = await openSafetensors(file, options);
   return { name: file.name, config, tensors, tokenizer: beside && (await folderTokenizer(beside)), warnings: [], close: tensors.close };
 }
 
@@ -116,5 +126,5 @@ export async function openFolderTensors(
 
 async function readConfig(folder: Folder): Promise<JsonObject | undefined> {
   const bytes = await folder.bytes('config.json');
-  return bytes === undefined ? undefined : parseJsonObject(bytes, 'config.json');
+  return bytes === undefined ? undefined : parseJsonObject(bytes, `${folder.name}/config.json`);
 }

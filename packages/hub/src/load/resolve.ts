@@ -67,5 +67,8 @@ async function resolvePath(source: string, options: ResolveOptions): Promise<Res
       help: 'Download the files and pass their folder, or pass a URL.',
     });
   }
-  throw new NotFoundError(`no file or folder '${source}'`, { source });
+  throw new NotFoundError(`no file or folder '${source}'`, {
+    source,
+    help: `That is '${path.resolve(source)}' here. Pass a folder, a .gguf or .safetensors file, or a URL.`,
+  });
 }

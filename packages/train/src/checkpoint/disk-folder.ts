@@ -1,5 +1,4 @@
-import { DeviceError } from '@niwaki/tensor';
-import { fileSink, nodeFileSystem } from '@niwaki/hub';
+import { cannotWrite, fileSink, nodeFileSystem } from '@niwaki/hub';
 import type { RunFolder } from './run-folder.ts';
 
 /** A directory on the disk; made when first written to. */
@@ -24,12 +23,7 @@ export function diskFolder(directory: string): RunFolder {
   const failed =
     (path: string) =>
     (cause: NodeJS.ErrnoException): never => {
-      throw new DeviceError(`'${path}' cannot be written (${cause.code ?? cause.message})`, {
-        path,
-        code: cause.code,
-        cause,
-        help: cause.code === 'ENOSPC' ? 'The disk is full: make room.' : 'Check that the folder exists and may be written.',
-      });
+      throw cannotWrite(path, cause);
     };
   /** The name of an entry is data of its directory. Some systems cannot sync one. */
   const syncDirectory = async (path: string): Promise<void> => {

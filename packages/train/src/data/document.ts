@@ -53,7 +53,7 @@ export function parseJsonl(text: string, { name = 'data' }: { name?: string } = 
       },
     );
   }
-  return documentsOf(documents, name);
+  return documentsOf(documents, name, shapesWanted);
 }
 
 function parseLine(content: string): Exclude<Document, { line: number }> | string {
@@ -87,12 +87,13 @@ export function parseText(
   return documentsOf(
     parts.filter((part) => part.trim() !== '').map((part) => ({ text: part })),
     name,
+    'The text is empty, or blank from end to end.',
   );
 }
 
-function documentsOf(documents: Document[], name: string): Document[] {
+function documentsOf(documents: Document[], name: string, help: string): Document[] {
   if (documents.length > 0) return documents;
-  throw new DataError(`${name} holds no document`, { name, help: shapesWanted });
+  throw new DataError(`${name} holds no document`, { name, help });
 }
 
 /** Documents of a file by its name: `.jsonl` and `.ndjson` are JSONL, anything else is plain text. */

@@ -8,6 +8,8 @@ const schema = v.pipe(
   v.minLength(1),
 );
 
+export const batchesWanted = 'Expected an array of batches, each an array of rows, each an array of token ids.';
+
 /**
  * Exact batches of token ids, in this order, one optimizer step each: to compare with another trainer number by number.
  * Every token but a row's first is predicted. `batchSize` and `accumulate` do not apply.
@@ -20,7 +22,7 @@ export function exactBatches(json: unknown, { vocabularySize, name = 'batches' }
     const issue = parsed.issues[0];
     throw new DataError(`${name}: at [${v.getDotPath(issue) ?? ''}]: ${issue.message}`, {
       name,
-      help: 'Expected an array of batches, each an array of rows, each an array of token ids.',
+      help: batchesWanted,
     });
   }
   const batches = parsed.output;

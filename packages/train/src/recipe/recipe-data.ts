@@ -1,7 +1,7 @@
-import { ConfigError } from '@niwaki/tensor';
+import { ConfigError, DataError } from '@niwaki/tensor';
 import type { Loaded } from '@niwaki/hub';
 import { parseDocuments } from '../data/document.ts';
-import { exactBatches } from '../data/exact-batches.ts';
+import { batchesWanted, exactBatches } from '../data/exact-batches.ts';
 import { languageData, type LanguageData } from '../data/language-data.ts';
 import { packSamples } from '../data/pack.ts';
 import { tokenizeDocuments } from '../data/tokenize.ts';
@@ -20,7 +20,7 @@ export async function readData(
 ): Promise<TrainData | (LanguageData & { dropped: number })> {
   const { vocabularySize, contextLength } = model.info;
   if (recipe.batches !== undefined)
-    return exactBatches(JSON.parse(await kit.readText(recipe.batches)), { vocabularySize, name: recipe.batches });
+    return exactBatches(parseBatches(await kit.readText(recipe.batches), recipe.batches), { vocabularySize, name: recipe.batches });
   if (recipe.data === undefined)
     throw new ConfigError('the recipe has neither data nor batches', { help: 'Name a .jsonl or a text file in data.' });
   if (tokenizer === undefined)
@@ -37,6 +37,14 @@ export async function readData(
     ...(recipe.truncate && { long: 'truncate' as const }),
   });
   return { ...languageData(rows, { vocabularySize }), dropped };
+}
+
+function parseBatches(text: string, name: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new DataError(`${name} is not JSON: ${(cause as Error).message}`, { name, cause, help: batchesWanted });
+  }
 }
 
 /** What is told of the data before training. */

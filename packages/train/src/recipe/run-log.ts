@@ -11,12 +11,16 @@ export interface RunLog {
   resume(step: number): Promise<void>;
 }
 
-/** Writes the recipe; the log is begun with the first step, so that a resumed run finds what was there. */
-export async function openRunLog(folder: RunFolder, recipe: Recipe): Promise<RunLog> {
+/**
+ * Begins with the first step, or where a run goes on: one that is refused before that leaves the recipe and the log of the run
+ * that the folder holds.
+ */
+export function openRunLog(folder: RunFolder, recipe: Recipe): RunLog {
   const encode = (text: string): Uint8Array => new TextEncoder().encode(text);
   let begun = false;
   const keep = async (last: number): Promise<void> => {
     begun = true;
+    await folder.write('recipe.json', encode(`${JSON.stringify(recipe, undefined, 2)}\n`));
     const bytes = (await folder.read(log)) ?? new Uint8Array();
     const lines = new TextDecoder().decode(bytes).split('\n');
     await folder.write(
@@ -29,7 +33,6 @@ export async function openRunLog(folder: RunFolder, recipe: Recipe): Promise<Run
       ),
     );
   };
-  await folder.write('recipe.json', encode(`${JSON.stringify(recipe, undefined, 2)}\n`));
   return {
     resume: keep,
     step: async ({ step, loss, gradNorm, learningRate, tokensPerSecond, tokens, targets, applied, memory }) => {

@@ -101,7 +101,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
       ...stop,
     });
     onEvent({ kind: 'ready', ...countTrainable(model), ...('rows' in data ? describe(data) : {}) });
-    const log = folder && (await openRunLog(folder, recipe));
+    const log = folder && openRunLog(folder, recipe);
     let steps = 0;
     let last: number | undefined;
     const run = train(model, {
