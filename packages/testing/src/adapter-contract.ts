@@ -1,3 +1,4 @@
+import { getBackend } from '@tensorflow/tfjs-core';
 import { describe, expect, it } from 'vitest';
 import { filesFolder, load, memoryFolderSink, saveModel } from '@niwaki/hub';
 import { blockwiseBackprop } from '@niwaki/engine';
@@ -41,6 +42,9 @@ import { accumulationDifference, modelGradientError, tapeDifference } from './mo
 import { fitLogits } from './planted-model.ts';
 import { extendsGraph, shapeAt, sitesOf } from './set-sites.ts';
 import { baseOf, siteGradientError } from './site-gradient.ts';
+
+/** Where few rows go through another kernel than many, sums run in another order: some units in the last place of the largest entry. */
+const reordered = 4e-6;
 
 /** What a method says of itself. Each claim is tested, and so is its opposite. */
 export interface AdapterCase {
@@ -294,7 +298,7 @@ function trainingRules(context: Context): void {
   it(`has ${accumulates ? 'the gradients of one batch' : 'other gradients than one batch'} from two micro-batches`, () =>
     onTiny(async (model) => {
       await perturbed(model);
-      expect((await accumulationDifference(model)) < 1e-6).toBe(accumulates);
+      expect((await accumulationDifference(model)) < (getBackend() === 'cpu' ? 1e-6 : reordered)).toBe(accumulates);
     }));
 
   if (rewrites !== undefined) {
