@@ -1,12 +1,14 @@
 import {
   add,
   cast,
+  checkOneOf,
   ConfigError,
   denseParameter,
   div,
   FormatError,
   gather,
   mul,
+  outOfRange,
   packBytes,
   packedBytes,
   range,
@@ -62,17 +64,12 @@ const scaleTypes: readonly string[] = ['float32', 'float16', 'bfloat16'] satisfi
 
 /** @throws ConfigError naming the field, the value and the range */
 export function checkNormalFloat(what: string, { bits, scaleBits, scaleType, blockSize, groupSize }: NormalFloatOptions): void {
-  for (const [field, value] of Object.entries({ bits, scaleBits })) {
-    if (!affineBits.includes(value)) throw outOf(what, field, value, `one of ${affineBits.join(', ')}`);
-  }
-  if (!scaleTypes.includes(scaleType)) throw outOf(what, 'scaleType', scaleType, `one of ${scaleTypes.join(', ')}`);
+  for (const [field, value] of Object.entries({ bits, scaleBits })) checkOneOf(what, field, value, affineBits);
+  checkOneOf(what, 'scaleType', scaleType, scaleTypes);
   for (const [field, value] of Object.entries({ blockSize, groupSize })) {
-    if (!(Number.isInteger(value) && value > 0)) throw outOf(what, field, value, 'a whole number from 1');
+    if (!(Number.isInteger(value) && value > 0)) throw outOfRange(what, field, value, 'a whole number from 1');
   }
 }
-
-const outOf = (what: string, field: string, given: unknown, range: string): ConfigError =>
-  new ConfigError(`${what}: ${field} must be ${range}, got ${String(given)}`, { field, given });
 
 /** @throws ConfigError where groups of blocks would not be whole. Allocates nothing. */
 export function checkNormalFloatShape(
