@@ -1,4 +1,4 @@
-import { loadTail, storeTail } from './entries';
+import { loadEntries, storeEntries } from './entries';
 import { least } from './lanes';
 import { adamDirection, nextMomentum, nextVariance } from './moments';
 
@@ -29,19 +29,12 @@ export function adam(
   for (let i = first * taskSize; i < end; i += 4) {
     const at = (<usize>i) << 2;
     const left = end - i;
-    const whole = left >= 4;
-    const g = whole ? v128.load(gradient + at) : loadTail(gradient + at, left);
-    const m = nextMomentum(whole ? v128.load(momentum + at) : loadTail(momentum + at, left), g, beta1, rest1);
-    const v = nextVariance(whole ? v128.load(variance + at) : loadTail(variance + at, left), g, beta2, rest2);
+    const g = loadEntries(gradient + at, left);
+    const m = nextMomentum(loadEntries(momentum + at, left), g, beta1, rest1);
+    const v = nextVariance(loadEntries(variance + at, left), g, beta2, rest2);
     const d = adamDirection(m, v, c1, c2, eps);
-    if (whole) {
-      v128.store(direction + at, d);
-      v128.store(newMomentum + at, m);
-      v128.store(newVariance + at, v);
-    } else {
-      storeTail(direction + at, d, left);
-      storeTail(newMomentum + at, m, left);
-      storeTail(newVariance + at, v, left);
-    }
+    storeEntries(direction + at, d, left);
+    storeEntries(newMomentum + at, m, left);
+    storeEntries(newVariance + at, v, left);
   }
 }

@@ -2,7 +2,7 @@
  * Adam on moments of 8 bits, block by block: both moments of a block are decoded into scratch, updated, and encoded again
  * from there. Every number is computed as `adam` and the host's coding of blocks compute it, bit for bit.
  */
-import { loadTail, storeTail } from './entries';
+import { loadEntries, storeEntries } from './entries';
 import { laneMax, least } from './lanes';
 import { adamDirection, nextMomentum, nextVariance } from './moments';
 
@@ -102,12 +102,11 @@ export function codedAdam(
     for (let i = 0; i < count; i += 4) {
       const offset = (<usize>i) << 2;
       const left = count - i;
-      const g = left >= 4 ? v128.load(g0 + offset) : loadTail(g0 + offset, left);
+      const g = loadEntries(g0 + offset, left);
       const m = nextMomentum(f32x4.mul(v128.load(momentum + offset), momentumScale), g, beta1, rest1);
       const v = nextVariance(f32x4.mul(v128.load(variance + offset), varianceScale), g, beta2, rest2);
       const d = adamDirection(m, v, c1, c2, eps);
-      if (left >= 4) v128.store(d0 + offset, d);
-      else storeTail(d0 + offset, d, left);
+      storeEntries(d0 + offset, d, left);
       v128.store(momentum + offset, m);
       v128.store(variance + offset, v);
       largestM = f32x4.max(largestM, f32x4.abs(m));

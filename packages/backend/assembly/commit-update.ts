@@ -1,4 +1,4 @@
-import { loadTail, storeTail } from './entries';
+import { loadEntries, storeEntries } from './entries';
 import { least } from './lanes';
 
 /** Task t: entries [t · taskSize, ...) of next = old · keep + update · scale, each rounded by itself. */
@@ -20,11 +20,9 @@ export function commitUpdate(
   for (let i = first * taskSize; i < end; i += 4) {
     const at = (<usize>i) << 2;
     const left = end - i;
-    const whole = left >= 4;
-    const o = whole ? v128.load(old + at) : loadTail(old + at, left);
-    const u = whole ? v128.load(update + at) : loadTail(update + at, left);
+    const o = loadEntries(old + at, left);
+    const u = loadEntries(update + at, left);
     const n = f32x4.add(f32x4.mul(o, k), f32x4.mul(u, s));
-    if (whole) v128.store(next + at, n);
-    else storeTail(next + at, n, left);
+    storeEntries(next + at, n, left);
   }
 }

@@ -17,3 +17,17 @@ export function storeTail(at: usize, v: v128, count: i32): void {
   if (count > 1) store<f32>(at, f32x4.extract_lane(v, 1), 4);
   if (count > 2) store<f32>(at, f32x4.extract_lane(v, 2), 8);
 }
+
+/** Up to 4 entries of those that are left. */
+// @ts-ignore: decorator
+@inline
+export function loadEntries(at: usize, left: i32): v128 {
+  return left >= 4 ? v128.load(at) : loadTail(at, left);
+}
+
+// @ts-ignore: decorator
+@inline
+export function storeEntries(at: usize, v: v128, left: i32): void {
+  if (left >= 4) v128.store(at, v);
+  else storeTail(at, v, left);
+}

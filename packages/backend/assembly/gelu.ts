@@ -1,5 +1,5 @@
 import { exp4, sigmoid4 } from './exp';
-import { loadTail, storeTail } from './entries';
+import { loadEntries, storeEntries } from './entries';
 import { least, madd } from './lanes';
 
 /** 2 · √(2/π), and the same times the cubic coefficient. */
@@ -40,10 +40,9 @@ export function gelu(x: usize, y: usize, size: i32, form: i32, taskSize: i32, fi
   for (let i = first * taskSize; i < end; i += 4) {
     const at = (<usize>i) << 2;
     const left = end - i;
-    const v = left >= 4 ? v128.load(x + at) : loadTail(x + at, left);
+    const v = loadEntries(x + at, left);
     const result = f32x4.mul(v, share(v, form));
-    if (left >= 4) v128.store(y + at, result);
-    else storeTail(y + at, result, left);
+    storeEntries(y + at, result, left);
   }
 }
 
@@ -53,11 +52,10 @@ export function geluGrad(dy: usize, x: usize, dx: usize, size: i32, form: i32, t
   for (let i = first * taskSize; i < end; i += 4) {
     const at = (<usize>i) << 2;
     const left = end - i;
-    const v = left >= 4 ? v128.load(x + at) : loadTail(x + at, left);
-    const d = left >= 4 ? v128.load(dy + at) : loadTail(dy + at, left);
+    const v = loadEntries(x + at, left);
+    const d = loadEntries(dy + at, left);
     const s = share(v, form);
     const result = f32x4.mul(d, madd(v, slope(v, s, form), s));
-    if (left >= 4) v128.store(dx + at, result);
-    else storeTail(dx + at, result, left);
+    storeEntries(dx + at, result, left);
   }
 }

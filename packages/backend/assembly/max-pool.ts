@@ -1,5 +1,5 @@
 import { Convolution } from './convolution';
-import { loadTail } from './entries';
+import { loadEntries } from './entries';
 import { least } from './lanes';
 
 /** Channels of one task. */
@@ -48,7 +48,7 @@ export function maxPoolGrad(sizes: usize, x: usize, dy: usize, dx: usize, first:
               if (ix < 0 || ix >= c.inWidth) continue;
               const place = iy * c.inWidth + ix;
               const at = from + place * bytes + offset;
-              const value = left >= 4 ? v128.load(at) : loadTail(at, left);
+              const value = loadEntries(at, left);
               const above = f32x4.gt(value, best);
               best = v128.bitselect(value, best, above);
               places = v128.bitselect(i32x4.splat(place), places, above);

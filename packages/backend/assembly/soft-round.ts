@@ -1,24 +1,11 @@
 /** A matrix between its codes: groups one after another, each with its scale and zero. See src/ops/soft-round.ts of the tensor package. */
 import { exp4, log4 } from './exp';
-import { loadTail, storeTail } from './entries';
+import { loadEntries, storeEntries } from './entries';
 import { laneSum, least, madd } from './lanes';
 
 const HIGH: f32 = 1.1;
 const LOW: f32 = -0.1;
 const MARGIN: f32 = 1e-4;
-
-// @ts-ignore: decorator
-@inline
-function entries(at: usize, left: i32): v128 {
-  return left >= 4 ? v128.load(at) : loadTail(at, left);
-}
-
-// @ts-ignore: decorator
-@inline
-function storeEntries(at: usize, v: v128, left: i32): void {
-  if (left >= 4) v128.store(at, v);
-  else storeTail(at, v, left);
-}
 
 // @ts-ignore: decorator
 @inline
@@ -74,8 +61,8 @@ export function softRound(
     const start = group * bytes;
     for (let i = 0; i < size; i += 4) {
       const at = start + ((<usize>i) << 2);
-      const place = f32x4.div(entries(w + at, size - i), scale);
-      const up = up4(gate4(place, entries(logits + at, size - i)));
+      const place = f32x4.div(loadEntries(w + at, size - i), scale);
+      const up = up4(gate4(place, loadEntries(logits + at, size - i)));
       const level = f32x4.add(f32x4.add(f32x4.floor(place), zero), up);
       const offset = f32x4.sub(clamp4(level, f32x4.splat(0), f32x4.splat(most)), zero);
       storeEntries(y + at, f32x4.mul(scale, offset), size - i);
@@ -111,9 +98,9 @@ export function softRoundGrad(
     let sums = nothing;
     for (let i = 0; i < size; i += 4) {
       const at = start + ((<usize>i) << 2);
-      const d = entries(dy + at, size - i);
-      const place = f32x4.div(entries(w + at, size - i), scale);
-      const gate = gate4(place, entries(logits + at, size - i));
+      const d = loadEntries(dy + at, size - i);
+      const place = f32x4.div(loadEntries(w + at, size - i), scale);
+      const gate = gate4(place, loadEntries(logits + at, size - i));
       const up = up4(gate);
       const level = f32x4.add(f32x4.add(f32x4.floor(place), zero), up);
       const inside = v128.and(f32x4.ge(level, nothing), f32x4.le(level, highest));
@@ -160,8 +147,8 @@ export function undecided(
     let sums = f32x4.splat(0);
     for (let i = 0; i < size; i += 4) {
       const at = start + ((<usize>i) << 2);
-      const place = f32x4.div(entries(w + at, size - i), scale);
-      const c = centered4(up4(gate4(place, entries(logits + at, size - i))));
+      const place = f32x4.div(loadEntries(w + at, size - i), scale);
+      const c = centered4(up4(gate4(place, loadEntries(logits + at, size - i))));
       const here = i32x4.lt_s(i32x4(0, 1, 2, 3), i32x4.splat(size - i));
       sums = f32x4.add(sums, v128.and(f32x4.sub(f32x4.splat(1), power4(c, sharpness)), here));
     }
@@ -192,8 +179,8 @@ export function undecidedGrad(
     const start = group * bytes;
     for (let i = 0; i < size; i += 4) {
       const at = start + ((<usize>i) << 2);
-      const place = f32x4.div(entries(w + at, size - i), scale);
-      const gate = gate4(place, entries(logits + at, size - i));
+      const place = f32x4.div(loadEntries(w + at, size - i), scale);
+      const gate = gate4(place, loadEntries(logits + at, size - i));
       const up = up4(gate);
       const c = centered4(up);
       const signed = v128.or(power4(c, sharpness - 1), v128.and(c, i32x4.splat(0x80000000)));

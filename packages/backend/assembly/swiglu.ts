@@ -1,5 +1,5 @@
 import { sigmoid4 } from './exp';
-import { loadTail, storeTail } from './entries';
+import { loadEntries, loadTail, storeEntries, storeTail } from './entries';
 import { least, madd } from './lanes';
 
 // @ts-ignore: decorator
@@ -30,21 +30,15 @@ export function swigluGrad(dy: usize, gate: usize, up: usize, dgate: usize, dup:
   for (; i < end; i += 4) {
     const at = (<usize>i) << 2;
     const left = end - i;
-    const whole = left >= 4;
-    const g = whole ? v128.load(gate + at) : loadTail(gate + at, left);
-    const u = whole ? v128.load(up + at) : loadTail(up + at, left);
-    const d = whole ? v128.load(dy + at) : loadTail(dy + at, left);
+    const g = loadEntries(gate + at, left);
+    const u = loadEntries(up + at, left);
+    const d = loadEntries(dy + at, left);
     const s = sigmoid4(g);
     const silu = f32x4.mul(g, s);
     const slope = madd(silu, f32x4.sub(one, s), s);
     const forGate = f32x4.mul(f32x4.mul(d, u), slope);
     const forUp = f32x4.mul(d, silu);
-    if (whole) {
-      v128.store(dgate + at, forGate);
-      v128.store(dup + at, forUp);
-    } else {
-      storeTail(dgate + at, forGate, left);
-      storeTail(dup + at, forUp, left);
-    }
+    storeEntries(dgate + at, forGate, left);
+    storeEntries(dup + at, forUp, left);
   }
 }
