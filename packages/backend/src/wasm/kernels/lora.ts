@@ -77,16 +77,11 @@ function productWithTail(
   const { rows, width, out, rank } = sidesOf(x, b);
   checkDepths(x.shape, weight.shape, width, weight.shape[1]!);
   const [y, inner] = [device.output([rows, out]), device.output([rows, rank])];
-  const [w, down, up] = [weight, a, b].map((factor) => ({ at: device.address(factor), stride: factor.shape[1]!, transposed: true })) as [
-    Matrix,
-    Matrix,
-    Matrix,
-  ];
   const sides = { rows, columns: unread ? 0 : out, depth: width };
-  multiplyWithLowRank(device, device.address(x), w, device.address(y), sides, {
+  multiplyWithLowRank(device, device.address(x), matrixOf(device, weight, true), device.address(y), sides, {
     rank,
-    down,
-    up,
+    down: matrixOf(device, a, true),
+    up: matrixOf(device, b, true),
     inner: device.address(inner),
     before: 1,
     after: scale,
@@ -103,16 +98,11 @@ function productGradients(
   const { dy, x, a, b } = inputs;
   const { rows, width, out, rank } = sidesOf(x, b);
   const [dx, dInner] = [device.output(x.shape), device.output([rows, rank])];
-  const [w, down, up] = [weight, b, a].map((factor) => ({ at: device.address(factor), stride: factor.shape[1]!, transposed: false })) as [
-    Matrix,
-    Matrix,
-    Matrix,
-  ];
   const sides = { rows, columns: width, depth: out };
-  multiplyWithLowRank(device, device.address(dy), w, device.address(dx), sides, {
+  multiplyWithLowRank(device, device.address(dy), matrixOf(device, weight, false), device.address(dx), sides, {
     rank,
-    down,
-    up,
+    down: matrixOf(device, b, false),
+    up: matrixOf(device, a, false),
     inner: device.address(dInner),
     before: scale,
     after: 1,
@@ -126,6 +116,12 @@ function productGradients(
   device.release(dInner);
   return [dx, ...gradients];
 }
+
+const matrixOf = (device: WasmDevice, tensor: TensorInfo, transposed: boolean): Matrix => ({
+  at: device.address(tensor),
+  stride: tensor.shape[1]!,
+  transposed,
+});
 
 /** x·Wᵀ, or x·W where `transposed`; the parts are those of a packed W, or `weight`. */
 function product(
@@ -141,9 +137,8 @@ function product(
   checkDepths(x.shape, weight.shape, depth, transposed ? out : width);
   const columns = transposed ? width : out;
   const y = device.output([rows, columns]);
-  const left = { at: device.address(x), stride: depth, transposed: false };
-  const right = { at: device.address(weight), stride: width, transposed: !transposed };
-  multiply(device, left, right, device.address(y), { rows, columns, depth });
+  const sides = { rows, columns, depth };
+  multiply(device, matrixOf(device, x, false), matrixOf(device, weight, !transposed), device.address(y), sides);
   return y;
 }
 
