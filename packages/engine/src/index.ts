@@ -16,4 +16,5 @@ export { disposeBatch, languageBatch, type LanguageBatch, type LanguageRow } fro
 export * from './estimator.ts';
 export { type GradientPlan, type GradientPlanEntry } from './gradient-plan.ts';
 export * from './participant.ts';
+export type { SavedState } from './saved-state.ts';
 export * from './step.ts';

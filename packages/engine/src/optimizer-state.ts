@@ -1,17 +1,8 @@
-import {
-  choose,
-  dispose,
-  keep,
-  NotFoundError,
-  StateError,
-  tidy,
-  type Gradient,
-  type Parameter,
-  type Scalar,
-  type Tensor,
-} from '@niwaki/tensor';
+import { choose, dispose, NotFoundError, StateError, tidy, type Gradient, type Parameter, type Scalar, type Tensor } from '@niwaki/tensor';
 import type { State, Transform, UpdateContext } from '@niwaki/optim';
 import { dense } from './gradient.ts';
+import type { WaitingState } from './participant.ts';
+import { keepState, onDevice, onHost, tensorsIn, type SavedState } from './saved-state.ts';
 
 /** The optimizer's state, one record a parameter, and the way an update reaches a parameter. It owns the tensors. */
 export interface OptimizerStates {
@@ -19,11 +10,17 @@ export interface OptimizerStates {
   /** Between steps: another state of the same form. What only the old one holds is disposed. */
   replace(parameter: Parameter, state: State): void;
   /**
-   * Those that train from now on: the state of the others is freed, that of new ones made.
-   * @param updates applied updates so far, from which a new state counts its own
+   * Before `select`: those whose state, where they have one, waits until they train again.
+   * @param updates applied updates so far
    */
-  select(chosen: ReadonlySet<Parameter>, updates: number): void;
-  /** Updates of the run before this parameter's state was made. */
+  rest(idle: ReadonlyMap<Parameter, WaitingState>, updates: number): Promise<void>;
+  /**
+   * Those that train from now on: one that waited goes on with its state, a new one begins. The state of all others is freed.
+   * @param updates applied updates so far, from which a new state counts its own
+   * @param idle those that go on waiting
+   */
+  select(chosen: ReadonlySet<Parameter>, updates: number, idle?: Pick<ReadonlySet<Parameter>, 'has'>): void;
+  /** Updates of the run that this parameter's state does not count: those before it was made, and those it waited. */
   since(parameter: Parameter): number;
   /** The gradient in a kind that the optimizer takes. New tensors where it had to be written out. */
   accepted(gradient: Gradient, parameter: Parameter): Gradient;
@@ -33,21 +30,41 @@ export interface OptimizerStates {
   apply(gradient: Gradient, ok: Scalar, context: UpdateContext): void;
   /** Ends a step: numbers in the state, which no device can choose, take their new value if it was applied. */
   settle(applied: boolean): void;
-  byPath(): ReadonlyMap<string, State>;
-  restore(states: ReadonlyMap<string, State>): void;
+  /** Those that wait included, where they are. */
+  byPath(): ReadonlyMap<string, SavedState>;
+  restore(states: ReadonlyMap<string, SavedState>): void;
+  /** On the device. */
   bytes(): number;
   dispose(): void;
 }
 
-/** Beside a state that began after the run did: where it counts from. */
-const sinceKey = '#since';
+/** The state of a parameter that does not train now, and the updates that it has counted. */
+interface Waiting {
+  readonly state: SavedState;
+  readonly counted: number;
+}
+
+/** Beside the entries of a saved state. */
+const marks = {
+  /** Of one that began after the run did, or waited: where it counts from. */
+  since: '#since',
+  /** Of one that waits: what it has counted. */
+  counted: '#counted',
+} as const;
 
 /** No state is made before the first `select`. */
 export function createOptimizerStates(optimizer: Transform, parameters: readonly Parameter[]): OptimizerStates {
   const states = new Map<Parameter, State>();
   const numbers = new Map<Parameter, Record<string, number>>();
   const began = new Map<Parameter, number>();
+  const waiting = new Map<Parameter, Waiting>();
+  const since = (parameter: Parameter): number => began.get(parameter) ?? 0;
 
+  const all = (): Tensor[] => [...states.values(), ...[...waiting.values()].map(({ state }) => state)].flatMap(tensorsIn);
+  const forget = (parameter: Parameter): void => {
+    states.delete(parameter);
+    began.delete(parameter);
+  };
   const replace = (parameter: Parameter, next: State): void => {
     const old = states.get(parameter)!;
     states.set(parameter, keepState(next));
@@ -58,12 +75,32 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
   return {
     get: (parameter) => states.get(parameter)!,
     replace,
-    select: (chosen, updates) => {
+    rest: async (idle, updates) => {
+      for (const [parameter, where] of idle) {
+        const state = states.get(parameter);
+        if (state !== undefined) {
+          waiting.set(parameter, { state, counted: updates - since(parameter) });
+          forget(parameter);
+        }
+        const held = waiting.get(parameter);
+        if (held === undefined) continue;
+        waiting.set(parameter, { ...held, state: where === 'keep' ? onDevice(held.state) : await onHost(held.state) });
+      }
+    },
+    select: (chosen, updates, idle = new Set()) => {
       for (const [parameter, state] of states) {
         if (chosen.has(parameter)) continue;
         dispose(tensorsIn(state));
-        states.delete(parameter);
-        began.delete(parameter);
+        forget(parameter);
+      }
+      for (const [parameter, { state, counted }] of waiting) {
+        if (idle.has(parameter)) continue;
+        waiting.delete(parameter);
+        if (!chosen.has(parameter)) dispose(tensorsIn(state));
+        else {
+          states.set(parameter, onDevice(state));
+          began.set(parameter, updates - counted);
+        }
       }
       for (const parameter of parameters) {
         if (!chosen.has(parameter) || states.has(parameter)) continue;
@@ -71,7 +108,7 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
         began.set(parameter, updates);
       }
     },
-    since: (parameter) => began.get(parameter) ?? 0,
+    since,
     accepted: (gradient, parameter) =>
       gradient.kind === 'dense' || optimizer.accepts?.includes(gradient.kind)
         ? gradient
@@ -105,12 +142,13 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
       numbers.clear();
     },
     byPath: () =>
-      new Map(
-        [...states].map(([parameter, state]) => {
-          const since = began.get(parameter) ?? 0;
-          return [parameter.path, since === 0 ? state : { ...state, [sinceKey]: since }];
+      new Map([
+        ...[...states].map(([parameter, state]): [string, SavedState] => {
+          const from = since(parameter);
+          return [parameter.path, from === 0 ? state : { ...state, [marks.since]: from }];
         }),
-      ),
+        ...[...waiting].map(([{ path }, { state, counted }]): [string, SavedState] => [path, { ...state, [marks.counted]: counted }]),
+      ]),
     restore: (given) => {
       const held = [...states.keys()];
       // A state without entries leaves nothing in a file.
@@ -128,25 +166,35 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
         );
       }
       for (const parameter of optimizer.varies ? [] : held) checkNames(parameter, given.get(parameter.path) ?? {}, states.get(parameter)!);
-      for (const [path, { [sinceKey]: since = 0, ...state }] of given) {
+      for (const { state } of waiting.values()) dispose(tensorsIn(state));
+      waiting.clear();
+      for (const [path, { [marks.since]: from = 0, [marks.counted]: counted, ...state }] of given) {
         const parameter = known.get(path)!;
-        if (states.has(parameter)) replace(parameter, state);
-        else states.set(parameter, keepState(state));
-        began.set(parameter, since as number);
+        if (typeof counted === 'number') {
+          dispose(tensorsIn(states.get(parameter) ?? {}));
+          forget(parameter);
+          waiting.set(parameter, { state: keepState(state), counted });
+          continue;
+        }
+        const next = onDevice(state);
+        if (states.has(parameter)) replace(parameter, next);
+        else states.set(parameter, next);
+        began.set(parameter, from as number);
       }
     },
-    bytes: () => [...states.values()].flatMap(tensorsIn).reduce((sum, { size }) => sum + size * 4, 0),
+    bytes: () => all().reduce((sum, { size }) => sum + size * 4, 0),
     dispose: () => {
-      for (const state of states.values()) dispose(tensorsIn(state));
+      dispose(all());
       states.clear();
+      waiting.clear();
     },
   };
 }
 
-function checkNames({ path }: Parameter, given: State, expected: State): void {
+function checkNames({ path }: Parameter, given: SavedState, expected: State): void {
   const [has, wants] = [given, expected].map((state) =>
     Object.keys(state)
-      .filter((name) => name !== sinceKey)
+      .filter((name) => !(Object.values(marks) as string[]).includes(name))
       .sort(),
   );
   if (has!.join() === wants!.join()) return;
@@ -156,14 +204,6 @@ function checkNames({ path }: Parameter, given: State, expected: State): void {
     expected: wants,
     help: 'Resume with the optimizer, and the storage of its state, that the checkpoint was made with.',
   });
-}
-
-const tensorsIn = (state: State): Tensor[] => Object.values(state).filter((value): value is Tensor => typeof value !== 'number');
-
-/** State lives from step to step, whatever scope it was made in. */
-function keepState<S extends State>(state: S): S {
-  tensorsIn(state).forEach(keep);
-  return state;
 }
 
 function chooseState(ok: Scalar, next: Tensor, old: Tensor | number | undefined): Tensor {

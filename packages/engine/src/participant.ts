@@ -1,4 +1,4 @@
-import { ConfigError, type Draw, type Parameter, type Range, type Tensor, type Traits } from '@niwaki/tensor';
+import type { Draw, Parameter, Range, Tensor, Traits } from '@niwaki/tensor';
 import type { Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { State, Transform } from '@niwaki/optim';
@@ -30,6 +30,16 @@ export interface EditableStates {
   updates(parameter: Parameter): number;
 }
 
+/**
+ * Optimizer state of a parameter that does not train for a while. 'drop': freed, and when the parameter comes back it begins
+ * anew, bias correction too. 'keep': it stays on the device and goes on with its own count of updates. 'offload': the same bit
+ * for bit, and meanwhile it is in host memory: a read-back when it leaves, between two steps.
+ */
+export type IdleState = 'drop' | 'keep' | 'offload';
+
+/** Of a parameter whose state is not lost. */
+export type WaitingState = Exclude<IdleState, 'drop'>;
+
 /** Something that takes part in every step beside objective and optimizer, e.g. chooses what trains in it. */
 export interface Participant {
   /** Says what it does and with which options: a run resumes with the same name only. */
@@ -38,11 +48,12 @@ export interface Participant {
   /** What it does depends on how many steps the run has: the run resumes with the same number only. */
   readonly byLength?: true;
   /**
-   * Before the first pass, never between micro-batches: the parameters that train in this step, or undefined for all. What
-   * leaves the choice loses its optimizer state and the memory of it; what comes back starts anew, bias correction too.
+   * Before the first pass, never between micro-batches: the parameters that train in this step, or undefined for all.
    * Must be a function of what it is given, so that a resumed run chooses the same. No read-backs.
    */
   begin?(moment: StepMoment): ReadonlySet<Parameter> | undefined;
+  /** What becomes of the optimizer state of what leaves its choice; default 'drop'. */
+  readonly idleState?: IdleState;
   /** Before the first pass: weights whose gradient it wants to see in this step, trained or not. */
   wants?(moment: StepMoment): ReadonlySet<Weight>;
   /**
@@ -59,19 +70,4 @@ export interface Participant {
   restore?(state: ReadonlyMap<string, State>): void;
   /** Frees what it holds; it may take part in another run afterwards. */
   dispose?(): void;
-}
-
-/** What trains in a step: what every participant lets train. @throws ConfigError where that is nothing */
-export function chosenBy(participants: readonly Participant[], moment: StepMoment): ReadonlySet<Parameter> {
-  let chosen: readonly Parameter[] = moment.parameters;
-  for (const participant of participants) {
-    const own = participant.begin?.(moment);
-    if (own !== undefined) chosen = chosen.filter((parameter) => own.has(parameter));
-  }
-  if (chosen.length > 0) return new Set(chosen);
-  const names = participants.map(({ name }) => name);
-  throw new ConfigError(`step ${moment.attempt} has nothing to train: ${names.join(' and ')} left out every parameter`, {
-    attempt: moment.attempt,
-    participants: names,
-  });
 }

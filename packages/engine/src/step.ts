@@ -12,15 +12,16 @@ import {
 } from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
 import { siteParty, type Model } from '@niwaki/nn';
-import { transformParty, type State, type Transform } from '@niwaki/optim';
+import { transformParty, type Transform } from '@niwaki/optim';
 import { blockwiseBackprop } from './backprop.ts';
 import { check, partyOf, type CommitMode } from './check.ts';
 import type { Estimator } from './estimator.ts';
 import { planGradients, type GradientPlan } from './gradient-plan.ts';
 import type { Objective } from './objective.ts';
 import { createOptimizerStates } from './optimizer-state.ts';
-import { chosenBy, type Participant, type StepMoment } from './participant.ts';
-import { restoreParticipants, statesOf, watching } from './taking-part.ts';
+import type { Participant, StepMoment } from './participant.ts';
+import type { SavedState } from './saved-state.ts';
+import { choiceOf, restoreParticipants, statesOf, watching, type Choice } from './taking-part.ts';
 import { routeOf } from './route.ts';
 import { runAtomic, runEager } from './window.ts';
 
@@ -76,10 +77,11 @@ export interface Step {
   run(input: StepInput): Promise<StepResult>;
   /** Applied updates so far. */
   updates(): number;
-  /** Optimizer state by parameter path, and what participants must find again. */
-  state(): ReadonlyMap<string, State>;
-  /** Puts back what `state()` and `updates()` gave; takes the tensors over. */
-  restore(state: ReadonlyMap<string, State>, updates: number): void;
+  /** Optimizer state by parameter path, that of what does not train now included, and what participants must find again. */
+  state(): ReadonlyMap<string, SavedState>;
+  /** Puts back what `state()` and `updates()` gave, on the device or in host memory; takes the tensors over. */
+  restore(state: ReadonlyMap<string, SavedState>, updates: number): void;
+  /** Optimizer state on the device. */
   stateBytes(): number;
   dispose(): void;
 }
@@ -117,11 +119,12 @@ export function createStep(options: StepOptions): Step {
   let updates = 0;
   // Where participants choose, state for all of it may never be there at once.
   if (!choosing) states.select(wrt, 0);
-  const choose = (next: ReadonlySet<Parameter>): void => {
-    states.select(next, updates);
-    if (next.size === chosen.size && [...next].every((parameter) => chosen.has(parameter))) return;
-    chosen = next;
-    plan = planOf(next);
+  const choose = async ({ trains, idle }: Choice): Promise<void> => {
+    await states.rest(idle, updates);
+    states.select(trains, updates, idle);
+    if (trains.size === chosen.size && [...trains].every((parameter) => chosen.has(parameter))) return;
+    chosen = trains;
+    plan = planOf(trains);
   };
   let phase: 'idle' | 'running' | 'disposed' = 'idle';
   const mustBeIdle = (what: string): void => {
@@ -150,7 +153,7 @@ export function createStep(options: StepOptions): Step {
         optimizer,
       };
       try {
-        if (choosing) choose(chosenBy(participants, moment));
+        if (choosing) await choose(choiceOf(participants, moment));
         const watch = watching(participants, moment);
         const result = await (commit === 'eager' ? runEager : runAtomic)({
           ...input,

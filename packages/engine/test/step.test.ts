@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { add, createDraw, dispose, keep, memory, mul, ones, scalar, sum, type Parameter, type Tensor, type Tensor1D } from '@niwaki/tensor';
 import { tensorsOf } from '../src/gradient.ts';
 import type { Model } from '@niwaki/nn';
-import { adamw, chain, clipByGlobalNorm, sgd, type State, type Transform } from '@niwaki/optim';
+import { adamw, chain, clipByGlobalNorm, sgd, type Transform } from '@niwaki/optim';
 import {
   blockwiseBackprop,
   causalLM,
@@ -18,6 +18,7 @@ import {
   type StepInput,
 } from '@niwaki/engine';
 import { tinyLlama } from '../../testing/src/index.ts';
+import { cloned, deviceStates } from '../../testing/src/contract-model.ts';
 
 const long = { ids: [3, 17, 5, 29, 8, 1, 22, 14] };
 const short = { ids: [9, 2, 30, 11, 6] };
@@ -49,7 +50,7 @@ const bitsOf = async (tensor: Tensor): Promise<Int32Array> => {
 async function bitsIn(model: Model, step?: Step): Promise<Map<string, Int32Array | number>> {
   const bits = new Map<string, Int32Array | number>();
   for (const parameter of parametersOf(model)) bits.set(parameter.path, await bitsOf(parameter.read()));
-  for (const [path, state] of step?.state() ?? []) {
+  for (const [path, state] of step === undefined ? [] : deviceStates(step)) {
     for (const [name, value] of Object.entries(state)) bits.set(`${path}#${name}`, typeof value === 'number' ? value : await bitsOf(value));
   }
   return bits;
@@ -294,7 +295,7 @@ it('continues from a saved state as if it had never stopped', async () => {
   const batch = batchOf(long, short);
   for (let attempt = 0; attempt < 6; attempt++) await straight.run(input(attempt, batch));
   for (let attempt = 0; attempt < 3; attempt++) await first.run(input(attempt, batch));
-  const copy = new Map([...first.state()].map(([path, state]) => [path, copyState(state)]));
+  const copy = new Map([...first.state()].map(([path, state]) => [path, cloned(state)]));
   const updates = first.updates();
   first.dispose();
   const second = make(two);
@@ -305,9 +306,6 @@ it('continues from a saved state as if it had never stopped', async () => {
   expect(() => second.restore(new Map([['nowhere', {}]]), 0)).toThrow(/does not fit/);
   for (const thing of [straight, second, one, two]) thing.dispose();
 });
-
-const copyState = (state: State): State =>
-  Object.fromEntries(Object.entries(state).map(([name, value]) => [name, typeof value === 'number' ? value : value.clone()]));
 
 describe('host work of an optimizer', () => {
   const scaled = (log: string[]): Transform<{ factor: Tensor }> => ({

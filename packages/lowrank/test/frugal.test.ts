@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { createDraw, memory, mul, noise, sum, tensor2d, tidy, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import { adamw } from '@niwaki/optim';
-import { sizeOf } from '../../testing/src/contract-model.ts';
+import { deviceStates, sizeOf } from '../../testing/src/contract-model.ts';
 import { stateBytesOf, trial, type Trial } from '../../testing/src/transform-trial.ts';
 import { coordinateSubspace, frugal, galore, spectralSubspace, type Subspace } from '../src/index.ts';
 import { onModel } from './on-model.ts';
@@ -165,7 +165,7 @@ describe('frugal of whole matrices', () => {
     const seen: number[][] = [];
     for (let i = 0; i < steps; i++) {
       await advance(1);
-      const own = matrices.map(({ path }) => stateBytesOf(step.state().get(path)!));
+      const own = matrices.map(({ path }) => stateBytesOf(deviceStates(step).get(path)!));
       expect(own.reduce((sum, bytes) => sum + bytes, 0)).toBe(step.stateBytes());
       own.forEach((bytes, k) => expect([0, 8 * sizeOf(matrices[k]!.shape)]).toContain(bytes));
       seen.push(own.flatMap((bytes, k) => (bytes > 0 ? [k] : [])));

@@ -15,7 +15,7 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import type { State, Transform } from '@niwaki/optim';
+import type { Transform } from '@niwaki/optim';
 import {
   createCall,
   disposeWeight,
@@ -28,7 +28,7 @@ import {
   type Weight,
 } from '@niwaki/weights';
 import { applyMethod, causalLM, createStep, disposeBatch, languageBatch } from '@niwaki/engine';
-import { bytesOf } from '../../testing/src/contract-model.ts';
+import { bytesOf, cloned } from '../../testing/src/contract-model.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
 import { galore, int8Weights, qGalore } from '../src/index.ts';
 import { lossesOf, onModel } from './on-model.ts';
@@ -170,8 +170,6 @@ describe('weights of bytes that train', () => {
     const { model, step, advance, end } = await onModel(optimizer(), { rounding: 'stochastic' });
     await advance(3);
     const next = createStep({ model, objective: causalLM(), optimizer: optimizer() });
-    const cloned = (state: State): State =>
-      Object.fromEntries(Object.entries(state).map(([name, value]) => [name, typeof value === 'number' ? value : value.clone()]));
     next.restore(new Map([...step.state()].map(([path, state]) => [path, cloned(state)])), step.updates());
     await advance(2, next);
     expect(await bytesOf(model.parameters().values())).toEqual(found[0]);

@@ -175,7 +175,7 @@ export type {
   Stage,
 } from '@niwaki/nn';
 export type { Transform } from '@niwaki/optim';
-export type { Estimator, Method, Objective, Participant, WalkCheckpoint } from '@niwaki/engine';
+export type { Estimator, IdleState, Method, Objective, Participant, WalkCheckpoint } from '@niwaki/engine';
 export type { AdapterFile, AdapterMethod } from '@niwaki/peft';
 export type { Pruner } from '@niwaki/sparse';
 export type { Initializer } from '@niwaki/lowrank';

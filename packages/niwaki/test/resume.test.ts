@@ -46,6 +46,14 @@ const runs: Readonly<Record<string, Run>> = {
   },
   frugal: { make: () => frugal({ learningRate: 0.01, every: 3 }) },
   'adamw under lisa': { make: () => adamw({ learningRate: 0.01 }), participants: () => [lisa({ active: 1, every: 3 })] },
+  'adamw under lisa, whose states are kept': {
+    make: () => adamw({ learningRate: 0.01 }),
+    participants: () => [lisa({ active: 1, every: 2, state: 'keep' })],
+  },
+  'adamw in 8 bits under lisa, whose states wait in host memory': {
+    make: () => adamw({ learningRate: 0.01, state }),
+    participants: () => [lisa({ active: 1, every: 2, state: 'offload' })],
+  },
   'galore in 8 bits under lisa': {
     make: () => galore({ learningRate: 0.02, rank: 4, every: 2, state }),
     participants: () => [lisa({ active: 1, every: 3 })],
@@ -79,6 +87,14 @@ describe('a run that stopped', () => {
     await trained(run, folder, 5);
     expect(await trained(run, folder)).toEqual(whole);
     expect(memory().numTensors).toBe(before);
+  });
+
+  it('goes on with states in host memory where they were on the device', async () => {
+    const run = runs['adamw under lisa, whose states are kept']!;
+    const folder = memoryFolder();
+    await trained(run, folder, 5);
+    const offloaded = { ...run, participants: () => [lisa({ active: 1, every: 2, state: 'offload' })] };
+    expect(await trained(offloaded, folder)).toEqual(await trained(run));
   });
 
   it('does not go on without its participants', async () => {

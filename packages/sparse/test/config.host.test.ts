@@ -49,6 +49,7 @@ configContract<LisaOptions>('lisa', lisa, {
   active: count,
   every: count,
   blocks: { takes: '**.layers.*', not: 'a pattern, which is checked against the model' },
+  state: { takes: 'keep', not: ['lose'] },
 });
 configContract<Required<Pick<SpielOptions, 'numTunable'>>>('spiel, by number', spiel, { numTunable: { takes: 100, not: [0, 2.5] } });
 configContract<SpielOptions>('spiel', spiel, {

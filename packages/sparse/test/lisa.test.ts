@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { createDraw, openMemoryLedger, plainView, type Parameter } from '@niwaki/tensor';
+import { createDraw, isOnDevice, openMemoryLedger, plainView, type Parameter, type RawTensor, type Tensor } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
+import { affine, encodeAffine, rowsOf } from '@niwaki/weights';
 import { adamw, sgd, type Transform } from '@niwaki/optim';
 import {
   causalLM,
@@ -8,11 +9,14 @@ import {
   disposeBatch,
   fullTapeBackprop,
   languageBatch,
+  type IdleState,
   type Participant,
   type Step,
   type StepMoment,
 } from '@niwaki/engine';
-import { bytesOf, cloned, sizeOf } from '../../testing/src/contract-model.ts';
+import { adapt } from '@niwaki/peft';
+import { lora } from '../../lowrank/src/index.ts';
+import { bytesOf, cloned, deviceStates, sizeOf } from '../../testing/src/contract-model.ts';
 import { disposedAfterEach } from '../../testing/src/disposed-after-each.ts';
 import { outlineLlama, sevenBillion } from '../../testing/src/outline-llama.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
@@ -20,6 +24,7 @@ import { drawBlocks, lisa } from '../src/index.ts';
 
 const config = { num_hidden_layers: 4, hidden_size: 8, head_dim: 4, num_attention_heads: 2, num_key_value_heads: 1, intermediate_size: 12 };
 const blocks = 4;
+const policies: readonly IdleState[] = ['drop', 'keep', 'offload'];
 const things = disposedAfterEach();
 
 async function ground(
@@ -36,6 +41,7 @@ async function ground(
   return { model, step, run };
 }
 
+const isRaw = (value: Tensor | RawTensor | number): boolean => typeof value === 'object' && !isOnDevice(value);
 const blockOf = (path: string): number => Number(/layers\.(\d+)\./.exec(path)?.[1] ?? -1);
 const bytes = (model: Model): Promise<Map<string, string>> => bytesOf(model.parameters().values());
 
@@ -44,6 +50,15 @@ async function changedBlocks(model: Model, before: ReadonlyMap<string, string>):
   const after = await bytes(model);
   return [...new Set([...before.keys()].filter((path) => after.get(path) !== before.get(path)).map(blockOf))].sort((a, b) => a - b);
 }
+
+/** Adam's moments of what trains, or waits on the device. */
+const adamOf = (step: Step, path: string): { momentum: Float32Array; variance: Float32Array } => {
+  const state = deviceStates(step).get(path)!;
+  const [momentum, variance] = ['adam.momentum', 'adam.variance'].map((name) => (state[name] as Tensor).dataSync() as Float32Array);
+  return { momentum: momentum!, variance: variance! };
+};
+const momentsOf = (step: Step): Map<string, readonly number[]> =>
+  new Map([...step.state().keys()].map((path) => [path, Object.values(adamOf(step, path)).flatMap((values) => [...values])]));
 
 describe('lisa', () => {
   it('draws every block as often as the others, and the same ones for the same seed', () => {
@@ -57,8 +72,8 @@ describe('lisa', () => {
     expect(drawBlocks(32, 2, createDraw(9, 3).at('x'))).toEqual(drawBlocks(32, 2, createDraw(9, 3).at('x')));
   });
 
-  it('changes the drawn blocks and the ends in every step, and no other, whatever was learned before', async () => {
-    const { model, run } = await ground([lisa({ active: 1, every: 3 })]);
+  it.each(policies)('changes the drawn blocks and the ends in every step, and no other, whatever was learned before: %s', async (state) => {
+    const { model, run } = await ground([lisa({ active: 1, every: 3, state })]);
     const seen: number[][] = [];
     for (let attempt = 0; attempt < 12; attempt++) {
       const before = await bytes(model);
@@ -84,19 +99,35 @@ describe('lisa', () => {
     }
   });
 
-  it('holds state and gradients of what trains, and no more, from the first step on', async () => {
-    const { model, step, run } = await ground([lisa({ active: 2, every: 2 })]);
+  it.each(policies)('holds gradients of what trains, and state of as much as its policy says: %s', async (state) => {
+    const { model, step, run } = await ground([lisa({ active: 2, every: 2, state })]);
     expect(step.stateBytes()).toBe(0);
     const all = [...model.parameters().values()];
     const entries = (wanted: (parameter: Parameter) => boolean): number =>
       all.filter(wanted).reduce((sum, { shape }) => sum + sizeOf(shape), 0);
-    const trained = entries(({ path }) => blockOf(path) < 2);
+    const ends = entries(({ path }) => blockOf(path) < 0);
+    const block = entries(({ path }) => blockOf(path) === 0);
     expect(step.plan.peakBytes).toBe(4 * entries(() => true));
-    for (let attempt = 0; attempt < 6; attempt++) {
+    const ledger = openMemoryLedger();
+    const rest = ledger.bytes();
+    const seen = new Set<number>();
+    const visited: number[] = [];
+    for (let attempt = 0; attempt < 12; attempt++) {
+      const before = await bytes(model);
       await run(attempt);
-      expect(step.stateBytes()).toBe(8 * trained);
-      expect(step.plan.peakBytes).toBe(4 * trained);
+      for (const changed of await changedBlocks(model, before)) if (changed >= 0) seen.add(changed);
+      visited.push(seen.size);
+      // Adam's two moments of four bytes an entry.
+      const held = 8 * (ends + (state === 'keep' ? seen.size : 2) * block);
+      expect(step.stateBytes()).toBe(held);
+      expect(ledger.bytes() - rest).toBe(held);
+      expect(step.plan.peakBytes).toBe(4 * (ends + 2 * block));
+      const host = [...step.state().values()].flatMap((saved) => Object.values(saved).filter((value) => isRaw(value)));
+      expect(host.length).toBe(state === 'offload' ? (seen.size - 2) * 2 * all.filter(({ path }) => blockOf(path) === 0).length : 0);
     }
+    ledger.dispose();
+    // All blocks had their turn, so that what was kept is the state of full training.
+    expect(visited.at(-1)).toBe(blocks);
   });
 
   it('begins a block that comes back with the bias correction of a first step', async () => {
@@ -122,8 +153,73 @@ describe('lisa', () => {
     for (const ratio of ratios) expect(Math.abs(ratio - 1)).toBeLessThan(1e-3);
   });
 
-  it('of all blocks is the optimizer alone, bit for bit', async () => {
-    const [some, whole] = [await ground([lisa({ active: blocks, every: 2 })]), await ground([])];
+  it('lets a block that comes back go on with its moments and its own count of updates, where its state is kept', async () => {
+    const { model, step, run } = await ground([lisa({ active: 1, every: 2, state: 'keep' })], adamw({ learningRate: 1, weightDecay: 0 }));
+    const parameters = [...model.parameters().values()];
+    const counts = new Map<number, number>();
+    const left = new Map<string, readonly number[]>();
+    // Moments as a block comes back and as it left.
+    const returns: (readonly [unknown, unknown])[] = [];
+    let last = -1;
+    for (let attempt = 0; attempt < 24; attempt++) {
+      const before = new Map(parameters.map(({ path, read }) => [path, read().dataSync().slice()]));
+      const frozen = await bytes(model);
+      const moments = momentsOf(step);
+      await run(attempt);
+      const now = (await changedBlocks(model, frozen))[1]!;
+      const count = (counts.get(now) ?? 0) + 1;
+      counts.set(now, count);
+      if (now !== last && count > 1) {
+        const ofBlock = (all: ReadonlyMap<string, readonly number[]>): unknown => [...all].filter(([path]) => blockOf(path) === now).sort();
+        returns.push([ofBlock(moments), ofBlock(left)]);
+      }
+      const after = momentsOf(step);
+      for (const { path, read } of parameters.filter((parameter) => blockOf(parameter.path) === now)) {
+        left.set(path, after.get(path)!);
+        const { momentum, variance } = adamOf(step, path);
+        read()
+          .dataSync()
+          .forEach((value, i) => {
+            const mean = momentum[i]! / (1 - 0.9 ** count);
+            const moved = (0.01 * mean) / (Math.sqrt(variance[i]! / (1 - 0.999 ** count)) + 1e-8);
+            expect(Math.abs(before.get(path)![i]! - moved - value)).toBeLessThan(1e-6);
+          });
+      }
+      last = now;
+    }
+    expect(returns.length).toBeGreaterThan(3);
+    for (const [came, went] of returns) expect(came).toEqual(went);
+  });
+
+  it('computes the same where states wait in host memory, and something else where they are dropped', async () => {
+    const found = new Map<IdleState, Map<string, string>>();
+    for (const state of policies) {
+      const { model, run } = await ground([lisa({ active: 1, every: 2, state })]);
+      for (let attempt = 0; attempt < 16; attempt++) await run(attempt);
+      found.set(state, await bytes(model));
+    }
+    expect(found.get('offload')).toEqual(found.get('keep'));
+    expect(found.get('drop')).not.toEqual(found.get('keep'));
+  });
+
+  it('draws once a step, whatever number of micro-batches it has', async () => {
+    const { model, step } = await ground([lisa({ active: 1, every: 1 })]);
+    const rows = [
+      [3, 1, 4, 1, 5],
+      [9, 2, 6, 5, 3],
+      [5, 8, 9, 7, 9],
+    ];
+    const batches = rows.map((ids) => languageBatch([{ ids }], { vocabularySize: 32 }));
+    for (let attempt = 0; attempt < 4; attempt++) {
+      const before = await bytes(model);
+      await step.run({ batches, attempt, rate: 0.01, progress: 0, draw: createDraw(5, attempt) });
+      expect((await changedBlocks(model, before)).length).toBe(2);
+    }
+    batches.forEach(disposeBatch);
+  });
+
+  it.each(policies)('of all blocks is the optimizer alone, bit for bit: %s', async (state) => {
+    const [some, whole] = [await ground([lisa({ active: blocks, every: 2, state })]), await ground([])];
     for (let attempt = 0; attempt < 5; attempt++) await some.run(attempt);
     for (let attempt = 0; attempt < 5; attempt++) await whole.run(attempt);
     expect(await bytes(some.model)).toEqual(await bytes(whole.model));
@@ -195,37 +291,59 @@ describe('lisa', () => {
     expect(held.slice(1).map((bytes, i) => bytes - held[i]!)).toEqual([block, block, block]);
   });
 
-  it('goes on in the middle of an interval as if it had never stopped', async () => {
-    const straight = await ground([lisa({ active: 1, every: 3 })]);
-    for (let attempt = 0; attempt < 9; attempt++) await straight.run(attempt);
-    const { model, step, run } = await ground([lisa({ active: 1, every: 3 })]);
-    for (let attempt = 0; attempt < 5; attempt++) await run(attempt);
+  it.each(policies)('goes on in the middle of an interval as if it had never stopped: %s', async (state) => {
+    const method = (): Participant => lisa({ active: 1, every: 3, state });
+    const straight = await ground([method()]);
+    for (let attempt = 0; attempt < 18; attempt++) await straight.run(attempt);
+    const { model, step, run } = await ground([method()]);
+    for (let attempt = 0; attempt < 11; attempt++) await run(attempt);
     const next = createStep({
       model,
       objective: causalLM(),
       optimizer: adamw({ learningRate: 1, weightDecay: 0.1 }),
-      participants: [lisa({ active: 1, every: 3 })],
+      participants: [method()],
     });
     things.push(next);
-    next.restore(new Map([...step.state()].map(([path, state]) => [path, cloned(state)])), step.updates());
-    for (let attempt = 5; attempt < 9; attempt++) await run(attempt, next);
+    next.restore(new Map([...step.state()].map(([path, saved]) => [path, cloned(saved)])), step.updates());
+    for (let attempt = 11; attempt < 18; attempt++) await run(attempt, next);
     expect(await bytes(model)).toEqual(await bytes(straight.model));
+    expect(next.stateBytes()).toBe(straight.step.stateBytes());
   });
 
   it('trains two blocks for twenty steps where nothing is said', () => {
     expect(lisa().name).toBe(lisa({ active: 2, every: 20, blocks: '**.layers.*' }).name);
     expect(lisa().name).toBe('lisa 2 of **.layers.* every 20');
+    expect(lisa().name).toBe(lisa({ state: 'drop' }).name);
+    expect(lisa({ state: 'keep' }).name).not.toBe(lisa().name);
+    expect(lisa({ state: 'keep' }).name).toBe(lisa({ state: 'offload' }).name);
   });
 
   it('refuses what it cannot do', async () => {
     expect(() => lisa({ active: 0 })).toThrow(/active/);
     expect(() => lisa({ every: 0 })).toThrow(/every/);
+    expect(() => lisa({ state: 'lose' as IdleState })).toThrow(/state must be one of/);
     const { model, run } = await ground([lisa({ active: 5 })]);
     await expect(run(0)).rejects.toThrow(/names 4/);
-    await expect((await ground([lisa({ blocks: 'transformer.h.*' })])).run(0)).rejects.toThrow(/no block/);
+    await expect((await ground([lisa({ blocks: 'transformer.h.*' })])).run(0)).rejects.toThrow(/cannot find the blocks/);
     for (const parameter of model.parameters().values()) if (blockOf(parameter.path) === 2) parameter.trainable = false;
     const step = createStep({ model, objective: causalLM(), optimizer: sgd({ learningRate: 1 }), participants: [lisa()] });
     things.push(step);
     await expect(run(0, step)).rejects.toThrow(/layers\.2' has nothing that trains/);
+  });
+
+  it('refuses a block whose matrices no gradient trains, and takes it with an adapter', async () => {
+    const { model, run } = await ground([lisa({ active: 1 })]);
+    const stored = { bits: 4, groupSize: 8, grid: 'asymmetric' } as const;
+    for (const { path, weight } of model.sites('**.layers.3.mlp.gate_proj'))
+      model.replace(path, affine(path, weight!.shape, await encodeAffine(path, weight!.shape, rowsOf(weight!), stored), stored));
+    // What the step trains was fixed before: norms and the matrices of the attention.
+    const step = createStep({ model, objective: causalLM(), optimizer: sgd({ learningRate: 1 }), participants: [lisa({ active: 1 })] });
+    things.push(step);
+    await expect(run(0, step)).rejects.toThrow(/layers\.3' is quantized.*affine.*layers\.3\.mlp/);
+    for (const parameter of model.parameters().values()) parameter.trainable = false;
+    await adapt(model, lora({ rank: 1 }), { at: 'down_proj' });
+    const adapted = createStep({ model, objective: causalLM(), optimizer: sgd({ learningRate: 1 }), participants: [lisa({ active: 1 })] });
+    things.push(adapted);
+    expect(await run(0, adapted)).toBe(true);
   });
 });

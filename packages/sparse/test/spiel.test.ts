@@ -21,7 +21,7 @@ import { galore } from '../../lowrank/src/index.ts';
 import { adapt, mergeAdapter, saveAdapter } from '@niwaki/peft';
 import { loadAdapter } from './verbs.ts';
 import { exactBatches, memoryFolder, train } from '../../train/src/index.ts';
-import { bytesOf, cloned, distance, logits, sizeOf } from '../../testing/src/contract-model.ts';
+import { bytesOf, cloned, deviceStates, distance, logits, sizeOf } from '../../testing/src/contract-model.ts';
 import { trial } from '../../testing/src/transform-trial.ts';
 import { tinyThings } from '../../testing/src/tiny-things.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
@@ -116,7 +116,7 @@ const entriesOf = ({ set, step }: { set: AdapterSet; step: Step }): Entries[] =>
     places: [...flatPlaces(index.read().dataSync(), shape)],
     values: host(values.read()),
     state: Object.fromEntries(
-      Object.entries(step.state().get(values.path) ?? {}).flatMap(([name, value]) =>
+      Object.entries(deviceStates(step).get(values.path) ?? {}).flatMap(([name, value]) =>
         typeof value === 'number' ? [] : [[name, host(value)]],
       ),
     ),
@@ -431,11 +431,11 @@ describe('a run', () => {
     const [clean, dirty] = [await ground({ density: 0.05 }), await ground({ density: 0.05 })];
     await clean.run(1);
     expect(await dirty.run(1)).toEqual([true]);
-    const before = new Map([...dirty.step.state()].map(([path, state]) => [path, cloned(state)]));
+    const before = new Map([...deviceStates(dirty.step)].map(([path, state]) => [path, cloned(state)]));
     dirty.factor.value = Number.NaN;
     expect(await dirty.run(1)).toEqual([false]);
     dirty.factor.value = 1;
-    for (const [path, state] of dirty.step.state())
+    for (const [path, state] of deviceStates(dirty.step))
       for (const [name, value] of Object.entries(state))
         expect(typeof value === 'number' ? value : host(value)).toEqual(
           typeof before.get(path)![name] === 'number' ? before.get(path)![name] : host(before.get(path)![name] as Tensor),
@@ -463,13 +463,13 @@ describe('a run', () => {
     for (const [i, { values }] of a.entries())
       expect(distance(Float32Array.from(values), Float32Array.from(b[i]!.values))).toBeLessThan(1e-5);
     const samples = (given: Ground): unknown[] =>
-      [...given.step.state()].flatMap(([path, state]) => (path.startsWith('#') ? [state['samples']] : []));
+      [...deviceStates(given.step)].flatMap(([path, state]) => (path.startsWith('#') ? [state['samples']] : []));
     expect(samples(one)).toEqual([1, 1]);
     expect(samples(four)).toEqual([4, 4]);
     // Sums of micro-batches of equal size are four times the step's gradient.
     const sums = (given: Ground): Map<string, number> => {
       const found = new Map<string, number>();
-      for (const [path, state] of given.step.state()) {
+      for (const [path, state] of deviceStates(given.step)) {
         if (!path.startsWith('#')) continue;
         const [at, sum] = [host(state['places'] as Tensor), host(state['sum'] as Tensor)];
         sum.forEach((value, j) => found.set(`${path} ${at[2 * j]} ${at[2 * j + 1]}`, value / (state['samples'] as number)));
@@ -489,7 +489,7 @@ describe('a run', () => {
     const entries = adaptersOf(given.set).reduce((sum, { values }) => sum + values.shape[0]!, 0);
     expect(adaptersOf(given.set).reduce((sum, { values, index }) => sum + values.bytes() + index.bytes(), 0)).toBe(8 * entries);
     const seenBytes = (): number =>
-      [...given.step.state()]
+      [...deviceStates(given.step)]
         .filter(([path]) => path.startsWith('#'))
         .flatMap(([, state]) => Object.values(state))
         .reduce<number>((sum, value) => sum + (typeof value === 'number' ? 0 : 4 * value.size), 0);
@@ -604,7 +604,7 @@ describe('spiel and its optimizer', () => {
   it('does not go on from a run with other entries', async () => {
     const given = await ground({ density: 0.05 });
     await given.run(1);
-    const saved = new Map([...given.step.state()].map(([path, state]) => [path, cloned(state)]));
+    const saved = new Map([...deviceStates(given.step)].map(([path, state]) => [path, cloned(state)]));
     things.push({ dispose: () => saved.forEach((state) => Object.values(state).forEach((v) => typeof v !== 'number' && v.dispose())) });
     const seen = new Map([...saved].filter(([path]) => path.startsWith('#')));
     // The same adapter with fewer entries, and one at another place.

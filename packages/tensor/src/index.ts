@@ -27,6 +27,7 @@ export * from './memory-ledger.ts';
 export * from './packed/half.ts';
 export * from './packed/layout.ts';
 export * from './packed/words.ts';
+export * from './host-copy.ts';
 export * from './packed/dynamic-map.ts';
 export * from './ops/add-product.ts';
 export * from './ops/rms-norm.ts';

@@ -1,8 +1,8 @@
 import { expect } from 'vitest';
-import { causalLM, createStep, disposeBatch, languageBatch, type Estimator, type Step } from '@niwaki/engine';
-import { adamw } from '@niwaki/optim';
+import { causalLM, createStep, disposeBatch, languageBatch, type Estimator, type SavedState, type Step } from '@niwaki/engine';
+import { adamw, type State } from '@niwaki/optim';
 import { forward, type Model } from '@niwaki/nn';
-import { createDraw, memory, tensor2d, type Parameter, type Tensor, type View } from '@niwaki/tensor';
+import { createDraw, isOnDevice, memory, tensor2d, type Parameter, type View } from '@niwaki/tensor';
 import { tinyLlama } from './tiny-llama.ts';
 
 /** Two sequences of ids for the tiny model. */
@@ -114,5 +114,15 @@ export async function train(
   return { losses, stateBytes };
 }
 
-export const cloned = (state: Readonly<Record<string, Tensor | number>>): Record<string, Tensor | number> =>
-  Object.fromEntries(Object.entries(state).map(([name, value]) => [name, typeof value === 'number' ? value : value.clone()]));
+export const cloned = <S extends SavedState>(state: S): S =>
+  Object.fromEntries(
+    Object.entries(state).map(([name, value]) => [name, typeof value === 'object' && isOnDevice(value) ? value.clone() : value]),
+  ) as S;
+
+/** The states of a step that holds all of them on the device. */
+export function deviceStates(step: Step): ReadonlyMap<string, State> {
+  for (const [path, state] of step.state())
+    for (const value of Object.values(state))
+      if (typeof value === 'object' && !isOnDevice(value)) throw new Error(`the state of '${path}' is in host memory`);
+  return step.state() as ReadonlyMap<string, State>;
+}

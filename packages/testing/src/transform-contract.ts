@@ -3,7 +3,7 @@ import { causalLM, createStep, disposeBatch, languageBatch, type LanguageBatch, 
 import { chain, clipByGlobalNorm, type Transform } from '@niwaki/optim';
 import type { Model } from '@niwaki/nn';
 import { createDraw, descriptionOf, memory, mul, type Parameter, type Tensor } from '@niwaki/tensor';
-import { bytesOf, cloned, rows } from './contract-model.ts';
+import { bytesOf, cloned, deviceStates, rows } from './contract-model.ts';
 import { tinyLlama } from './tiny-llama.ts';
 import { trial } from './transform-trial.ts';
 
@@ -229,7 +229,7 @@ const bits = (value: Tensor): string => {
 /** Every parameter and every state tensor, bit for bit. */
 async function everything(model: Model, step: Step): Promise<Map<string, unknown>> {
   const found = new Map<string, unknown>(await bytesOf(model.parameters().values()));
-  for (const [path, state] of step.state()) {
+  for (const [path, state] of deviceStates(step)) {
     for (const [name, value] of Object.entries(state)) found.set(`${path}#${name}`, typeof value === 'number' ? value : bits(value));
   }
   return found;
@@ -237,7 +237,7 @@ async function everything(model: Model, step: Step): Promise<Map<string, unknown
 
 /** Names, dtypes and shapes of a state. */
 const formOf = (step: Step): string[] =>
-  [...step.state()].flatMap(([path, state]) =>
+  [...deviceStates(step)].flatMap(([path, state]) =>
     Object.entries(state).map(
       ([name, value]) => `${path}#${name} ${typeof value === 'number' ? 'number' : `${value.dtype} [${value.shape}]`}`,
     ),

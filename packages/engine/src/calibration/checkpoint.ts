@@ -1,4 +1,4 @@
-import { ConfigError, contentHash, StateError, tensor, type Parameter, type RawTensor, type Tensor } from '@niwaki/tensor';
+import { ConfigError, contentHash, deviceCopy, hostCopy, StateError, type Parameter, type RawTensor } from '@niwaki/tensor';
 import { inputFrom, recordOfInput, recordOfWeight, weightFrom, type InputRecord, type WeightRecord } from '@niwaki/weights';
 import type { Model, Point, Site } from '@niwaki/nn';
 import { calibrationHash } from '../base-changes.ts';
@@ -149,7 +149,7 @@ async function changedSince(model: Model, versions: Map<Parameter, number>, reco
     const before = versions.get(parameter);
     versions.set(parameter, version);
     if (before !== undefined && before !== version && !own.has(parameter) && parameter.stored === undefined)
-      changed[parameter.path] = await copyOf(parameter.read());
+      changed[parameter.path] = await hostCopy(parameter.read());
   }
   return changed;
 }
@@ -166,11 +166,11 @@ async function writeChanged(model: Model, changed: WindowRecord['changed']): Pro
         help: 'Load the model that the walk began on, with what was on it.',
       });
     }
-    before.set(parameter, await copyOf(parameter.read()));
-    parameter.write(tensorOf(raw));
+    before.set(parameter, await hostCopy(parameter.read()));
+    parameter.write(deviceCopy(raw));
   }
   return () => {
-    for (const [parameter, raw] of before) parameter.write(tensorOf(raw));
+    for (const [parameter, raw] of before) parameter.write(deviceCopy(raw));
   };
 }
 
@@ -181,15 +181,3 @@ function lendAgain({ lent }: WindowRecord, placeAt: ReadonlyMap<string, Site>, l
     if (input !== undefined) lends.lendInput(site, inputFrom(path, input));
   }
 }
-
-/** As the device holds it: numbers, or the words of something packed. */
-async function copyOf(value: Tensor): Promise<RawTensor> {
-  const data = (await value.data()).slice();
-  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  return { dtype: value.dtype === 'int32' ? 'I32' : 'F32', shape: value.shape, bytes };
-}
-
-const tensorOf = ({ dtype, shape, bytes }: RawTensor): Tensor => {
-  const { buffer } = bytes.slice();
-  return dtype === 'I32' ? tensor(new Int32Array(buffer), [...shape], 'int32') : tensor(new Float32Array(buffer), [...shape]);
-};

@@ -1,5 +1,5 @@
-import { dispose, FormatError, NiwakiError, type Json, type Tensor } from '@niwaki/tensor';
-import type { State } from '@niwaki/optim';
+import { deviceCopy, FormatError, NiwakiError, type Json, type RawTensor, type Tensor } from '@niwaki/tensor';
+import type { SavedState } from '@niwaki/engine';
 import * as v from 'valibot';
 import type { RunFolder } from './run-folder.ts';
 import type { RunIdentity } from './run-identity.ts';
@@ -60,7 +60,8 @@ export interface Checkpoint {
   readonly state: RunState;
   /** Trained values by parameter path. */
   readonly parameters: ReadonlyMap<string, Tensor>;
-  readonly optimizer: ReadonlyMap<string, State>;
+  /** Read from a file it is in host memory, until a step takes it over. */
+  readonly optimizer: ReadonlyMap<string, SavedState>;
 }
 
 const prefix = 'checkpoint-';
@@ -84,7 +85,7 @@ export async function saveCheckpoint(
 ): Promise<string> {
   const name = `${prefix}${String(state.attempt).padStart(8, '0')}`;
   const draft = `${partial}${name}`;
-  const tensors = new Map<string, Tensor>();
+  const tensors = new Map<string, Tensor | RawTensor>();
   const numbers: Record<string, Record<string, number | string>> = {};
   for (const [path, values] of optimizer) {
     for (const [key, value] of Object.entries(values)) {
@@ -141,7 +142,7 @@ export async function removeDrafts(folder: RunFolder): Promise<void> {
 }
 
 /**
- * The newest checkpoint of a folder, or undefined where there is none; the caller owns the tensors.
+ * The newest checkpoint of a folder, or undefined where there is none; the caller owns the tensors of the parameters.
  * @throws FormatError where a file of it is missing or is not what it should be
  */
 export async function loadCheckpoint(folder: RunFolder): Promise<Checkpoint | undefined> {
@@ -154,15 +155,9 @@ export async function loadCheckpoint(folder: RunFolder): Promise<Checkpoint | un
   };
   const { numbers, state } = parseState(await read(files.state), folder, name);
   const parameters = await decodeTensors(await read(files.parameters), `${name}/${files.parameters}`);
-  let flat: ReadonlyMap<string, Tensor>;
-  try {
-    flat = await decodeTensors(await read(files.optimizer), `${name}/${files.optimizer}`);
-  } catch (error) {
-    dispose([...parameters.values()]);
-    throw error;
-  }
-  const optimizer = new Map<string, Record<string, Tensor | number>>();
-  const at = (path: string): Record<string, Tensor | number> => {
+  const flat = await decodeTensors(await read(files.optimizer), `${name}/${files.optimizer}`);
+  const optimizer = new Map<string, Record<string, RawTensor | number>>();
+  const at = (path: string): Record<string, RawTensor | number> => {
     if (!optimizer.has(path)) optimizer.set(path, {});
     return optimizer.get(path)!;
   };
@@ -171,7 +166,7 @@ export async function loadCheckpoint(folder: RunFolder): Promise<Checkpoint | un
     const [path, ...rest] = key.split(joint);
     at(path!)[rest.join(joint)] = value;
   }
-  return { state, parameters, optimizer };
+  return { state, parameters: new Map([...parameters].map(([path, raw]) => [path, deviceCopy(raw)])), optimizer };
 }
 
 function parseState(bytes: Uint8Array, folder: RunFolder, name: string): { state: RunState; numbers: StateNumbers } {

@@ -63,8 +63,6 @@ export function createKeeper(
         for (const [path, value] of parameters) wanted.get(path)!.write(value);
       } catch (error) {
         for (const value of parameters.values()) if (!value.isDisposed) value.dispose();
-        for (const values of optimizer.values())
-          for (const value of Object.values(values)) if (typeof value !== 'number' && !value.isDisposed) value.dispose();
         throw error;
       }
       return state;
