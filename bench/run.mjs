@@ -5,7 +5,7 @@
  * peer is not on this machine says so and counts as neither.
  *
  * A job is a process of its own, measured whole, which a peer's can be put beside:
- *   node bench/run.mjs lora-step [--batch 1] [--length 256] [--steps 5] [--threads 2] [--device wasm|webgpu] [--base f32|nf4|q4_1] [--rank 8] [--memory-budget bytes] [--json]
+ *   node bench/run.mjs lora-step [--batch 1] [--length 256] [--steps 5] [--threads 2] [--device wasm|webgpu] [--base f32|nf4|q4_1] [--rank 8] [--recompute full|selective|none] [--memory-budget bytes] [--json]
  *   node bench/run.mjs decode [--length 16] [--steps 64] [--threads 2] [--device wasm|webgpu] [--base q4_1|nf4|f32] [--activations exact|int16|int8] [--json]
  * `pnpm bench …` builds first, and is the same. bench/table.mjs makes a page of results.
  */

@@ -15,8 +15,11 @@ const table = (head, rows) =>
 
 const megabytes = (bytes) => (bytes === undefined ? '–' : `${Math.round(bytes / 1e6)} MB`);
 
+const again = { full: 'the least: every block twice', selective: 'norms and activations twice', none: 'nothing twice' };
+
 /** What a step of training may hold: within it blocks keep what their backward reads, and the others are computed again. */
-const roomOf = (job, budget) => (job === 'decode' ? '–' : budget === undefined ? 'the least: every block twice' : megabytes(budget));
+const roomOf = ({ job, memoryBudget, recompute = 'full' }) =>
+  job === 'decode' ? '–' : memoryBudget === undefined ? again[recompute] : megabytes(memoryBudget);
 
 /**
  * The page.
@@ -48,18 +51,19 @@ below its floor. [Your own machine](../guide/bench.md) takes a click.`,
   ];
   if (jobs.length > 0) {
     const head = ['job', 'base', 'activations', 'of tensors at most', 'tokens/s', 'best', 'peak memory', 'device'];
-    const lines = jobs.map(
-      ({ job, base, batch, length, activations, memoryBudget, tokensPerSecond, bestTokensPerSecond, peakRssBytes, device }) => [
+    const lines = jobs.map((measured) => {
+      const { job, base, batch, length, activations, tokensPerSecond, bestTokensPerSecond, peakRssBytes, device } = measured;
+      return [
         batch === undefined ? job : `${job}, batch ${batch} of ${length} tokens`,
         base,
         activations ?? '–',
-        roomOf(job, memoryBudget),
+        roomOf(measured),
         tokensPerSecond.toFixed(1),
         bestTokensPerSecond.toFixed(1),
         megabytes(peakRssBytes),
         device,
-      ],
-    );
+      ];
+    });
     sections.push(`## Whole processes\n\nA model of SmolLM2-135M's shape with random weights.\n\n${table(head, lines)}`);
   }
   if (skipped.length > 0) {

@@ -13,9 +13,11 @@ const linesOf = (url) =>
 const table = (head, rows) =>
   [`| ${head.join(' | ')} |`, `|${head.map(() => '---').join('|')}|`, ...rows.map((row) => `| ${row.join(' | ')} |`)].join('\n');
 
-function jobName({ job, batch, length, memoryBudget, activations = 'exact' }) {
+const kept = { full: '', selective: ', products kept', none: ', activations kept' };
+
+function jobName({ job, batch, length, memoryBudget, recompute = memoryBudget === undefined ? 'full' : 'none', activations = 'exact' }) {
   if (batch === undefined) return activations === 'exact' ? job : `${job}, ${activations} activations`;
-  return `${job}, batch ${batch} of ${length} tokens${memoryBudget === undefined ? '' : ', activations kept'}`;
+  return `${job}, batch ${batch} of ${length} tokens${kept[recompute]}`;
 }
 
 /** One card's part of the page. */

@@ -13,13 +13,17 @@ export const options = {
   device: { type: 'string', default: 'wasm' },
   base: { type: 'string', default: 'f32' },
   rank: { type: 'string', default: '8' },
-  /** Bytes of tensors that a step may take; default the least. */
+  /** What the backward of a block computes again; or, in its place, bytes of tensors that a step may take. */
+  recompute: { type: 'string' },
   'memory-budget': { type: 'string' },
 };
 
 export async function run(values) {
   const [batch, length, steps, threads, rank] = counts(values, ['batch', 'length', 'steps', 'threads', 'rank']);
-  const budget = values['memory-budget'] === undefined ? {} : { memoryBudget: counts(values, ['memory-budget'])[0] };
+  const saves = {
+    ...(values.recompute !== undefined && { recompute: oneOf(values, 'recompute', ['full', 'selective', 'none']) }),
+    ...(values['memory-budget'] !== undefined && { memoryBudget: counts(values, ['memory-budget'])[0] }),
+  };
   oneOf(values, 'device', devices);
   oneOf(values, 'base', bases);
   const { description } = await init({ device: values.device, threads, software: true });
@@ -32,7 +36,7 @@ export async function run(values) {
   });
   const window = languageBatch(rows, { vocabularySize: config.vocab_size });
   const optimizer = adamw({ learningRate: 2e-4 });
-  const step = createStep({ model, objective: causalLM(), optimizer, estimator: blockwiseBackprop(budget) });
+  const step = createStep({ model, objective: causalLM(), optimizer, estimator: blockwiseBackprop(saves) });
   const [seconds, cpuSeconds] = [[], []];
   ledger.resetPeak();
   // One more: the first compiles.
@@ -52,7 +56,7 @@ export async function run(values) {
     batch,
     length,
     rank,
-    ...budget,
+    ...saves,
     tokensPerSecond: tokens / median(seconds),
     bestTokensPerSecond: tokens / Math.min(...seconds),
     secondsPerStep: seconds,

@@ -27,6 +27,7 @@ export default defineConfig({
             { text: 'Start', link: '/guide/' },
             { text: 'Command line', link: '/guide/cli' },
             { text: 'In the page', link: '/guide/browser' },
+            { text: 'Memory of training', link: '/guide/memory' },
             { text: 'Speed', link: '/guide/bench' },
             { text: 'API', link: '/generated/api' },
             { text: 'Measured', link: '/generated/bench' },

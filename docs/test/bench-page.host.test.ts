@@ -39,6 +39,7 @@ it('lists jobs with what they took, and says what was not measured and why, with
     peakRssBytes: 5e8,
   };
   const roomy = { ...job, memoryBudget: 4e9 };
+  const selective = { ...job, recompute: 'selective' };
   const skipped = {
     name: 'a peer',
     floor: 1,
@@ -47,9 +48,10 @@ it('lists jobs with what they took, and says what was not measured and why, with
     threads: 2,
     skipped: 'python3 /home/me/bench/peers/torch_lora.py: cannot import torch',
   };
-  const page = pageOf([[row, skipped], job, roomy], { machine: 'A machine', date: '2026-01-31' });
+  const page = pageOf([[row, skipped], job, roomy, selective], { machine: 'A machine', date: '2026-01-31' });
   expect(page).toContain('| lora-step, batch 4 of 128 tokens | nf4 | – | the least: every block twice | 100.0 | 101.0 | 500 MB | wasm |');
   expect(page).toContain('| lora-step, batch 4 of 128 tokens | nf4 | – | 4000 MB | 100.0 | 101.0 | 500 MB | wasm |');
+  expect(page).toContain('| lora-step, batch 4 of 128 tokens | nf4 | – | norms and activations twice | 100.0 |');
   expect(page).toContain('- a peer: python3 torch_lora.py: cannot import torch');
 });
 

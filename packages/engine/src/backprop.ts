@@ -3,23 +3,38 @@ import { backpropTraits } from './check.ts';
 import type { Estimator, Turn } from './estimator.ts';
 import { backwardHead, defaultChunkBytes } from './head.ts';
 import { createPass, type Pass } from './pass.ts';
-import { createRecords, type Room } from './records.ts';
+import { createRecords, roomOf, type Room } from './records.ts';
 import { routeOf } from './route.ts';
-import { verifySame } from './verify.ts';
+import { verifyRemade, verifySame } from './verify.ts';
 
 export interface BackpropOptions {
   /** Bytes of logits the head holds at once; default 16 MiB. A trained head takes at least a quarter as many rows as it is wide. */
   readonly chunkBytes?: number;
-  /** Debugging: reads every recomputed stage back and throws where it is not the first forward, bit for bit. */
+  /** Debugging: reads back what is computed again, stages and saved tensors, and throws where it is not the first, bit for bit. */
   readonly verifyRecompute?: boolean;
 }
 
+/**
+ * What of a block its backward computes again: all of it ('full'), norms and activations ('selective': what products and
+ * attention gave is kept; Korthikanti et al. 2022, 2205.05198, draw the line elsewhere, around attention), or nothing ('none').
+ */
+export type Recompute = (typeof recomputes)[number];
+
+/** The choices there are, from the least memory to the most. */
+export const recomputes = ['full', 'selective', 'none'] as const;
+
+/** Of `recompute`, `keepBytes` and `memoryBudget`, which say how much blocks save for the backward pass, at most one. */
 export interface BlockwiseOptions extends BackpropOptions {
-  /** Bytes of saved tensors that may stay instead of being computed again; default 0. The last stages stay, as many as fit. */
+  /** The same for every block; default 'full', the least memory. */
+  readonly recompute?: Recompute;
+  /**
+   * Bytes of saved tensors that may stay instead of being computed again. The last stages stay, as many as fit; where whole
+   * records do not, first of all norms and activations are computed again, of the earliest stages.
+   */
   readonly keepBytes?: number;
   /**
-   * Bytes of all tensors on the device, the model's too: as many stages stay as leave room for the head, one stage's
-   * backward and every gradient. Instead of `keepBytes`. Where the model alone is over it, nothing stays.
+   * The same by bytes of all tensors on the device, the model's too: as much stays as leaves room for the head, one stage's
+   * backward and every gradient. Where the model alone is over it, nothing stays.
    */
   readonly memoryBudget?: number;
 }
@@ -28,11 +43,12 @@ export interface BlockwiseOptions extends BackpropOptions {
  * Backprop that keeps only what stages read from one another (one hidden state a block), computes each stage again under
  * the tape and hands its gradients to the sink at once. Memory: `blocks · rows · width · 4` bytes plus one block's tape;
  * price: one more forward without the product that ends each block, whose value only the next one reads (Chen et al. 2016,
- * with one segment a block), less what `keepBytes` or `memoryBudget` let stay.
+ * with one segment a block), less what `recompute`, `keepBytes` or `memoryBudget` let stay.
  * The result is the same bit for bit, whatever stays.
+ * @throws ConfigError where more than one of the three is given
  */
-export function blockwiseBackprop({ keepBytes = 0, memoryBudget, ...options }: BlockwiseOptions = {}): Estimator {
-  return backprop('blockwise', { keepBytes, ...(memoryBudget !== undefined && { memoryBudget }) }, options);
+export function blockwiseBackprop(options: BlockwiseOptions = {}): Estimator {
+  return backprop('blockwise', roomOf(options), options);
 }
 
 /**
@@ -40,7 +56,7 @@ export function blockwiseBackprop({ keepBytes = 0, memoryBudget, ...options }: B
  * For small models and short rows. Gradients equal those of `blockwiseBackprop`.
  */
 export function fullTapeBackprop(options: BackpropOptions = {}): Estimator {
-  return backprop('full tape', { keepBytes: Infinity }, options);
+  return backprop('full tape', roomOf({ recompute: 'none' }), options);
 }
 
 function backprop(name: string, room: Room, options: BackpropOptions): Estimator {
@@ -87,6 +103,8 @@ async function estimate(pass: Pass, turn: Turn, sink: Sink, options: BackpropOpt
   try {
     for (let s = 0; s < head; s++) {
       records.forward(s);
+      if (options.verifyRecompute) await verifyRemade(pass, s);
+      records.makeRoom();
       await turn.between?.();
     }
   } finally {

@@ -1,4 +1,5 @@
 export * from './methods.ts';
+export { recomputes } from './backprop.ts';
 export * from './check.ts';
 export * from './method.ts';
 export { baseChanges, calibrationHash, type BaseChange } from './base-changes.ts';

@@ -7,6 +7,7 @@ import {
   standIn,
   type Draw,
   type Parameter,
+  type Remade,
   type Sink,
   type Tape,
   type Tensor,
@@ -37,6 +38,8 @@ export interface Pass {
   readonly route: Route;
   /** Runs a stage on the streams of now. `record`: with the tape on, for `backward` to use. */
   forward(s: number, options: { record: boolean }): void;
+  /** Lets go of what of a stage's record is nearly free to make again. */
+  thin(s: number): void;
   /** Drops a stage's record: it will be computed again. */
   forget(s: number): void;
   /** Streams that enter a stage. */
@@ -56,6 +59,8 @@ export interface Pass {
   backwardInParts(s: number, sink: Sink): Generator<void, void, undefined>;
   /** What the stage gave in the first forward, or undefined where its record is kept or no gradient goes through it. */
   given(s: number): Carry | undefined;
+  /** What `thin` would let go of, beside the same made again, which is the caller's. */
+  remade(s: number): readonly Remade[];
   dispose(): void;
 }
 
@@ -204,6 +209,7 @@ export function createPass(
       }
       writtenBy[s] = written;
     },
+    thin: (s) => recordOf[s]?.tape.thin(),
     forget: (s) => {
       recordOf[s]?.tape.dispose();
       delete recordOf[s];
@@ -220,6 +226,7 @@ export function createPass(
     backward,
     backwardInParts,
     given: (s) => (recordOf[s] === undefined && differentiates(route, s) ? writtenBy[s] : undefined),
+    remade: (s) => recordOf[s]?.tape.remade() ?? [],
     dispose: () => {
       for (const recorded of recordOf) recorded?.tape.dispose();
       writtenBy.forEach((_, s) => disposeCarry(writtenBy, s));

@@ -13,6 +13,7 @@ import {
   sum,
   tensor,
   tidy,
+  withGradient,
   type Parameter,
   type Scalar,
   type Tensor,
@@ -93,7 +94,9 @@ describe.each([
     const some = memory().numBytes + 150_000;
     const estimators = [
       fullTapeBackprop(),
-      blockwiseBackprop({ keepBytes: 20_000 }),
+      blockwiseBackprop({ recompute: 'selective' }),
+      blockwiseBackprop({ recompute: 'selective', verifyRecompute: true }),
+      ...[15_000, 20_000, 25_000].map((keepBytes) => blockwiseBackprop({ keepBytes })),
       ...[1, some, 1e9].map((memoryBudget) => blockwiseBackprop({ memoryBudget })),
     ];
     for (const estimator of estimators) {
@@ -161,6 +164,61 @@ it('keeps more the larger the budget of memory is, and stays inside of it', asyn
   ledger.dispose();
   disposeBatch(batch);
   model.dispose();
+});
+
+it('thins records before it forgets one: the earliest first, and never the last', async () => {
+  const layers = 4;
+  const model = await tinyLlama({ num_hidden_layers: layers });
+  const batch = batchOf();
+  const ledger = openMemoryLedger();
+  const ran: string[] = [];
+  const counted: Model = {
+    ...model,
+    stages: () =>
+      model.stages().map((stage) => ({
+        ...stage,
+        run: (carry: Carry, call: Call) => (call.unread && ran.push(stage.path), stage.run(carry, call)),
+      })),
+  };
+  /** What is held when the forward of the blocks ends, and which stages were computed again. */
+  const measured = async (estimator: Estimator): Promise<{ bytes: number; again: readonly string[] }> => {
+    const held: number[] = [];
+    await collect(estimator, counted, batch, { between: async () => void held.push(ledger.bytes()) });
+    return { bytes: held[layers]!, again: ran.splice(0) };
+  };
+  const [full, thin, whole] = [
+    await measured(blockwiseBackprop({ recompute: 'full' })),
+    await measured(blockwiseBackprop({ recompute: 'selective' })),
+    await measured(blockwiseBackprop({ recompute: 'none' })),
+  ];
+  expect(full.again.length).toBe(layers + 1);
+  expect(thin.again).toEqual([]);
+  expect(whole.again).toEqual([]);
+  // Both norms of a block, and what enters its last product.
+  const bytes = 4 * batch.tokenIds.size * (2 * 16 + 32);
+  expect(whole.bytes - thin.bytes).toBe(layers * bytes);
+  expect(thin.bytes).toBeGreaterThan(full.bytes);
+
+  const thinned = async (keepBytes: number): Promise<{ thin: number; again: number }> => {
+    const found = await measured(blockwiseBackprop({ keepBytes }));
+    return { thin: (whole.bytes - found.bytes) / bytes, again: found.again.length };
+  };
+  let room = thin.bytes - full.bytes;
+  expect((await thinned(room)).again).toBeGreaterThan(0);
+  while ((await thinned(room)).again > 0) room += bytes / 2;
+  // The first room in which nothing is computed again whole: all records but the last are thin.
+  expect(await thinned(room)).toEqual({ thin: layers - 1, again: 0 });
+  expect(await thinned(room + 2 * bytes)).toEqual({ thin: layers - 3, again: 0 });
+  expect(await thinned(room + (layers - 1) * bytes)).toEqual({ thin: 0, again: 0 });
+  ledger.dispose();
+  disposeBatch(batch);
+  model.dispose();
+});
+
+it('refuses more than one choice of what stays, and one that there is not', () => {
+  expect(() => blockwiseBackprop({ recompute: 'none', memoryBudget: 1e9 })).toThrow(/recompute and memoryBudget each say what stays/);
+  expect(() => blockwiseBackprop({ keepBytes: 0, memoryBudget: 1e9 })).toThrow(/keepBytes and memoryBudget/);
+  expect(() => blockwiseBackprop({ recompute: 'some' as never })).toThrow(/full, selective, none; got 'some'/);
 });
 
 it('has the same gradient of a trained head in chunks', async () => {
@@ -315,7 +373,40 @@ it('finds a stage that computes something else the second time', async () => {
   model.dispose();
 });
 
-it('leaves nothing behind when it is stopped between two pieces', async () => {
+it('finds an op that makes something else again than what it gave', async () => {
+  const model = await tinyLlama();
+  const batch = batchOf();
+  const half = (x: Tensor2D): Tensor2D =>
+    withGradient(
+      [x],
+      (save) => {
+        save([x]);
+        return mul(x, 0.5);
+      },
+      (dy) => [mul(dy, 0.5)],
+      { remake: ([saved]) => mul(saved!, 0.501) },
+    ) as Tensor2D;
+  const halving: Model = {
+    ...model,
+    stages: () =>
+      model
+        .stages()
+        .map((stage) =>
+          stage.path !== 'model.layers.0'
+            ? stage
+            : { ...stage, run: (carry, call) => stage.run({ ...carry, h: half(carry['h'] as Tensor2D) }, call) },
+        ),
+  };
+  const before = memory().numTensors;
+  const selective = collect(blockwiseBackprop({ recompute: 'selective', verifyRecompute: true }), halving, batch);
+  await expect(selective).rejects.toMatchObject({ name: 'NumericError', details: { stage: 'model.layers.0' } });
+  await expect(collect(blockwiseBackprop({ verifyRecompute: true }), halving, batch)).resolves.toBeDefined();
+  expect(memory().numTensors).toBe(before);
+  disposeBatch(batch);
+  model.dispose();
+});
+
+it.each(['selective', 'none'] as const)('leaves nothing behind when it is stopped between two pieces: recompute %s', async (recompute) => {
   const model = await tinyLlama();
   const batch = batchOf();
   for (const stopAt of [0, 2, 3, 4, 5, 6]) {
@@ -341,7 +432,7 @@ it('leaves nothing behind when it is stopped between two pieces', async () => {
       scale: 1,
       between,
     };
-    const estimate = fullTapeBackprop().estimate(turn, {
+    const estimate = blockwiseBackprop({ recompute }).estimate(turn, {
       push: (_, gradient) => void (gradient.kind === 'dense' && pushed.push(gradient.value)),
     });
     await expect(estimate).rejects.toThrow('stop');

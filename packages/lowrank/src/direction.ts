@@ -73,16 +73,18 @@ function consumed(tile: Tensor2D, reduce: (tile: Tensor2D) => Tensor): Tensor {
  * @param z [rows, width], m and n [width]
  */
 export function rescale(z: Tensor2D, m: Tensor1D, n: Tensor1D): Tensor2D {
+  const valueOf = (of: Tensor, by: Tensor, norm: Tensor): Tensor => mul(of, ratio(by, norm));
   return withGradient(
     [z, m],
     (save) => {
       save([z, m, n]);
-      return mul(z, ratio(m, n));
+      return valueOf(z, m, n);
     },
     (dy, saved) => {
       const [sz, sm, sn] = saved as [Tensor2D, Tensor1D, Tensor1D];
       return [mul(dy, ratio(sm, sn)), div(sum(mul(dy, sz), 0), floored(sn))];
     },
+    { remake: ([sz, sm, sn]) => valueOf(sz!, sm!, sn!) },
   ) as Tensor2D;
 }
 

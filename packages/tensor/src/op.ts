@@ -1,4 +1,5 @@
 import { customGrad, engine, getBackend, getKernel, type NamedAttrMap, type NamedTensorMap, type Tensor } from '@tensorflow/tfjs-core';
+import { sayRemake, type Remake } from './thin-record.ts';
 
 /**
  * An op of ours: a kernel name, and a reference composed from tfjs ops that works on every device and is the truth in
@@ -20,29 +21,34 @@ export function runOp<I extends NamedTensorMap, A extends object>(op: Op<I, A>, 
 /**
  * One differentiable function with a gradient of our own. `forward` may save what it will need; what `inputs` does not
  * list (packed weights, masks, tables) gets no gradient and is never walked by the tape.
+ * @param options `remake`: the result once more, where that is nearly free: `Tape.thin` may then let go of it
  */
 export function withGradient(
   inputs: readonly Tensor[],
   forward: (save: (tensors: Tensor[]) => void) => Tensor,
   gradient: (dy: Tensor, saved: Tensor[]) => Tensor[],
+  { remake }: { readonly remake?: Remake } = {},
 ): Tensor {
-  return customGrad((...args) => {
+  const result = customGrad((...args) => {
     const save = args[args.length - 1] as unknown as (tensors: Tensor[]) => void;
     return { value: forward(save), gradFunc: (dy: Tensor, saved: Tensor[]) => gradient(dy, saved) };
   })(...(inputs as Tensor[]));
+  if (remake !== undefined) sayRemake(result, remake);
+  return result;
 }
 
 /**
- * The same for several results: `gradient` is given one dy for each, zeros where nothing came back. tfjs's engine runs and
- * records such functions, while its `customGrad` refuses them.
+ * The same for several results: `gradient` is given one dy for each, zeros where nothing came back, and `remake` has one for
+ * each that has any. tfjs's engine runs and records such functions, while its `customGrad` refuses them.
  */
 export function withGradients(
   inputs: readonly Tensor[],
   forward: (save: (tensors: Tensor[]) => void) => Tensor[],
   gradient: (dys: Tensor[], saved: Tensor[]) => Tensor[],
+  { remake = [] }: { readonly remake?: readonly (Remake | undefined)[] } = {},
 ): Tensor[] {
   const run = engine() as unknown as { runKernelFunc(call: CustomCall): Tensor[] };
-  return run.runKernelFunc({
+  const results = run.runKernelFunc({
     inputs: Object.fromEntries(inputs.map((input, i) => [i, input])),
     forwardFunc: (_, save) => forward(save),
     backwardsFunc: (dys, saved) => {
@@ -50,6 +56,8 @@ export function withGradients(
       return Object.fromEntries(inputs.map((_, i) => [i, () => gradients[i]!]));
     },
   });
+  for (const [i, result] of results.entries()) if (remake[i] !== undefined) sayRemake(result, remake[i]);
+  return results;
 }
 
 /** What tfjs's engine takes for a function of more than one result. */

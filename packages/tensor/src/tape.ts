@@ -1,5 +1,6 @@
 import { Add, addN, engine, keep, Reshape, reshape, type Tensor } from '@tensorflow/tfjs-core';
 import { ShapeError, StateError } from './errors.ts';
+import { remadeOf, sharing, thinOut, type Remade, type SavingNode } from './thin-record.ts';
 
 /**
  * One recorded forward. tfjs's own entry (`grads`) runs forward and backward in one call, keeps every intermediate
@@ -20,6 +21,13 @@ export interface Tape<V> {
    * between; gradients are kept too, and the caller's to dispose. To be run to its end or left by `return`.
    */
   pullEach(xs: readonly Tensor[], cotangents: readonly Cotangent[]): Generator<Pulled, void, undefined>;
+  /**
+   * Frees what is saved and nearly free to make again: results of norms and activations (`withGradient`'s `remake`). Each is
+   * made once more as the walk comes to its last reader; gradients are the same bit for bit.
+   */
+  thin(): void;
+  /** What `thin` would free, each beside the same made again, which is the caller's: for checks, before `thin`. */
+  remade(): readonly Remade[];
   /** Frees what the forward saved; nothing after `pull`. */
   dispose(): void;
 }
@@ -34,11 +42,8 @@ export interface Cotangent {
   readonly value: Tensor;
 }
 
-interface TapeNode {
-  readonly kernelName: string;
+interface TapeNode extends SavingNode {
   readonly inputs: Readonly<Record<string, Tensor>>;
-  readonly outputs: readonly Tensor[];
-  readonly saved?: readonly Tensor[];
   readonly gradient?: (dys: (Tensor | null)[]) => Readonly<Record<string, () => Tensor>>;
 }
 
@@ -72,9 +77,13 @@ export function recordTape<V>(forward: () => V): Tape<V> {
     Object.assign(state, { activeTape, gradientDepth, kernelDepth });
   }
   let live: TapeNode[] | undefined = nodes;
-  const consume = (): readonly TapeNode[] => {
-    if (live === undefined) throw new StateError('internal: a tape was pulled twice');
-    const steps = live;
+  let fill: ((at: number) => void) | undefined;
+  const held = (): readonly TapeNode[] => {
+    if (live === undefined) throw new StateError('internal: a tape was used after it was pulled');
+    return live;
+  };
+  const consume = (): Steps => {
+    const steps = { nodes: held(), fill };
     live = undefined;
     return steps;
   };
@@ -86,6 +95,10 @@ export function recordTape<V>(forward: () => V): Tape<V> {
       return found;
     },
     pullEach: (xs, cotangents) => walk(consume(), xs, cotangents, keep),
+    thin: () => {
+      fill ??= thinOut(held());
+    },
+    remade: () => remadeOf(held()),
     dispose: () => {
       if (live !== undefined) releaseSaved(live);
       live = undefined;
@@ -114,10 +127,7 @@ export function gradientsOf<V>(
  * A tensor that the tape knows a value by which is never formed: a shape over the buffer of another tensor. Reading it
  * gives nothing of meaning; gradients for it are of its shape. No bytes of its own.
  */
-export function standIn(shape: readonly number[], { dataId }: Tensor): Tensor {
-  engine().backend.incRef(dataId);
-  return engine().makeTensorFromTensorInfo({ dataId, shape: [...shape], dtype: 'float32' });
-}
+export const standIn = (shape: readonly number[], holder: Tensor): Tensor => sharing(holder, { shape, dtype: 'float32' });
 
 /**
  * tfjs saves both sides of every sum and what every reshape came from, and their gradients look at nothing but the
@@ -141,9 +151,15 @@ function releaseSaved(nodes: readonly TapeNode[]): void {
   for (const { saved } of nodes) saved?.forEach((tensor) => tensor.dispose());
 }
 
+interface Steps {
+  readonly nodes: readonly TapeNode[];
+  /** Of a thinned record: makes again what a node needs. */
+  readonly fill: ((at: number) => void) | undefined;
+}
+
 /** @param own what is done with a tensor that lives from one node to the next */
 function* walk(
-  nodes: readonly TapeNode[],
+  { nodes, fill }: Steps,
   xs: readonly Tensor[],
   cotangents: readonly Cotangent[],
   own: (tensor: Tensor) => Tensor = (tensor) => tensor,
@@ -161,7 +177,10 @@ function* walk(
     while (at-- > 0) {
       const node = nodes[at]!;
       // What has no gradient here leads to no output: a node's outputs are read by later nodes only, all of them done.
-      if (fromX[at] && node.outputs.some(({ id }) => held.has(id))) pullNode(node, fromX[at]!, held);
+      if (fromX[at] && node.outputs.some(({ id }) => held.has(id))) {
+        fill?.(at);
+        pullNode(node, fromX[at]!, held);
+      }
       releaseSaved([node]);
       for (const { id } of node.outputs) if (!wanted.has(id)) held.drop(id);
       for (const x of finalAt.get(at) ?? []) yield [x, held.take(xs[x]!.id)];

@@ -343,11 +343,12 @@ function trainingRules(context: Context): void {
       });
     }));
 
-  it('computes a block again bit for bit, whatever it draws', () =>
+  it.each(['full', 'selective'] as const)('computes a block again bit for bit, whatever it draws: %s', (recompute) =>
     onTiny(async (model) => {
       await perturbed(model);
-      await expect(train(model, { steps: 2, estimator: blockwiseBackprop({ verifyRecompute: true }) })).resolves.toBeDefined();
-    }));
+      await expect(train(model, { steps: 2, estimator: blockwiseBackprop({ recompute, verifyRecompute: true }) })).resolves.toBeDefined();
+    }),
+  );
 
   it(`gives the same bits for the same seed, and ${seeded ? 'others for another' : 'for every other'}`, async () => {
     const run = async (seed: number): Promise<Map<string, string>> => {

@@ -102,17 +102,21 @@ describe('the loop', () => {
 
   it('spends a budget of memory on keeping what it would compute again, and gives the same bits', async () => {
     const runs: StepEvent[][] = [];
-    for (const more of [{}, { memoryBudget: 1e9 }]) {
+    for (const more of [{}, { recompute: 'selective' }, { memoryBudget: 1e9 }, { recompute: 'none' }] as const) {
       const model = await adapted();
       runs.push(stepsOf(await collect(train(model, theCase(more)))));
       model.dispose();
     }
-    const [least, most] = runs as [StepEvent[], StepEvent[]];
-    expect(most.map(essence)).toEqual(least.map(essence));
-    expect(most[0]!.memory.peak).toBeGreaterThan(least[0]!.memory.peak);
+    const [least, selective, most, none] = runs as [StepEvent[], StepEvent[], StepEvent[], StepEvent[]];
+    for (const run of [selective, most, none]) expect(run.map(essence)).toEqual(least.map(essence));
+    expect(selective[0]!.memory.peak).toBeGreaterThan(least[0]!.memory.peak);
+    expect(most[0]!.memory.peak).toBeGreaterThan(selective[0]!.memory.peak);
+    expect(none[0]!.memory.peak).toBe(most[0]!.memory.peak);
     const model = await adapted();
-    const both = collect(train(model, theCase({ memoryBudget: 1e9, estimator: fullTapeBackprop() })));
-    await expect(both).rejects.toThrow(ConfigError);
+    const both = (more: Partial<TrainOptions>): Promise<unknown> => collect(train(model, theCase(more)));
+    await expect(both({ memoryBudget: 1e9, estimator: fullTapeBackprop() })).rejects.toThrow(/memoryBudget is for blockwise backprop/);
+    await expect(both({ recompute: 'none', estimator: fullTapeBackprop() })).rejects.toThrow(/recompute is for blockwise backprop/);
+    await expect(both({ recompute: 'none', memoryBudget: 1e9 })).rejects.toThrow(ConfigError);
     await expect(collect(train(model, theCase({ memoryBudget: 0.5 })))).rejects.toThrow(/memoryBudget must be a whole number/);
     model.dispose();
   });

@@ -219,12 +219,14 @@ describe('reading a recipe', () => {
     [{ model: 'm', alpha: 0 }, /alpha: expected more than 0, got 0/],
     [{ model: 'm', dropout: -0.1 }, /dropout: expected at least 0, got -0.1/],
     [{ model: 'm', context: 1 }, /context: expected at least 2, got 1/],
+    [{ model: 'm', recompute: 'some' }, /recompute: .*"full" \| "selective" \| "none"/],
     [{ model: 'm', clip: -1 }, /clip: expected at least 0, got -1/],
     [{ model: 'm', seed: -1 }, /seed: expected at least 0/],
     [{ model: 'm', device: 'tpu' }, /device: .*tpu/],
     [{ model: 'm', at: [] }, /at: expected a pattern/],
     [{ model: 'm', data: 'a', batches: 'b' }, /data or batches/],
     [{ model: 'm', steps: 1, epochs: 1 }, /steps or epochs/],
+    [{ model: 'm', memoryBudget: 1, recompute: 'none' }, /memoryBudget or recompute/],
   ])('%j is refused by name', (json, message) => {
     expect(() => parseRecipe(json)).toThrow(ConfigError);
     expect(() => parseRecipe(json)).toThrow(message);

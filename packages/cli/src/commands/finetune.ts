@@ -1,3 +1,4 @@
+import { recomputes } from '@niwaki/engine';
 import { nodeFileSystem } from '@niwaki/hub';
 import { recipeNames } from '@niwaki/train';
 import { AbortError, NotFoundError, parseRecipe, recipeKit, runRecipe, type Recipe, type RecipeEvent, type StepEvent } from 'niwaki';
@@ -54,6 +55,7 @@ export const finetuneFlags = (command: Command): Command =>
     .option('--context <n>', 'tokens of a row', count)
     .option('--accumulate <n>', 'micro-batches of a step', count)
     .option('--memory-budget <bytes>', 'of all tensors: what is free of it buys speed', count)
+    .addOption(new Option('--recompute <what>', 'what backward computes again of every block, in place of a budget').choices(recomputes))
     .option('--seed <n>', 'of everything that is drawn', natural)
     .option('--evaluate <file>', 'a text whose loss is reported on the way')
     .option('--evaluate-every <n>', 'steps between', count)

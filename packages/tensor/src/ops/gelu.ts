@@ -36,12 +36,14 @@ const shareOf = (x: Tensor, form: GeluForm): Tensor =>
  * Saves x.
  */
 export function gelu<T extends Tensor>(x: T, { form = 'erf' }: { form?: GeluForm } = {}): T {
+  const valueOf = (of: Tensor): Tensor => runOp(geluOp, { x: of }, { form })[0]!;
   return withGradient(
     [x],
     (save) => {
       save([x]);
-      return runOp(geluOp, { x }, { form })[0]!;
+      return valueOf(x);
     },
     (dy, [saved]) => runOp(geluGradOp, { dy, x: saved! }, { form }),
+    { remake: ([saved]) => valueOf(saved!) },
   ) as T;
 }

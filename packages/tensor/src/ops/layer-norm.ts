@@ -28,7 +28,8 @@ function normalize(x: Tensor, eps: number): { normalized: Tensor; reciprocal: Te
 
 /**
  * Layer normalization over the last axis: weight · (x - mean) / sqrt(variance + eps) + bias, the variance over all entries
- * (Ba, Kiros & Hinton 2016, eq. 4). Saves x (and the weight, shared); the statistics are computed again in the backward pass.
+ * (Ba, Kiros & Hinton 2016, eq. 4). Saves x (and weight and bias, shared); the statistics are computed again in the backward
+ * pass.
  * @param x [rows, width] f32
  * @param weight [width] f32
  * @param bias [width] f32
@@ -39,12 +40,14 @@ export function layerNorm(
   bias: Tensor1D,
   { eps, weightGradient = true }: { eps: number; weightGradient?: boolean },
 ): Tensor2D {
+  const valueOf = (of: Tensor, w: Tensor, b: Tensor): Tensor => runOp(layerNormOp, { x: of, weight: w, bias: b }, { eps })[0]!;
   return withGradient(
     weightGradient ? [x, weight, bias] : [x],
     (save) => {
-      save([x, weight]);
-      return runOp(layerNormOp, { x, weight, bias }, { eps })[0]!;
+      save([x, weight, bias]);
+      return valueOf(x, weight, bias);
     },
     (dy, [savedX, savedWeight]) => runOp(layerNormGradOp, { dy, x: savedX!, weight: savedWeight! }, { eps, weightGradient }),
+    { remake: ([savedX, savedWeight, savedBias]) => valueOf(savedX!, savedWeight!, savedBias!) },
   ) as Tensor2D;
 }

@@ -33,6 +33,8 @@ export const rmsNormGradOp: Op<{ dy: Tensor; x: Tensor; weight: Tensor; beside?:
   },
 };
 
+const valueOf = (x: Tensor, weight: Tensor, eps: number): Tensor => runOp(rmsNormOp, { x, weight }, { eps })[0]!;
+
 const reciprocalRms = (x: Tensor, eps: number): Tensor => rsqrt(add(mean(square(x), -1, true), eps));
 
 /**
@@ -51,9 +53,10 @@ export function rmsNorm(
     (save) => {
       // The weight too, though it is shared: read through a view it may be a tensor of this pass alone.
       save([x, weight]);
-      return runOp(rmsNormOp, { x, weight }, { eps })[0]!;
+      return valueOf(x, weight, eps);
     },
     (dy, [savedX, savedWeight]) => runOp(rmsNormGradOp, { dy, x: savedX!, weight: savedWeight! }, { eps, weightGradient }),
+    { remake: ([savedX, savedWeight]) => valueOf(savedX!, savedWeight!, eps) },
   ) as Tensor2D;
 }
 
@@ -75,8 +78,7 @@ export function residualNorm(
   const [stream, normed] = withGradients(
     weightGradient ? [...terms, weight] : terms,
     (save) => {
-      const [total, y] =
-        delta === undefined ? [x.clone(), ...runOp(rmsNormOp, { x, weight }, { eps })] : runOp(addRmsNormOp, { x, delta, weight }, { eps });
+      const [total, y] = delta === undefined ? [x.clone(), valueOf(x, weight, eps)] : runOp(addRmsNormOp, { x, delta, weight }, { eps });
       save([total!, weight]);
       return [total!, y!];
     },
@@ -85,6 +87,8 @@ export function residualNorm(
       const [dx, ...dweight] = runOp(rmsNormGradOp, inputs, { eps, weightGradient });
       return [...terms.map(() => dx!), ...dweight];
     },
+    // A kernel that adds rounds the sum before it takes its norm: the norm of the saved sum is the same.
+    { remake: [undefined, ([savedX, savedWeight]) => valueOf(savedX!, savedWeight!, eps)] },
   );
   return { stream: stream as Tensor2D, normed: normed as Tensor2D };
 }

@@ -21,12 +21,14 @@ export const swigluGradOp: Op<{ dy: Tensor; gate: Tensor; up: Tensor }, object> 
 
 /** silu(gate) · up, entry by entry (Shazeer 2020). Saves both inputs. */
 export function swiglu<T extends Tensor>(gate: T, up: T): T {
+  const valueOf = (g: Tensor, u: Tensor): Tensor => runOp(swigluOp, { gate: g, up: u }, {})[0]!;
   return withGradient(
     [gate, up],
     (save) => {
       save([gate, up]);
-      return runOp(swigluOp, { gate, up }, {})[0]!;
+      return valueOf(gate, up);
     },
     (dy, [g, u]) => runOp(swigluGradOp, { dy, gate: g!, up: u! }, {}),
+    { remake: ([g, u]) => valueOf(g!, u!) },
   ) as T;
 }

@@ -12,6 +12,7 @@ import {
   type Estimator,
   type Objective,
   type Participant,
+  type Recompute,
   type StepResult,
 } from '@niwaki/engine';
 import type { AdapterMethod } from '@niwaki/peft';
@@ -56,6 +57,8 @@ export interface TrainOptions {
    * would compute again: up to a fourth of the time, and the same result bit for bit. Default: nothing is kept.
    */
   readonly memoryBudget?: number;
+  /** What the backward pass of each block computes again: what `memoryBudget` would choose, and given in its place. Default 'full'. */
+  readonly recompute?: Recompute;
   /** What else takes part in each step, e.g. lisa(); adapters that need one bring their own. */
   readonly participants?: readonly Participant[];
   /** Refused steps (the loss was not finite) in a row that end the run; default 5. */
@@ -212,11 +215,13 @@ function refusedTooOften(count: number, attempt: number, loss: number, learningR
   });
 }
 
-function estimatorOf({ estimator, memoryBudget }: TrainOptions): Estimator {
-  if (memoryBudget === undefined) return estimator ?? blockwiseBackprop();
-  if (estimator === undefined) return blockwiseBackprop({ memoryBudget });
-  throw new ConfigError(`train: memoryBudget is for blockwise backprop, and the estimator '${estimator.name}' was given`, {
-    memoryBudget,
+function estimatorOf({ estimator, memoryBudget, recompute }: TrainOptions): Estimator {
+  const saves = { ...(memoryBudget !== undefined && { memoryBudget }), ...(recompute !== undefined && { recompute }) };
+  if (estimator === undefined) return blockwiseBackprop(saves);
+  const [name] = Object.keys(saves);
+  if (name === undefined) return estimator;
+  throw new ConfigError(`train: ${name} is for blockwise backprop, and the estimator '${estimator.name}' was given`, {
+    ...saves,
     estimator: estimator.name,
     help: 'Give one of the two: an estimator has options of its own.',
   });

@@ -1,3 +1,4 @@
+import { recomputes, type Recompute } from '@niwaki/engine';
 import { ConfigError, nearest, type Json } from '@niwaki/tensor';
 import * as v from 'valibot';
 
@@ -68,6 +69,8 @@ export interface Recipe {
   readonly accumulate?: number;
   /** Bytes of tensors on the device: what the model leaves free of it buys speed; default: the least memory. */
   readonly memoryBudget?: number;
+  /** What the backward pass of a block computes again, in place of `memoryBudget`; default 'full', the least memory. */
+  readonly recompute?: Recompute;
   readonly seed?: number;
   /** A text file whose loss is reported every `evaluateEvery` steps (default 100). */
   readonly evaluate?: string;
@@ -135,6 +138,7 @@ const shape: { readonly [key in RecipeName]-?: v.GenericSchema } = {
   context: v.optional(v.pipe(positive, v.minValue(2, 'expected at least 2'))),
   accumulate: v.optional(positive),
   memoryBudget: v.optional(positive),
+  recompute: v.optional(v.picklist(recomputes)),
   seed: v.optional(natural),
   evaluate: v.optional(name),
   evaluateEvery: v.optional(positive),
@@ -180,6 +184,7 @@ function reason(issue: v.BaseIssue<unknown>): string {
 function contradiction(recipe: Recipe): string | undefined {
   if (recipe.data !== undefined && recipe.batches !== undefined) return 'give data or batches, not both';
   if (recipe.steps !== undefined && recipe.epochs !== undefined) return 'give steps or epochs, not both';
+  if (recipe.memoryBudget !== undefined && recipe.recompute !== undefined) return 'give memoryBudget or recompute, not both';
   if (recipe.saveBase && kindOf(recipe.adapt ?? 'lora').kind === 'none' && recipe.initAdapter === undefined)
     return 'saveBase is for an adapter; without one the whole model is saved';
   if (recipe.saveBase && recipe.prune === undefined && recipe.quantize === undefined)

@@ -112,6 +112,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
       ...pick(recipe, 'batchSize'),
       ...pick(recipe, 'accumulate'),
       ...pick(recipe, 'memoryBudget'),
+      ...pick(recipe, 'recompute'),
       ...pick(recipe, 'seed'),
       clip: recipe.clip ?? 1,
       ...stop,
