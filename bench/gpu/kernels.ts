@@ -368,7 +368,7 @@ const rows: readonly (() => Row | readonly Row[])[] = [
         correction2: one(0.002),
         ok: one(1),
       },
-      { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+      { beta1: 0.9, beta2: 0.999, eps: 1e-8, overwrite: false },
       12 * n,
     ),
   () =>
@@ -383,7 +383,7 @@ const rows: readonly (() => Row | readonly Row[])[] = [
         varianceScales: positive(floats([n / 256], 3)),
         factors: { shape: [3], values: Float32Array.of(0.19, 0.002, 1) },
       },
-      { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true },
+      { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true, overwrite: false },
       20 * n,
     ),
   () => opRow('allFinite 16M', allFiniteOp as never, { x: floats([n]) }, {}, n),

@@ -131,7 +131,11 @@ const endOfStep = () => {
   const factors = Array.from({ length: 420 }, (_, i) => wave([8, wide], 0.1 + i));
   return [
     [sumSquaresOp, Object.fromEntries(factors.map((x, i) => [`x${i}`, x])), {}],
-    ...factors.map((old) => [commitUpdateOp, { old: old.clone(), update: old.clone(), ok: scalar(1) }, { keep: 0.999, scale: -1e-3 }]),
+    ...factors.map((old) => [
+      commitUpdateOp,
+      { old: old.clone(), update: old.clone(), ok: scalar(1) },
+      { keep: 0.999, scale: -1e-3, overwrite: false },
+    ]),
   ];
 };
 

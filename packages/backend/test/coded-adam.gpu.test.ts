@@ -2,7 +2,7 @@ import { init } from '@niwaki/backend';
 import { codedAdamOp } from '@niwaki/tensor';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { floats, ints, onGpu, reference, type Host } from './parity.ts';
+import { floats, ints, onGpu, overwriting, reference, type Host } from './parity.ts';
 
 const missing = await gpuMissing();
 
@@ -32,7 +32,7 @@ describe.skipIf(missing)('Adam on 8-bit moments on WebGPU', () => {
       varianceWords: ints([Math.ceil(size / 4)], (i) => Math.imul(i + 5, 0x85ebca6b)),
       varianceScales: scales(4),
     };
-    const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize, guard };
+    const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize, guard, overwrite: false };
     const inputs = (ok: number) => ({
       gradient: floats(shape, 2),
       ...moments,
@@ -51,7 +51,14 @@ describe.skipIf(missing)('Adam on 8-bit moments on WebGPU', () => {
       expect(Math.max(...off)).toBeLessThanOrEqual(1);
       expect(off.filter((distance) => distance > 0).length).toBeLessThan(3);
     }
+    const names = ['gradient', ...Object.keys(moments)];
+    const over = await overwriting(codedAdamOp as never, inputs(1), names, attributes);
+    expect(over).toEqual({ results: given, inPlace: true });
     const refused = await onGpu(codedAdamOp as never, inputs(0), attributes);
-    Object.values(moments).forEach(({ values }, i) => expect(refused[i + 1]!.values).toEqual(values));
+    const kept = await overwriting(codedAdamOp as never, inputs(0), names, attributes);
+    Object.values(moments).forEach(({ values }, i) => {
+      expect(refused[i + 1]!.values).toEqual(values);
+      expect(kept.results[i + 1]!.values).toEqual(values);
+    });
   });
 });

@@ -2,7 +2,7 @@ import { codedAdamOp, memory, quantizeBlocks, runOp, tensor, tidy, zeros, type C
 import { getKernel, getBackend, profile } from '@tensorflow/tfjs-core';
 import { expect, it } from 'vitest';
 
-const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true };
+const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true, overwrite: false };
 
 /** Bytes alive at most while a function runs, beside those that were there before it. */
 async function peakBytes(run: () => Tensor[]): Promise<number> {

@@ -18,6 +18,7 @@ import {
   loraOp,
   loraProductGradOp,
   loraProductOp,
+  mul,
   noiseAttributes,
   createDraw,
   rmsNormGradOp,
@@ -189,8 +190,8 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
       const dloss = floats([rows], 2);
       const inputs = { dloss, logits, targets, logSumExp: logSumExp! };
       const [apart] = await expectParity(crossEntropyGradOp as never, inputs, { overwrite: false }, 1e-5);
-      const over = await overwriting(crossEntropyGradOp as never, inputs, 'logits');
-      expect(over.result.values).toEqual(apart!.values);
+      const over = await overwriting(crossEntropyGradOp as never, inputs, ['logits']);
+      expect(over.results[0]!.values).toEqual(apart!.values);
       expect(over.inPlace).toBe(true);
     },
   );
@@ -204,9 +205,26 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
   ])('adds a product to a sum of %i by %i, %i terms', async (rows, columns, terms) => {
     const inputs = { sum: floats([rows, columns]), a: floats([terms, rows], 2), b: floats([terms, columns], 3) };
     const [apart] = await expectParity(addProductOp as never, inputs, { overwrite: false }, 1e-5);
-    const over = await overwriting(addProductOp as never, inputs, 'sum');
-    expect(over.result.values).toEqual(apart!.values);
+    const over = await overwriting(addProductOp as never, inputs, ['sum']);
+    expect(over.results[0]!.values).toEqual(apart!.values);
     expect(over.inPlace).toBe(true);
+  });
+
+  test('does not write over what the host is about to read and to remember', async () => {
+    const inputs = { sum: floats([2, 3]), a: floats([4, 2], 2), b: floats([4, 3], 3) };
+    const [given, a, b] = [inputs.sum, inputs.a, inputs.b].map(({ shape, values }) => tensor(values, [...shape])) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const sum = mul(given, 2);
+    const reading = sum.data();
+    const [total] = runOp(addProductOp, { sum, a, b }, { overwrite: true }) as [Tensor];
+    const old = await reading;
+    expect(old).toEqual(inputs.sum.values.map((value) => 2 * value));
+    expect(total.dataId).not.toBe(sum.dataId);
+    expect(await total.data()).not.toEqual(old);
+    dispose([given, sum, a, b, total]);
   });
 
   test('does not write over a buffer that another tensor of the same content shares, or over what the host has read', async () => {
@@ -231,9 +249,14 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
     variance.values.forEach((v, i) => (variance.values[i] = Math.abs(v)));
     const one = (value: number) => ({ shape: [], values: Float32Array.of(value) });
     const inputs = { gradient: floats([n]), momentum: floats([n], 2), variance, correction1: one(0.19), correction2: one(0.002) };
-    const options = { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-    await expectParity(adamOp as never, { ...inputs, ok: one(1) }, options);
+    const options = { beta1: 0.9, beta2: 0.999, eps: 1e-8, overwrite: false };
+    const apart = await expectParity(adamOp as never, { ...inputs, ok: one(1) }, options);
+    const names = ['gradient', 'momentum', 'variance'];
+    const over = await overwriting(adamOp as never, { ...inputs, ok: one(1) }, names, options);
+    expect(over).toEqual({ results: apart, inPlace: true });
     inputs.gradient.values[0] = NaN;
+    const refused = await overwriting(adamOp as never, { ...inputs, ok: one(0) }, names, options);
+    expect(refused.results.slice(1).map(({ values }) => values)).toEqual([inputs.momentum.values, variance.values]);
     const [, momentum, kept] = await onGpu(adamOp as never, { ...inputs, ok: one(0) }, options);
     expect(momentum!.values).toEqual(inputs.momentum.values);
     expect(kept!.values).toEqual(variance.values);
@@ -241,14 +264,14 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
 
   test.each([[1], [7], [64], [65], [1000]])('commitUpdate of %i entries, and of none where it is refused', async (n) => {
     const inputs = { old: floats([n]), update: floats([n], 2) };
-    await expectParity(commitUpdateOp as never, { ...inputs, ok: { shape: [], values: Float32Array.of(1) } }, { keep: 0.99, scale: -0.3 });
+    const factors = { keep: 0.99, scale: -0.3, overwrite: false };
+    const gate = (ok: number) => ({ ...inputs, ok: { shape: [], values: Float32Array.of(ok) } });
+    const apart = await expectParity(commitUpdateOp as never, gate(1), factors);
+    expect(await overwriting(commitUpdateOp as never, gate(1), ['update'], factors)).toEqual({ results: apart, inPlace: true });
     inputs.update.values.fill(NaN);
-    const [kept] = await onGpu(
-      commitUpdateOp as never,
-      { ...inputs, ok: { shape: [], values: Float32Array.of(0) } },
-      { keep: 0.99, scale: -0.3 },
-    );
+    const [kept] = await onGpu(commitUpdateOp as never, gate(0), factors);
     expect(kept!.values).toEqual(inputs.old.values);
+    expect(await overwriting(commitUpdateOp as never, gate(0), ['update'], factors)).toEqual({ results: [kept], inPlace: true });
   });
 
   test.each([[0], [1], [7], [65], [8193], [70_000]])('sumSquares of %i entries', async (n) => {

@@ -46,7 +46,7 @@ const targets = ints([rows], (i) => (i === 4 ? -100 : (i * 31) % width));
 
 const moments = { momentum: wave([1000], 2), variance: positive(wave([1000], 3)) };
 const factors = { correction1: scalar(0.19), correction2: scalar(0.002), ok: scalar(1) };
-const adam = { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+const adam = { beta1: 0.9, beta2: 0.999, eps: 1e-8, overwrite: false };
 const coded = {
   momentumWords: words(250, 1),
   momentumScales: positive(wave([4], 3)),
@@ -97,7 +97,7 @@ export const opCases: Readonly<Record<string, OpCase>> = {
     tolerance: 2e-5,
     bytes: [1, 3],
   },
-  NiwakiCommitUpdate: { inputs: { old: x, update: dy, ok: scalar(1) }, attributes: { keep: 0.9, scale: -0.3 } },
+  NiwakiCommitUpdate: { inputs: { old: x, update: dy, ok: scalar(1) }, attributes: { keep: 0.9, scale: -0.3, overwrite: false } },
   NiwakiCountingSort: { inputs: { keys: ints([65], (i) => (i * 7) % 9) }, attributes: { count: 8 }, tolerance: 0 },
   NiwakiCrossEntropy: { inputs: { logits: x, targets }, attributes: {} },
   NiwakiCrossEntropyGrad: {

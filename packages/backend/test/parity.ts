@@ -1,5 +1,5 @@
 import { init, type InitOptions } from '@niwaki/backend';
-import { memory, mul, runOp, tensor, type Op, type Tensor } from '@niwaki/tensor';
+import { add, memory, mul, runOp, scalar, tensor, type Op, type Tensor } from '@niwaki/tensor';
 import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { expect } from 'vitest';
 
@@ -75,23 +75,30 @@ export async function onDevice(device: InitOptions, op: Op<never, never>, inputs
   return hosts;
 }
 
-/** What the kernel gives that may write over one of its inputs, made on the device; whether it did. */
-export async function overwriting(op: Op<never, never>, inputs: Hosts, name: string): Promise<{ result: Host; inPlace: boolean }> {
+/** What the kernel gives that may write its results over these inputs, made on the device, in this order; whether it did. */
+export async function overwriting(
+  op: Op<never, never>,
+  inputs: Hosts,
+  names: readonly string[],
+  attrs: object = {},
+): Promise<{ results: Host[]; inPlace: boolean }> {
   await init({ device: 'webgpu', software: true });
   const before = memory();
   const tensors = upload(inputs);
-  const from = tensors[name]!;
-  // Not what came from the host: equal constants share a buffer there.
-  tensors[name] = mul(from, 1);
-  from.dispose();
-  const [output] = runOp(op, tensors as never, { overwrite: true } as never) as [Tensor];
-  const inPlace = output.dataId === tensors[name].dataId;
+  for (const name of names) {
+    const from = tensors[name]!;
+    // Not what came from the host: equal constants share a buffer there.
+    tensors[name] = from.dtype === 'int32' ? add(from, scalar(0, 'int32')) : mul(from, 1);
+    from.dispose();
+  }
+  const outputs = runOp(op, tensors as never, { ...attrs, overwrite: true } as never);
+  const inPlace = outputs.every(({ dataId }, i) => dataId === tensors[names[i]!]!.dataId);
   disposeAll(Object.values(tensors));
-  const [result] = await download([output]);
-  output.dispose();
+  const results = await download(outputs);
+  disposeAll(outputs);
   expect(memory().numTensors).toBe(before.numTensors);
   expect(memory().numDataBuffers).toBe(before.numDataBuffers);
-  return { result: result!, inPlace };
+  return { results, inPlace };
 }
 
 const bits = ({ buffer, byteOffset, length }: Float32Array | Int32Array): Int32Array => new Int32Array(buffer, byteOffset, length);

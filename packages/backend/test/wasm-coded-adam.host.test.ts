@@ -43,7 +43,7 @@ describe.each(Object.entries(wasmBuilds))('Adam on 8-bit moments (%s)', (_, opti
       for (const ok of [1, 0]) {
         tidy(() => {
           const inputs = inputsOf([...shape], { blockSize, guard, ok });
-          const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize, guard };
+          const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize, guard, overwrite: false };
           const wanted = codedAdamOp.reference(inputs, attributes);
           const given = runOp(codedAdamOp, inputs, attributes);
           expect(given.map((each) => each.shape)).toEqual(wanted.map((each) => each.shape));
@@ -63,7 +63,7 @@ describe.each(Object.entries(wasmBuilds))('Adam on 8-bit moments (%s)', (_, opti
         momentumScales: zero(inputs.momentumScales),
         varianceScales: zero(inputs.varianceScales),
       } as CodedAdamInputs;
-      const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true };
+      const attributes = { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true, overwrite: false };
       const [direction, words, scales] = runOp(codedAdamOp, started, attributes) as [Tensor, Tensor, Tensor];
       expect([...direction.dataSync()].every((v) => v === 0)).toBe(true);
       expect([...scales.dataSync()]).toEqual([0, 0, 0]);

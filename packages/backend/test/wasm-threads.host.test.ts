@@ -134,10 +134,10 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
     Adam: run(
       adamOp,
       { gradient: dy, momentum: x, variance: square(x), correction1: half, correction2: half, ok: half },
-      { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+      { beta1: 0.9, beta2: 0.99, eps: 1e-8, overwrite: false },
     ),
     'what ends a step': [
-      ...run(commitUpdateOp, { old: x, update: dy, ok: half }, { keep: 0.9, scale: 0.1 }),
+      ...run(commitUpdateOp, { old: x, update: dy, ok: half }, { keep: 0.9, scale: 0.1, overwrite: false }),
       ...run(sumSquaresOp, { x, dy, matrix }, {}),
     ],
     'low-rank products': [
@@ -179,7 +179,7 @@ function everything(): Readonly<Record<string, readonly Tensor[]>> {
         varianceScales: square(blockScales),
         factors: tensor([0.19, 0.002, 1]),
       },
-      { beta1: 0.9, beta2: 0.99, eps: 1e-8, blockSize: 256, guard: true },
+      { beta1: 0.9, beta2: 0.99, eps: 1e-8, blockSize: 256, guard: true, overwrite: false },
     ),
     'packed products of one row': [false, true].flatMap((transposed) =>
       run(packedMatMulOp, { ...packed, x: random([1, transposed ? rows : width]) }, { ...shape, transposed }),

@@ -12,8 +12,8 @@ describe.each(Object.entries(wasmBuilds))('What ends a step (%s)', (_, options) 
   it.each(sizes)('commits %i entries with the bits of its reference', (size) => {
     expect(getKernel(commitUpdateOp.kernelName, getBackend())).toBeDefined();
     for (const factors of [
-      { keep: 1, scale: 1 },
-      { keep: 0.999, scale: -3e-4 },
+      { keep: 1, scale: 1, overwrite: false },
+      { keep: 0.999, scale: -3e-4, overwrite: false },
     ]) {
       const inputs = { old: random([size]), update: random([size]), ok: tensor([1]) };
       expect(kernelDistance(commitUpdateOp, inputs, factors, runOp)).toBe(0);
@@ -23,7 +23,7 @@ describe.each(Object.entries(wasmBuilds))('What ends a step (%s)', (_, options) 
   it('keeps the very memory of a value whose step is refused, whatever the update holds', () => {
     const before = memory().numDataBuffers;
     const inputs = { old: tensor([1, -0, Infinity]), update: tensor([NaN, 1, 1]), ok: tensor([0]) };
-    const [next] = runOp(commitUpdateOp, inputs, { keep: 0.5, scale: 1 }) as [Tensor];
+    const [next] = runOp(commitUpdateOp, inputs, { keep: 0.5, scale: 1, overwrite: false }) as [Tensor];
     expect(next.dataId).toBe(inputs.old.dataId);
     dispose(inputs);
     expect([...next.dataSync()]).toEqual([1, -0, Infinity]);

@@ -1,6 +1,6 @@
 import { choose, dispose, NotFoundError, StateError, tidy, type Gradient, type Parameter, type Scalar, type Tensor } from '@niwaki/tensor';
-import type { State, Transform, UpdateContext } from '@niwaki/optim';
-import { dense } from './gradient.ts';
+import { writable, type State, type Transform, type UpdateContext } from '@niwaki/optim';
+import { dense, tensorsOf } from './gradient.ts';
 import type { WaitingState } from './participant.ts';
 import { keepState, onDevice, onHost, tensorsIn, type SavedState } from './saved-state.ts';
 
@@ -26,7 +26,10 @@ export interface OptimizerStates {
   accepted(gradient: Gradient, parameter: Parameter): Gradient;
   /** Host work, when due; what it replaces is disposed. */
   prepare(gradient: Gradient, context: UpdateContext): Promise<void>;
-  /** update → commit, for one parameter. Where `ok` is 0 the parameter and its state stay as they are, bit for bit. */
+  /**
+   * update → commit, for one parameter. Where `ok` is 0 the parameter and its state stay as they are, bit for bit. Takes the
+   * gradient over: what is new is written over it and over the state, where optimizer and device can.
+   */
   apply(gradient: Gradient, ok: Scalar, context: UpdateContext): void;
   /** Ends a step: numbers in the state, which no device can choose, take their new value if it was applied. */
   settle(applied: boolean): void;
@@ -72,6 +75,11 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
     for (const tensor of tensorsIn(old)) if (!alive.has(tensor)) tensor.dispose();
   };
 
+  const accepted = (gradient: Gradient, parameter: Parameter): Gradient =>
+    gradient.kind === 'dense' || optimizer.accepts?.includes(gradient.kind)
+      ? gradient
+      : { kind: 'dense', value: dense(gradient, parameter) };
+
   return {
     get: (parameter) => states.get(parameter)!,
     replace,
@@ -109,10 +117,7 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
       }
     },
     since,
-    accepted: (gradient, parameter) =>
-      gradient.kind === 'dense' || optimizer.accepts?.includes(gradient.kind)
-        ? gradient
-        : { kind: 'dense', value: dense(gradient, parameter) },
+    accepted,
     prepare: async (gradient, context) => {
       const old = states.get(context.parameter)!;
       if (optimizer.prepare === undefined || !optimizer.due?.(old, context)) return;
@@ -122,8 +127,14 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
       const { parameter } = context;
       const old = states.get(parameter)!;
       const next = tidy(() => {
-        const { update, state, how, gated = false } = optimizer.update(gradient, old, { ...context, ok });
-        parameter.commit(update, ok, { noise: context.draw.at(`${parameter.path}#rounding`), ...how });
+        const given = accepted(gradient, parameter);
+        const made = optimizer.update(given, old, { ...context, ok, owned: true });
+        const { update, state, how, gated = false } = made;
+        // Before the commit, which may then write over an update that lies in the gradient's memory.
+        const passedOn = new Set(tensorsOf(update));
+        dispose([...tensorsOf(gradient), ...tensorsOf(given)].filter((tensor) => !passedOn.has(tensor)));
+        const noise = context.draw.at(`${parameter.path}#rounding`);
+        parameter.commit(update, ok, { noise, ...how, owned: writable(made, given, true) });
         const fresh: Record<string, number> = {};
         const chosen = Object.entries(state).map(([name, value]): [string, Tensor | number] => {
           if (typeof value !== 'number') return [name, gated ? value : chooseState(ok, value, old[name])];
@@ -133,6 +144,7 @@ export function createOptimizerStates(optimizer: Transform, parameters: readonly
         numbers.set(parameter, fresh);
         return Object.fromEntries(chosen);
       });
+      dispose(tensorsOf(gradient));
       replace(parameter, next);
     },
     settle: (applied) => {

@@ -75,7 +75,7 @@ export async function runAtomic(options: WindowOptions): Promise<WindowResult> {
       if (!refused) await prepare(states, gradient, context);
     }
     for (const [parameter] of refused ? [] : store.entries()) {
-      apply(states, store.take(parameter)!, ok, contextOf(parameter));
+      states.apply(store.take(parameter)!, ok, contextOf(parameter));
       await breathe();
     }
     const [lossValue, squared, gate] = await readOnce([loss, norm, ok]);
@@ -111,7 +111,7 @@ export async function runEager(options: WindowOptions): Promise<WindowResult> {
       live.push(ok);
       if (optimizer.due?.(states.get(parameter), context) && (await ok.data())[0] === 1) await prepare(states, gradient, context);
       committed = true;
-      apply(states, store.take(parameter)!, ok, context);
+      states.apply(store.take(parameter)!, ok, context);
       const both = keep(mul(allOk!, ok)) as Scalar;
       live.push(both);
       allOk = both;
@@ -213,12 +213,6 @@ async function prepare(states: OptimizerStates, gradient: Gradient, context: Upd
   } finally {
     if (accepted !== gradient) dispose(tensorsOf(accepted));
   }
-}
-
-/** Updates one parameter and frees its gradient. */
-function apply(states: OptimizerStates, gradient: Gradient, ok: Scalar, context: UpdateContext): void {
-  tidy(() => states.apply(states.accepted(gradient, context.parameter), ok, context));
-  dispose(tensorsOf(gradient));
 }
 
 /** The step's single read-back. */

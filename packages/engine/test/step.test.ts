@@ -2,7 +2,17 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { add, createDraw, dispose, keep, memory, mul, ones, scalar, sum, type Parameter, type Tensor, type Tensor1D } from '@niwaki/tensor';
 import { tensorsOf } from '../src/gradient.ts';
 import type { Model } from '@niwaki/nn';
-import { adamw, chain, clipByGlobalNorm, sgd, type Transform } from '@niwaki/optim';
+import {
+  addL2,
+  adamw,
+  chain,
+  clipByGlobalNorm,
+  scaleByAdam,
+  scaleByLearningRate,
+  scaleByMomentum,
+  sgd,
+  type Transform,
+} from '@niwaki/optim';
 import {
   blockwiseBackprop,
   causalLM,
@@ -17,6 +27,7 @@ import {
   type Step,
   type StepInput,
 } from '@niwaki/engine';
+import { beside } from '../../testing/src/beside.ts';
 import { tinyLlama } from '../../testing/src/index.ts';
 import { cloned, deviceStates } from '../../testing/src/contract-model.ts';
 
@@ -268,6 +279,53 @@ describe('eager commits', () => {
     await expect(step.run(input(0, batchOf(long), batchOf(short)))).rejects.toThrow(/a step of 2 micro-batches needs gradients summed/);
     step.dispose();
     model.dispose();
+  });
+});
+
+describe('what a step owns', () => {
+  const adam = chain(scaleByAdam(), scaleByLearningRate());
+  /** An update that is somebody's own tensor. */
+  const values: Transform = {
+    name: 'values',
+    init: () => ({}),
+    update: (_, state, { parameter }) => ({ update: { kind: 'dense', value: parameter.read() }, state }),
+  };
+
+  it.each<[string, Transform]>([
+    ['summed gradients', trained],
+    ['gradients behind a bound and a penalty', chain(clipByGlobalNorm(0.1), addL2(0.01), trained)],
+    ['a momentum that is also the update', chain(scaleByMomentum(), scaleByLearningRate())],
+    ['a momentum from which Adam makes its moments', chain(scaleByMomentum(), adam)],
+    ['a value from which Adam makes its moments', chain(values, adam)],
+    ['a value as its own update', chain(values, scaleByLearningRate())],
+    ['state in 8 bits', adamw({ learningRate: 0.01, state: { minSize: 0, blockSize: 64 } })],
+  ])('is written over with the bits that it has beside: %s', async (_, optimizer) => {
+    const config = { tie_word_embeddings: true };
+    const models = [await tinyLlama(config), await tinyLlama(config)] as const;
+    const steps = models.map((model, i) =>
+      createStep({ model, objective: causalLM(), optimizer: i === 0 ? optimizer : beside(optimizer) }),
+    );
+    for (let attempt = 0; attempt < 3; attempt++) {
+      for (const step of steps) await step.run(input(attempt, batchOf(long), batchOf(short)));
+    }
+    expect(await bitsIn(models[0], steps[0])).toEqual(await bitsIn(models[1], steps[1]));
+    for (const thing of [...steps, ...models]) thing.dispose();
+  });
+
+  it('is not what somebody took a copy of', async () => {
+    const model = await tinyLlama();
+    const step = createStep({ model, objective: causalLM(), optimizer: trained });
+    await step.run(input(0, batchOf(long)));
+    const held = (): Tensor[] => [...deviceStates(step)].flatMap(([, state]) => Object.values(state) as Tensor[]);
+    const copies = held().map((value) => value.clone());
+    const before = await Promise.all(copies.map(bitsOf));
+    // Asked for before the step, and come after it.
+    const late = held().map(bitsOf);
+    for (let attempt = 1; attempt < 3; attempt++) await step.run(input(attempt, batchOf(long)));
+    expect(await Promise.all(copies.map(bitsOf))).toEqual(before);
+    expect(await Promise.all(late)).toEqual(before);
+    dispose(copies);
+    for (const thing of [step, model]) thing.dispose();
   });
 });
 

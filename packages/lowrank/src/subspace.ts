@@ -139,6 +139,7 @@ export function inSubspace(
         update: { kind: 'dense', value: reshape(update, [...parameter.shape]) },
         state: { ...prefixed(at, 'at'), ...prefixed(made.state, 'inner'), ...prefixed(substate(state, 'pace'), 'pace'), age: age + 1 },
         ...(made.how && { how }),
+        gated: made.gated ?? false,
       };
     },
   };

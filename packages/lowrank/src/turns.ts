@@ -53,6 +53,7 @@ export function inTurns(name: string, inner: Transform, { of, active, order, eve
         update: { kind: 'dense', value: mul(valueOf(made.update), scale) },
         state: { ...prefixed(made.state, 'inner'), ...counters },
         ...(made.how && { how: made.how }),
+        gated: made.gated ?? false,
       };
     },
   };

@@ -43,8 +43,9 @@ export type StateStorage = '32bit' | '8bit' | BlockwiseStateOptions;
  * Stores another transform's state in 8 bits (Dettmers et al. 2022): each state tensor that has one number an entry of
  * the parameter becomes a byte an entry and an f32 scale a block. An update runs in f32: the state is decoded, the
  * transform makes the update from what it computed, and only then the new state is encoded again.
- * Memory: 1.016 bytes an entry and tensor instead of 4. While one parameter is updated its new state is beside the old one:
- * in 8 bits where the transform has `updateCoded`, as Adam has; else in f32 too.
+ * Memory: 1.016 bytes an entry and tensor instead of 4. While one parameter is updated its whole state is in f32 too, and the
+ * new codes are beside the old ones; not where the transform has `updateCoded`, as Adam has, whose codes take the place of
+ * the old ones on wasm and WebGPU.
  * @throws ConfigError for a transform with host work of its own: give 8-bit state to the one inside it
  */
 export function blockwiseState(

@@ -2,6 +2,7 @@ import { ConfigError, descriptionOf, type Commit } from '@niwaki/tensor';
 import { beginEntries } from './begin-entries.ts';
 import { prefixed, substate } from './part-of.ts';
 import type { State, Transform } from './transform.ts';
+import { writable } from './writable.ts';
 
 /** A composition; its parts are kept, so that a chain in a chain is one flat list. */
 export interface Chain extends Transform {
@@ -38,8 +39,11 @@ export function chain(...transforms: readonly Transform[]): Chain {
       let how: Commit | undefined;
       const next: State = {};
       let gated = true;
+      const { owned = false } = context;
+      let own = owned;
       for (const [i, part] of parts.entries()) {
-        const made = part.update(update, substate(state, keys[i]!), context);
+        const made = part.update(update, substate(state, keys[i]!), { ...context, owned: owned && own });
+        own = writable(made, update, own);
         update = made.update;
         Object.assign(next, prefixed(made.state, keys[i]!));
         how = combined(how, made.how);

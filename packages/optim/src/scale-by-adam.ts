@@ -30,7 +30,8 @@ export interface AdamOptions {
 
 /**
  * The direction of Adam (Kingma & Ba 2015, algorithm 1), with bias correction by the number of applied updates.
- * State: two f32 tensors a parameter, 8 bytes an entry.
+ * State: two f32 tensors a parameter, 8 bytes an entry. In a step the new ones take the memory of the old ones, and the
+ * direction that of the gradient (wasm, WebGPU); elsewhere they are beside them, 12 bytes an entry.
  */
 export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLast = false }: AdamOptions = {}): Transform<{
   momentum: Tensor;
@@ -62,7 +63,7 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
     update: (gradient, { momentum, variance }, context) => {
       const { correction1, correction2, ok, last } = factorsOf(context);
       const inputs = { gradient: valueOf(gradient), momentum, variance, correction1, correction2, ok };
-      const { direction, ...state } = adamStep(inputs, { beta1, beta2, eps });
+      const { direction, ...state } = adamStep(inputs, { beta1, beta2, eps, owned: context.owned ?? false });
       return { update: dense(last(direction)), state, gated: context.ok !== undefined };
     },
     updateCoded: (gradient, state, context, coding) => {
@@ -71,7 +72,8 @@ export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLas
       const factors = (context.once ?? alone)(`adam ${beta1} ${beta2} ${correctLast} ${ok.id}`, () =>
         stack([correction1, correction2, ok]),
       );
-      const { direction, ...next } = codedAdamStep(valueOf(gradient), state, factors, { beta1, beta2, eps, ...coding });
+      const settings = { beta1, beta2, eps, ...coding, owned: context.owned ?? false };
+      const { direction, ...next } = codedAdamStep(valueOf(gradient), state, factors, settings);
       return { update: dense(last(direction)), state: next, gated: context.ok !== undefined };
     },
     // The count is the parameter's, so a new entry begins with what it turns into the means of its gradients.

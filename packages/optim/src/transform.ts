@@ -20,7 +20,7 @@ export interface Transform<S extends State = State> extends Described {
   init(parameter: Parameter, peers?: readonly Parameter[]): S;
   /** `prepare` may give a state other entries than `init` did: a saved one is taken as it is. */
   readonly varies?: boolean;
-  /** Pure: returns new tensors, disposes nothing. Runs inside the step's tidy. */
+  /** Pure, but for what `context.owned` allows: returns new tensors, disposes nothing. Runs inside the step's tidy. */
   update(gradient: Gradient, state: S, context: UpdateContext): Updated<S>;
   /**
    * `update` from and to a state in 8 bits: the same numbers, without a copy of it in f32. Only where every tensor of `layout`
@@ -40,7 +40,10 @@ export interface Transform<S extends State = State> extends Described {
 }
 
 export interface Updated<S extends State = State> {
-  /** What a value moves by, but for the factor that `how` may have. */
+  /**
+   * What a value moves by, but for the factor that `how` may have: the gradient itself, tensors of the state, or new ones that
+   * nothing else holds.
+   */
   readonly update: Gradient;
   readonly state: S;
   readonly how?: Commit;
@@ -91,6 +94,12 @@ export interface UpdateContext {
   readonly draw: Draw;
   /** Whether the step is applied, 1 or 0, on the device. Absent outside a step. */
   readonly ok?: Scalar;
+  /**
+   * The tensors of the state and of the gradient are the update's to write into, where `heldOnce` says that nothing else holds
+   * them: the caller reads none of them again. What is written over a state's tensor has the old bits where `ok` is 0.
+   * Default false.
+   */
+  readonly owned?: boolean;
   /** A tensor made once a step and shared by all its parameters, by name; the step owns it. Absent outside a step. */
   once?<T extends Tensor = Scalar>(name: string, make: () => T): T;
 }

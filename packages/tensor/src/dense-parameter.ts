@@ -87,8 +87,8 @@ export function denseParameter(path: string, value: Tensor, options: DenseParame
 /** decay → add → constraint, and the old value bit for bit where the step was refused. */
 function committed(old: Tensor, update: Gradient, ok: Scalar, how: Commit | undefined, constraint: Constraint | undefined): Tensor {
   const moved = denseUpdate(update, old);
-  const { decay = 0, scale = 1 } = how ?? {};
-  if (constraint === undefined) return commitUpdate(old, moved, ok, { keep: 1 - decay, scale });
+  const { decay = 0, scale = 1, owned = false } = how ?? {};
+  if (constraint === undefined) return commitUpdate(old, moved, ok, { keep: 1 - decay, scale, owned });
   let next = add(decay === 0 ? old : mul(old, 1 - decay), scale === 1 ? moved : mul(moved, scale));
   if (constraint?.mask && 'bits' in constraint.mask) next = mul(next, entryMask(constraint.mask.bits, old.shape));
   if (constraint?.floor !== undefined) next = maximum(next, constraint.floor);

@@ -68,10 +68,11 @@ interface CustomCall {
 }
 
 /**
- * Whether a tensor is alone over its buffer: whoever is about to dispose it may have a kernel write there. A clone, a
- * reshape and what a tape saved hold the buffer too.
+ * Whether each of these tensors is alone over its buffer: whoever is about to dispose them may have a kernel write there. A
+ * clone, a reshape and what a tape saved hold the buffer too; so does a tensor that is given twice.
  */
-export const heldOnce = ({ dataId }: Tensor): boolean => engine().backend.refCount(dataId) === 1;
+export const heldOnce = (...tensors: readonly Tensor[]): boolean =>
+  new Set(tensors).size === tensors.length && tensors.every(({ dataId }) => engine().backend.refCount(dataId) === 1);
 
 /** The same value, with no gradient behind it: a function of no inputs leaves no path on the tape. */
 export function stopGradient<T extends Tensor>(x: T): T {

@@ -83,6 +83,8 @@ export interface Commit {
   readonly scale?: number;
   /** Where a storage that rounds by chance draws; the step gives one, `path#rounding`, where a transform does not. */
   readonly noise?: Noise;
+  /** The update's tensors are the parameter's to write into: nobody reads them again. The step says so. */
+  readonly owned?: boolean;
   readonly changes?: { readonly fraction: number; readonly trust?: number };
 }
 

@@ -3,6 +3,7 @@ import { causalLM, createStep, disposeBatch, languageBatch, type LanguageBatch, 
 import { chain, clipByGlobalNorm, type Transform } from '@niwaki/optim';
 import type { Model } from '@niwaki/nn';
 import { createDraw, descriptionOf, memory, mul, type Parameter, type Tensor } from '@niwaki/tensor';
+import { beside } from './beside.ts';
 import { bytesOf, cloned, deviceStates, rows } from './contract-model.ts';
 import { tinyLlama } from './tiny-llama.ts';
 import { trial } from './transform-trial.ts';
@@ -158,6 +159,25 @@ export function transformContract(
       }
       expect(found[1]).toEqual(found[0]);
       expect(found[2]).toEqual(found[0]);
+    });
+
+    it.each(['step', 'eager'] as const)('writes the bits over gradient and state that it writes beside them, commit %s', async (commit) => {
+      const found: Map<string, unknown>[] = [];
+      for (const optimizer of [make(), beside(make())]) {
+        await onModel(
+          optimizer,
+          async ({ model, step, advance, factor }) => {
+            await advance(2);
+            factor.value = Number.NaN;
+            await advance(1, step, { applied: false });
+            factor.value = 1;
+            await advance(2);
+            found.push(await everything(model, step));
+          },
+          { rate, commit },
+        );
+      }
+      expect(found[0]).toEqual(found[1]);
     });
 
     it('runs behind a bound on the global norm', () =>

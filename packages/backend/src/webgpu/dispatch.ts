@@ -12,7 +12,7 @@ import type { Program } from './program.ts';
 
 interface Internals {
   readonly device: GPUDevice;
-  readonly tensorMap: { get(dataId: object): TensorData };
+  readonly tensorMap: { has(dataId: object): boolean; get(dataId: object): TensorData };
   readonly activeTimers: unknown;
   bufferManager: BufferPool;
   commandEncoder: GPUCommandEncoder | null;
@@ -30,6 +30,8 @@ interface TensorData {
   resource: unknown;
   /** Its buffer is not the pool's. */
   external?: boolean;
+  /** Reads on their way to the host, which will remember what they bring. */
+  reads?: number;
 }
 
 /** A kernel of tfjs's own, compiled. */
@@ -110,14 +112,21 @@ export function dispatch<I extends string, O extends string, U extends string>(
 }
 
 /**
- * A tensor's memory under another name, for a program to write its result over it; undefined where another tensor may share
- * the buffer by its content, or the host remembers what is in it.
+ * The memory of tensors under other names, for a program to write its results over them; undefined where another tensor may
+ * share one of the buffers by its content, or the host remembers what is in it or is about to.
  */
-export function overwritten(backend: WebGPUBackend, { dataId, shape, dtype }: TensorInfo): TensorInfo | undefined {
-  const { values, resource, external } = (backend as unknown as Internals).tensorMap.get(dataId);
-  if (values != null || resource == null || external === true) return undefined;
-  backend.incRef(dataId);
-  return { dataId, shape, dtype };
+export function overwritten<T extends readonly TensorInfo[]>(
+  backend: WebGPUBackend,
+  ...tensors: T
+): { readonly [K in keyof T]: TensorInfo } | undefined {
+  const { tensorMap } = backend as unknown as Internals;
+  const free = ({ values, resource, external, reads = 0 }: TensorData): boolean =>
+    values == null && resource != null && external !== true && reads === 0;
+  if (!tensors.every(({ dataId }) => free(tensorMap.get(dataId)))) return undefined;
+  return tensors.map(({ dataId, shape, dtype }) => {
+    backend.incRef(dataId);
+    return { dataId, shape, dtype };
+  }) as unknown as { readonly [K in keyof T]: TensorInfo };
 }
 
 function record(
@@ -165,6 +174,17 @@ export function takeOver(backend: WebGPUBackend): void {
     data.resource = kept.constant(words);
     data.external = true;
     data.values = null;
+  };
+  const read = backend.read.bind(backend);
+  backend.read = async (dataId) => {
+    if (!gpu.tensorMap.has(dataId)) return read(dataId);
+    const data = gpu.tensorMap.get(dataId);
+    data.reads = (data.reads ?? 0) + 1;
+    try {
+      return await read(dataId);
+    } finally {
+      data.reads--;
+    }
   };
   gpu.recordAndSubmit = (program, output, inputs, defined = []) => {
     // Images and timed launches are not worth a second way.

@@ -1,5 +1,5 @@
 import { add, div, expm1, mul, neg, sqrt, square, tidy, type Scalar, type Tensor } from '../tfjs.ts';
-import { runOp, type Op } from '../op.ts';
+import { heldOnce, runOp, type Op } from '../op.ts';
 import { choose } from './choose.ts';
 
 /**
@@ -7,8 +7,10 @@ import { choose } from './choose.ts';
  * (1 - beta^t, on the device since t counts applied updates); ok a scalar. Outputs [direction, momentum, variance],
  * direction = (momentum / correction1) / (sqrt(variance / correction2) + eps); where ok is 0 the moments are the old ones,
  * bit for bit, and the direction means nothing.
+ * `overwrite`: nobody reads gradient and moments again, so that a kernel may put the direction and the new moments into
+ * their memory.
  */
-export const adamOp: Op<AdamInputs, { beta1: number; beta2: number; eps: number }> = {
+export const adamOp: Op<AdamInputs, AdamAttributes & { overwrite: boolean }> = {
   kernelName: 'NiwakiAdam',
   reference: ({ gradient, momentum, variance, correction1, correction2, ok }, { beta1, beta2, eps }) => {
     const m = add(mul(momentum, beta1), mul(gradient, 1 - beta1));
@@ -17,6 +19,12 @@ export const adamOp: Op<AdamInputs, { beta1: number; beta2: number; eps: number 
     return [direction, choose(ok as Scalar, m, momentum), choose(ok as Scalar, v, variance)];
   },
 };
+
+export interface AdamAttributes {
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly eps: number;
+}
 
 export interface AdamInputs {
   gradient: Tensor;
@@ -28,12 +36,17 @@ export interface AdamInputs {
   [name: string]: Tensor;
 }
 
-/** Adam's direction and its new moments (Kingma & Ba 2015, alg. 1), the old ones where the step is refused. Not differentiable. */
+/**
+ * Adam's direction and its new moments (Kingma & Ba 2015, alg. 1), the old ones where the step is refused. Not differentiable.
+ * @param options `owned`: whether gradient and moments may be written over, so that on wasm and WebGPU the results take their
+ * memory where nothing else holds it; default false, with memory for three more tensors of the gradient's shape
+ */
 export function adamStep(
   inputs: AdamInputs,
-  options: { beta1: number; beta2: number; eps: number },
+  { owned = false, ...attributes }: AdamAttributes & { readonly owned?: boolean },
 ): { direction: Tensor; momentum: Tensor; variance: Tensor } {
-  const [direction, momentum, variance] = runOp(adamOp, inputs, options) as [Tensor, Tensor, Tensor];
+  const overwrite = owned && heldOnce(inputs.gradient, inputs.momentum, inputs.variance);
+  const [direction, momentum, variance] = runOp(adamOp, inputs, { ...attributes, overwrite }) as [Tensor, Tensor, Tensor];
   return { direction, momentum, variance };
 }
 

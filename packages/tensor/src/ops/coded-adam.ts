@@ -1,7 +1,7 @@
 import { ShapeError } from '../errors.ts';
-import { runOp, type Op } from '../op.ts';
+import { heldOnce, runOp, type Op } from '../op.ts';
 import { concat, reshape, slice, tidy, type Scalar, type Tensor, type Tensor1D } from '../tfjs.ts';
-import { adamOp } from './adam.ts';
+import { adamOp, type AdamAttributes } from './adam.ts';
 import { blockChunks } from './block-chunks.ts';
 import { checkBlocks, checkBlockSize, dequantizeBlocksOp, quantizeBlocksOp, type BlockQuantized } from './block-quantize.ts';
 import { choose } from './choose.ts';
@@ -17,10 +17,7 @@ export interface CodedAdamInputs {
   [name: string]: Tensor;
 }
 
-export interface CodedAdamAttributes {
-  readonly beta1: number;
-  readonly beta2: number;
-  readonly eps: number;
+export interface CodedAdamAttributes extends AdamAttributes {
   readonly blockSize: number;
   /** No second moment above 0 is stored as 0. */
   readonly guard: boolean;
@@ -30,8 +27,9 @@ export interface CodedAdamAttributes {
  * One step of `adamOp` on moments in 8 bits, the first with signs: outputs [direction f32 of the gradient's shape, words and
  * scales of the first moment, words and scales of the second]. The direction is made from the new moments before they are
  * rounded. Where `ok` is 0 the words and scales are the old ones, bit for bit, and the direction means nothing.
+ * `overwrite`: as in `adamOp`, for the gradient, the words and the scales.
  */
-export const codedAdamOp: Op<CodedAdamInputs, CodedAdamAttributes> = {
+export const codedAdamOp: Op<CodedAdamInputs, CodedAdamAttributes & { overwrite: boolean }> = {
   kernelName: 'NiwakiCodedAdam',
   reference: ({ gradient, factors, ...coded }, { beta1, beta2, eps, blockSize, guard }) => {
     const [correction1, correction2, ok] = [0, 1, 2].map((i) => reshape(slice(factors as Tensor1D, [i], [1]), [])) as [
@@ -54,7 +52,7 @@ export const codedAdamOp: Op<CodedAdamInputs, CodedAdamAttributes> = {
           variance: decoded(coded.varianceWords!, coded.varianceScales!, false),
         };
         const given = { gradient: slice(flat, [from], [count]), ...moments, correction1, correction2, ok };
-        const [direction, momentum, variance] = runOp(adamOp, given, { beta1, beta2, eps }) as [Tensor, Tensor, Tensor];
+        const [direction, momentum, variance] = runOp(adamOp, given, { beta1, beta2, eps, overwrite: false }) as [Tensor, Tensor, Tensor];
         const encoded = (x: Tensor, signed: boolean): Tensor[] => runOp(quantizeBlocksOp, { x }, { signed, blockSize, guard });
         return [direction, ...encoded(momentum, true), ...encoded(variance, false)];
       }),
@@ -70,13 +68,14 @@ export const codedAdamOp: Op<CodedAdamInputs, CodedAdamAttributes> = {
  * Adam's direction and its new moments, from and to moments in 8 bits (Dettmers et al. 2022): a block at a time, with no f32
  * copy of them. Memory: the direction and the new codes. Not differentiable.
  * @param factors f32 [3]: correction1, correction2, ok; see `adamOp`
+ * @param options `owned`: as in `adamStep`, with no memory at all on wasm and WebGPU
  * @throws ShapeError where words or scales are not those of moments of the gradient's shape
  */
 export function codedAdamStep(
   gradient: Tensor,
   { momentum, variance }: { readonly momentum: BlockQuantized; readonly variance: BlockQuantized },
   factors: Tensor,
-  attributes: CodedAdamAttributes,
+  { owned = false, ...attributes }: CodedAdamAttributes & { readonly owned?: boolean },
 ): { direction: Tensor; momentum: BlockQuantized; variance: BlockQuantized } {
   checkBlockSize(attributes.blockSize);
   if (gradient.dtype !== 'float32' || gradient.size === 0) {
@@ -86,14 +85,20 @@ export function codedAdamStep(
     });
   }
   for (const moment of [momentum, variance]) checkBlocks(moment, gradient.shape, attributes.blockSize);
-  const inputs = {
+  const written = {
     gradient,
     momentumWords: momentum.words,
     momentumScales: momentum.scales,
     varianceWords: variance.words,
     varianceScales: variance.scales,
-    factors,
   };
-  const [direction, ...made] = runOp(codedAdamOp, inputs, attributes) as [Tensor, Tensor1D, Tensor1D, Tensor1D, Tensor1D];
+  const overwrite = owned && heldOnce(...Object.values(written));
+  const [direction, ...made] = runOp(codedAdamOp, { ...written, factors }, { ...attributes, overwrite }) as [
+    Tensor,
+    Tensor1D,
+    Tensor1D,
+    Tensor1D,
+    Tensor1D,
+  ];
   return { direction, momentum: { words: made[0], scales: made[1] }, variance: { words: made[2], scales: made[3] } };
 }

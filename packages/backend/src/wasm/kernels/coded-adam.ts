@@ -7,23 +7,25 @@ import { sizeOf, wasmKernel } from './kernel.ts';
 
 type Coded = Readonly<Record<'momentumWords' | 'momentumScales' | 'varianceWords' | 'varianceScales', TensorInfo>>;
 type Inputs = Coded & Readonly<Record<'gradient' | 'factors', TensorInfo>>;
+type Attributes = CodedAdamAttributes & { readonly overwrite: boolean };
 
 /** Entries of one task. */
 const taskSize = 4096;
 /** Multiply-adds that an entry is worth: two look-ups and two searches. */
 const workPerEntry = 60;
 
-/** One pass over bytes instead of five over floats. Scratch: 12 bytes an entry of one block a thread; tables of 90 KB stay. */
+/** One pass over bytes instead of five over floats, block by block and where these lie if they may. Scratch: 12 bytes an entry of one block a thread; tables of 90 KB stay. */
 export const codedAdamKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Inputs, CodedAdamAttributes>(device, codedAdamOp.kernelName, ({ gradient, factors, ...coded }, attributes) => {
+  wasmKernel<Inputs, Attributes>(device, codedAdamOp.kernelName, ({ gradient, factors, ...coded }, attributes) => {
     const { momentumWords, momentumScales, varianceWords, varianceScales } = coded;
     const moments = [momentumWords, momentumScales, varianceWords, varianceScales];
-    if (device.floats(factors)[2] === 0) return [device.output(gradient.shape), ...moments.map((each) => share(device, each))];
-    const { beta1, beta2, eps, guard } = attributes;
+    const { beta1, beta2, eps, guard, overwrite } = attributes;
+    const written = (operand: TensorInfo): TensorInfo => (overwrite ? share(device, operand) : device.output(operand.shape, operand.dtype));
+    if (device.floats(factors)[2] === 0) return [written(gradient), ...moments.map((each) => share(device, each))];
     const size = sizeOf(gradient.shape);
     const blockSize = Math.min(attributes.blockSize, Math.ceil(size / 4) * 4);
     const tables = device.constant(`coded adam ${guard}`, () => tablesOf(guard));
-    const outputs = [device.output(gradient.shape), ...moments.map(({ shape, dtype }) => device.output(shape, dtype))];
+    const outputs = [gradient, ...moments].map(written);
     const taskBlocks = Math.max(1, Math.floor(taskSize / blockSize));
     const addresses = [gradient, factors, ...moments, ...outputs].map(device.address);
     device.run('codedAdam', [tables, ...addresses, size, blockSize, beta1, beta2, eps, 1 - beta1, 1 - beta2, taskBlocks], {

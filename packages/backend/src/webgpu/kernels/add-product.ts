@@ -11,7 +11,7 @@ export const addProductKernel: Kernel = kernelOf(addProductOp, ({ sum, a, b }, {
     backend.incRef(sum.dataId);
     return [{ dataId: sum.dataId, shape: sum.shape, dtype: sum.dtype }];
   }
-  const over = overwrite ? overwritten(backend, sum) : undefined;
+  const over = overwrite ? overwritten(backend, sum)?.[0] : undefined;
   const tiles = tilesFor(rows, columns);
   const program = matMulProgram({ transposeA: true, transposeB: false, tiles, onto: over === undefined ? 'sum' : 'y' });
   const { y } = dispatch(backend, program, {

@@ -5,26 +5,36 @@ type Encode = Program<'x' | 'base' | 'boundary', 'words' | 'scales', 'count' | '
 
 /** WGSL of what differs between shaders that write codes. */
 interface BlockCodes {
+  /** Begins the names of its variables: `…Value` and `…Word`. */
+  readonly name: string;
   /** Entry `i` of the tensor. */
   readonly value: string;
+  /** The variable that holds the block's scale. */
+  readonly scale: string;
   /** The function that makes a code of an entry and of what it is divided by. */
   readonly codeOf: string;
-  /** What becomes of `word`, the w-th. */
+  /** What becomes of `…Word`, the w-th. */
   readonly store: string;
 }
 
-/** The codes of a block [start, end) by its `scale`: four a word and a lane, so that no two lanes write one word. */
-export const codesOfBlock = ({ value, codeOf, store }: BlockCodes): string => `
-  let divisor = select(scale, 1.0, scale == 0.0);
+/**
+ * The codes of a block [start, end) of one tensor or of several: four a word and a lane, so that no two lanes write one word.
+ * `each` is run once an entry, after the values of all.
+ */
+export const codesOfBlock = (tensors: readonly BlockCodes[], each = ''): string => `
+${tensors.map(({ name, scale }) => `  let ${name}Divisor = select(${scale}, 1.0, ${scale} == 0.0);`).join('\n')}
   for (var w = start / 4u + lane; w * 4u < end; w += LANES) {
-    var word = 0u;
+${tensors.map(({ name }) => `    var ${name}Word = 0u;`).join('\n')}
     for (var k = 0u; k < 4u; k++) {
       let i = w * 4u + k;
-      var value = 0.0;
-      if (i < end) { value = ${value}; }
-      word |= ${codeOf}(value, divisor) << (8u * k);
+${tensors.map(({ name }) => `      var ${name}Value = 0.0;`).join('\n')}
+      if (i < end) {
+${tensors.map(({ name, value }) => `        ${name}Value = ${value};`).join('\n')}
+        ${each}
+      }
+${tensors.map(({ name, codeOf }) => `      ${name}Word |= ${codeOf}(${name}Value, ${name}Divisor) << (8u * k);`).join('\n')}
     }
-    ${store};
+${tensors.map(({ store }) => `    ${store};`).join('\n')}
   }`;
 
 /** One workgroup a block: its largest magnitude, then four codes a word. */
@@ -51,7 +61,9 @@ fn codeOf(value: f32, divisor: f32) -> u32 {
   var mine = 0.0;
   for (var i = start + lane; i < end; i += LANES) { mine = max(mine, abs(x[i])); }
   let scale = largest(mine, lane);
-  if (lane == 0u) { scales[groupIndex] = scale; }${codesOfBlock({ value: 'x[i]', codeOf: 'codeOf', store: 'words[w] = word' })}`,
+  if (lane == 0u) { scales[groupIndex] = scale; }${codesOfBlock([
+    { name: 'x', value: 'x[i]', scale: 'scale', codeOf: 'codeOf', store: 'words[w] = xWord' },
+  ])}`,
   });
 
 export const decodeBlocks: Program<'words' | 'scales' | 'map', 'values', 'count' | 'blockSize'> = program({

@@ -2,32 +2,42 @@ import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import type { TensorInfo } from '@tensorflow/tfjs-core';
 import { codedAdamOp } from '@niwaki/tensor';
 import { codeTable } from '../../block-code.ts';
-import { dispatch } from '../dispatch.ts';
+import { dispatch, overwritten } from '../dispatch.ts';
 import { kernelOf, sizeOf, type Kernel } from '../kernel.ts';
 import { fold } from '../program.ts';
-import { codedMomentum, codedVariance } from './coded-adam.wgsl.ts';
+import { codedMomentum, codedOver, codedVariance } from './coded-adam.wgsl.ts';
 
-/** Two launches instead of nine, and no moment in f32. */
-export const codedAdamKernel: Kernel = kernelOf(codedAdamOp, (inputs, { beta1, beta2, eps, blockSize, guard }, backend) => {
+/** One launch where gradient and moments may be written over, else two, instead of nine; and no moment in f32. */
+export const codedAdamKernel: Kernel = kernelOf(codedAdamOp, (inputs, { beta1, beta2, eps, blockSize, guard, overwrite }, backend) => {
   const { gradient, momentumWords, momentumScales, varianceWords, varianceScales, factors } = inputs as Readonly<
     Record<'gradient' | 'momentumWords' | 'momentumScales' | 'varianceWords' | 'varianceScales' | 'factors', TensorInfo>
   >;
   const tables = tablesOf(backend, guard);
   const count = sizeOf(gradient);
   const blocks = Math.ceil(count / blockSize);
-  const uniforms = { count, blocks, blockSize, beta1, beta2, rest1: 1 - beta1, rest2: 1 - beta2, eps };
+  const sides = { uniforms: { count, blocks, blockSize, beta1, beta2, rest1: 1 - beta1, rest2: 1 - beta2, eps }, groups: fold(blocks) };
+  const over = overwrite ? overwritten(backend, gradient, momentumWords, momentumScales, varianceWords, varianceScales) : undefined;
+  if (over !== undefined) {
+    const outputs = {
+      direction: over[0],
+      momentumWords: over[1],
+      momentumScales: over[2],
+      varianceWords: over[3],
+      varianceScales: over[4],
+    };
+    dispatch(backend, codedOver, { inputs: { factors, tables }, outputs, ...sides });
+    return over;
+  }
   const coded = { newWords: { shape: momentumWords.shape, dtype: 'int32' as const }, newScales: { shape: momentumScales.shape } };
   const momentum = dispatch(backend, codedMomentum, {
     inputs: { gradient, momentumWords, momentumScales, varianceWords, varianceScales, factors, tables },
     outputs: { direction: { shape: gradient.shape }, ...coded },
-    uniforms,
-    groups: fold(blocks),
+    ...sides,
   });
   const variance = dispatch(backend, codedVariance, {
     inputs: { gradient, varianceWords, varianceScales, factors, tables },
     outputs: coded,
-    uniforms,
-    groups: fold(blocks),
+    ...sides,
   });
   return [momentum.direction, momentum.newWords, momentum.newScales, variance.newWords, variance.newScales];
 });

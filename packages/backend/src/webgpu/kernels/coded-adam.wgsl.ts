@@ -2,6 +2,7 @@ import { codeRows } from '../../block-code.ts';
 import { program, reduction, type Program } from '../program.ts';
 import { codesOfBlock } from './block-code.wgsl.ts';
 
+type Moment = 'momentum' | 'variance';
 type Uniform = 'count' | 'blocks' | 'blockSize' | 'beta1' | 'beta2' | 'rest1' | 'rest2' | 'eps';
 const uniforms: Readonly<Record<Uniform, 'u32' | 'f32'>> = {
   count: 'u32',
@@ -20,14 +21,18 @@ interface Tables {
   readonly boundaries: number;
   readonly codes: number;
 }
-const momentumTables: Tables = { map: 0, boundaries: 512, codes: 512 + 3 * codeRows };
-const varianceTables: Tables = { map: 256, boundaries: 512 + 2 * codeRows, codes: 512 + 5 * codeRows };
+const tables: Readonly<Record<Moment, Tables>> = {
+  momentum: { map: 0, boundaries: 512, codes: 512 + 3 * codeRows },
+  variance: { map: 256, boundaries: 512 + 2 * codeRows, codes: 512 + 5 * codeRows },
+};
 
-/** A moment before the step, and the code of one after it. */
-const encode = (moment: 'momentum' | 'variance', { map, boundaries, codes }: Tables): string => `
-fn old_${moment}(i: u32) -> f32 {
+/** A moment before the step, by its block's scale, and the code of one after it. */
+const coding = (moment: Moment): string => {
+  const { map, boundaries, codes } = tables[moment];
+  return `
+fn old_${moment}(i: u32, scale: f32) -> f32 {
   let code = (${moment}Words[i / 4u] >> (8u * (i % 4u))) & 255u;
-  return bitcast<f32>(tables[${map}u + code]) * ${moment}Scales[i / u.blockSize];
+  return bitcast<f32>(tables[${map}u + code]) * scale;
 }
 fn code_${moment}(value: f32, divisor: f32) -> u32 {
   let quotient = value / divisor;
@@ -37,32 +42,70 @@ fn code_${moment}(value: f32, divisor: f32) -> u32 {
   let pair = tables[${codes}u + row];
   return select(pair & 255u, pair >> 8u, size > bitcast<f32>(tables[${boundaries}u + row]));
 }`;
+};
 
-/** A block of a moment: the largest of its new values, which is the scale, then its codes; \`each\` sees every new value once. */
-const recode = (moment: 'momentum' | 'variance', next: string, each = ''): string => `
-  if (groupIndex >= u.blocks) { return; }
+/** Moments after the step, from a gradient in the tensor of that name. */
+const nextFrom = (gradient: string): Readonly<Record<Moment, string>> => ({
+  momentum: `old_momentum(i, momentumScale) * u.beta1 + ${gradient}[i] * u.rest1`,
+  variance: `old_variance(i, varianceScale) * u.beta2 + ${gradient}[i] * ${gradient}[i] * u.rest2`,
+});
+
+interface Recoding {
+  /** Moments whose codes are made. */
+  readonly moments: readonly Moment[];
+  /** The tensor that holds the gradient. */
+  readonly gradient: string;
+  /** Whether the direction is made too, from both moments before they are rounded; it may lie where the gradient does. */
+  readonly directed: boolean;
+  /** What becomes of a moment's new scale, `…Largest`, and of its words, `…Word`. */
+  store(moment: Moment): { readonly scale: string; readonly word: string };
+}
+
+/** A block of moments: the largest of each one's new values, which is its scale, then the codes. */
+const recode = ({ moments, gradient, directed, store }: Recoding): string => {
+  const next = nextFrom(gradient);
+  const direction = `direction[i] = ((${next.momentum}) / factors[0]) / (sqrt((${next.variance}) / factors[1]) + u.eps);`;
+  const read: readonly Moment[] = directed ? ['momentum', 'variance'] : moments;
+  const each = (list: readonly Moment[], text: (moment: Moment) => string): string => list.map(text).join('\n');
+  return `
   let start = groupIndex * u.blockSize;
   let end = min(u.count, start + u.blockSize);
-  var mine = 0.0;
+${each(read, (moment) => `  let ${moment}Scale = ${moment}Scales[groupIndex];`)}
+${each(moments, (moment) => `  var ${moment}Mine = 0.0;`)}
   for (var w = start / 4u + lane; w * 4u < end; w += LANES) {
     for (var i = w * 4u; i < min(end, w * 4u + 4u); i++) {
-      let value = ${next};
-      mine = max(mine, abs(value));
-      ${each}
+${each(moments, (moment) => `      ${moment}Mine = max(${moment}Mine, abs(${next[moment]}));`)}
     }
   }
-  let scale = largest(mine, lane);
-  let applied = factors[2] != 0.0;
-  if (lane == 0u) { newScales[groupIndex] = select(${moment}Scales[groupIndex], scale, applied); }${codesOfBlock({
-    value: next,
-    codeOf: `code_${moment}`,
-    store: `newWords[w] = select(${moment}Words[w], word, applied)`,
-  })}`;
+${each(moments, (moment) => `  let ${moment}Largest = largest(${moment}Mine, lane);`)}
+  // Where scales are written over, every lane has read them.
+  storageBarrier();
+  if (lane == 0u) {
+${each(moments, (moment) => `    ${store(moment).scale};`)}
+  }${codesOfBlock(
+    moments.map((moment) => ({
+      name: moment,
+      value: next[moment],
+      scale: `${moment}Largest`,
+      codeOf: `code_${moment}`,
+      store: store(moment).word,
+    })),
+    directed ? direction : '',
+  )}`;
+};
 
-const momentumNext = 'old_momentum(i) * u.beta1 + gradient[i] * u.rest1';
-const varianceNext = 'old_variance(i) * u.beta2 + gradient[i] * gradient[i] * u.rest2';
+/** In tensors of its own, with the old codes where the step is refused. */
+const selected: Recoding['store'] = (moment) => ({
+  scale: `newScales[groupIndex] = select(${moment}Scale, ${moment}Largest, applied)`,
+  word: `newWords[w] = select(${moment}Words[w], ${moment}Word, applied)`,
+});
 
-/** One workgroup a block, which is read again for its codes: blocks have any size. The direction takes both moments before they are rounded. */
+const apart = `
+  if (groupIndex >= u.blocks) { return; }
+  let applied = factors[2] != 0.0;`;
+const largest = reduction('largest', 'max(a, b)');
+
+/** One workgroup a block, which is read again for its codes: blocks have any size. */
 export const codedMomentum: Program<
   'gradient' | 'momentumWords' | 'momentumScales' | 'varianceWords' | 'varianceScales' | 'factors' | 'tables',
   'direction' | 'newWords' | 'newScales',
@@ -81,10 +124,8 @@ export const codedMomentum: Program<
   outputs: { direction: 'f32', newWords: 'u32', newScales: 'f32' },
   uniforms,
   workgroup: 64,
-  declarations: `${reduction('largest', 'max(a, b)')}
-${encode('momentum', momentumTables)}
-${encode('variance', varianceTables)}`,
-  main: recode('momentum', momentumNext, `direction[i] = (value / factors[0]) / (sqrt((${varianceNext}) / factors[1]) + u.eps);`),
+  declarations: `${largest}${coding('momentum')}${coding('variance')}`,
+  main: apart + recode({ moments: ['momentum'], gradient: 'gradient', directed: true, store: selected }),
 });
 
 /** The second moment by itself: with both in one, the shader would bind more than ten tensors, the most that every device takes. */
@@ -98,7 +139,30 @@ export const codedVariance: Program<
   outputs: { newWords: 'u32', newScales: 'f32' },
   uniforms,
   workgroup: 64,
-  declarations: `${reduction('largest', 'max(a, b)')}
-${encode('variance', varianceTables)}`,
-  main: recode('variance', varianceNext),
+  declarations: `${largest}${coding('variance')}`,
+  main: apart + recode({ moments: ['variance'], gradient: 'gradient', directed: false, store: selected }),
+});
+
+/** Both moments at once where they lie, and the direction where the gradient does. */
+export const codedOver: Program<
+  'factors' | 'tables',
+  'direction' | 'momentumWords' | 'momentumScales' | 'varianceWords' | 'varianceScales',
+  Uniform
+> = program({
+  key: 'coded-adam-over',
+  inputs: { factors: 'f32', tables: 'u32' },
+  outputs: { direction: 'f32', momentumWords: 'u32', momentumScales: 'f32', varianceWords: 'u32', varianceScales: 'f32' },
+  uniforms,
+  workgroup: 64,
+  declarations: `${largest}${coding('momentum')}${coding('variance')}`,
+  main: `
+  if (groupIndex >= u.blocks || factors[2] == 0.0) { return; }${recode({
+    moments: ['momentum', 'variance'],
+    gradient: 'direction',
+    directed: true,
+    store: (moment) => ({
+      scale: `${moment}Scales[groupIndex] = ${moment}Largest`,
+      word: `${moment}Words[w] = ${moment}Word`,
+    }),
+  })}`,
 });

@@ -18,7 +18,7 @@ export const crossEntropyKernel: Kernel = kernelOf(crossEntropyOp, ({ logits, ta
 export const crossEntropyGradKernel: Kernel = kernelOf(crossEntropyGradOp, ({ logits, ...rest }, { overwrite }, backend) => {
   const [rows, vocabulary] = logits.shape as [number, number];
   const sides = { uniforms: { count: rows * vocabulary, vocabulary }, groups: fold(rows * vocabulary, lanes) };
-  const over = overwrite ? overwritten(backend, logits) : undefined;
+  const over = overwrite ? overwritten(backend, logits)?.[0] : undefined;
   if (over !== undefined)
     return [dispatch(backend, crossEntropyBackwardOver, { inputs: rest, outputs: { dlogits: over }, ...sides }).dlogits];
   const outputs = { dlogits: { shape: logits.shape } };
