@@ -1,5 +1,5 @@
 import { init, type InitOptions } from '@niwaki/backend';
-import { add, memory, mul, runOp, scalar, tensor, type Op, type Tensor } from '@niwaki/tensor';
+import { choose, memory, runOp, scalar, tensor, tidy, type Op, type Tensor } from '@niwaki/tensor';
 import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { expect } from 'vitest';
 
@@ -87,8 +87,8 @@ export async function overwriting(
   const tensors = upload(inputs);
   for (const name of names) {
     const from = tensors[name]!;
-    // Not what came from the host: equal constants share a buffer there.
-    tensors[name] = from.dtype === 'int32' ? add(from, scalar(0, 'int32')) : mul(from, 1);
+    // Not what came from the host: equal constants share a buffer there. By bits: tfjs multiplies integers as floats.
+    tensors[name] = tidy(() => choose(scalar(1), from, from));
     from.dispose();
   }
   const outputs = runOp(op, tensors as never, { ...attrs, overwrite: true } as never);
