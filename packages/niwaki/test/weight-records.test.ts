@@ -114,6 +114,7 @@ describe('a weight made of its record', () => {
 describe('what rounds an input, made of its record', () => {
   const quantizersOf: Readonly<Record<string, () => ActivationQuantizer>> = {
     'per token': () => tokenQuantizer({ bits: 8, symmetric: true }),
+    'per token, beside outliers': () => tokenQuantizer({ bits: 8, symmetric: true, outlierThreshold: 0.9 }),
     'per tensor': () => tensorQuantizer(path, { scale: 0.013, zero: 7 }, { bits: 4, symmetric: false }),
     'per tensor, symmetric, on scaled channels': () =>
       onScaledChannels(path, tensorQuantizer(path, { scale: 0.1 }, { bits: 6, symmetric: true }), Float32Array.from([1, 0.3, 2, 0.7])),
@@ -122,7 +123,8 @@ describe('what rounds an input, made of its record', () => {
     const tensors = memory().numTensors;
     const one = make();
     const again = inputFrom(path, structuredClone(await recordOfInput(one)));
-    expect([again.per, again.bits, again.symmetric, 'step' in again]).toEqual([one.per, one.bits, one.symmetric, 'step' in one]);
+    const formOf = (q: ActivationQuantizer): unknown[] => [q.per, q.bits, q.symmetric, q.outlierThreshold, 'step' in q];
+    expect(formOf(again)).toEqual(formOf(one));
     expect(await bytesOf(Object.values(again.parts))).toEqual(await bytesOf(Object.values(one.parts)));
     const rounded = async ({ apply }: ActivationQuantizer): Promise<Float32Array | Int32Array | Uint8Array> => {
       const x = tensor2d([[0.11, -0.52, 0.97, 0.003]]);

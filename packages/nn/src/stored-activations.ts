@@ -1,25 +1,31 @@
 import { FormatError, type Parameter } from '@niwaki/tensor';
-import { checkActivationGrid, onScaledChannels, tensorQuantizer, tokenQuantizer, type ActivationQuantizer } from '@niwaki/weights';
+import {
+  checkActivationGrid,
+  onScaledChannels,
+  tensorQuantizer,
+  tokenQuantizer,
+  type ActivationQuantizer,
+  type TokenGrid,
+} from '@niwaki/weights';
 import type { ModelParts } from './families.ts';
 import type { Model, Site } from './graph.ts';
 import { ownList, sitesOf, withOwnList, type HfConfig } from './own-config.ts';
 
 // No published form of config.json holds what is rounded where, per operand and beside weights of any format. So it is an
-// own field, `niwaki.activations`: a list of { sites, bits, symmetric, per, factors? }. What a quantizer stores are tensors under
-// the names of its site: `input_scale` and `input_zero_point`, as compressed-tensors calls them, and `input_factors`. Other
-// readers load the model without them, with activations in floats.
+// own field, `niwaki.activations`: a list of { sites, bits, symmetric, per, outlierThreshold?, factors? }. What a quantizer stores
+// are tensors under the names of its site: `input_scale` and `input_zero_point`, as compressed-tensors calls them, and
+// `input_factors`. Other readers load the model without them, with activations in floats.
 
-interface Entry {
-  readonly bits: number;
-  readonly symmetric: boolean;
+interface Entry extends TokenGrid {
   readonly per: 'token' | 'tensor';
   readonly factors?: boolean;
 }
 
-const entryOf = ({ bits, symmetric, per, parts }: ActivationQuantizer): Entry => ({
+const entryOf = ({ bits, symmetric, per, outlierThreshold, parts }: ActivationQuantizer): Entry => ({
   bits,
   symmetric,
   per,
+  ...(outlierThreshold !== undefined && { outlierThreshold }),
   ...(parts['input_factors'] !== undefined && { factors: true }),
 });
 
@@ -37,16 +43,16 @@ export const withActivations = (config: HfConfig, places: readonly Site[]): HfCo
  */
 export async function restoreActivations(model: Model, config: HfConfig, parts: Pick<ModelParts, 'vector'>): Promise<void> {
   for (const [i, entry] of ownList(config, 'activations').entries()) {
-    const { bits, symmetric, per, factors, sites } = checkedEntry(entry, `niwaki.activations[${i}]`);
+    const { per, factors, sites, ...grid } = checkedEntry(entry, `niwaki.activations[${i}]`);
     for (const path of sites) {
       const number = async (name: string): Promise<number> => (await vectorAt(`${path}.${name}`, [1], parts))[0]!;
       const base =
         per === 'token'
-          ? tokenQuantizer({ bits, symmetric })
+          ? tokenQuantizer(grid)
           : tensorQuantizer(
               path,
-              { scale: await number('input_scale'), ...(!symmetric && { zero: await number('input_zero_point') }) },
-              { bits, symmetric },
+              { scale: await number('input_scale'), ...(!grid.symmetric && { zero: await number('input_zero_point') }) },
+              grid,
             );
       model.replaceInput(path, base);
       if (!factors) continue;
@@ -67,12 +73,20 @@ async function vectorAt(path: string, shape: readonly number[], { vector }: Pick
 }
 
 function checkedEntry(entry: unknown, field: string): Entry & { readonly sites: readonly string[] } {
-  const { sites, bits, symmetric, per, factors = false } = Object(entry) as Partial<Entry> & { readonly sites?: unknown };
+  const { sites, bits, symmetric, per, outlierThreshold, factors = false } = Object(entry) as Partial<Entry> & { readonly sites?: unknown };
   const fail = (problem: string): never => {
     throw new FormatError(`${field} of the config: ${problem}`, { field, value: entry });
   };
   if (per !== 'token' && per !== 'tensor') return fail(`per must be 'token' or 'tensor', got ${JSON.stringify(per)}`);
   if (typeof factors !== 'boolean') return fail(`factors must be true or false, got ${JSON.stringify(factors)}`);
-  checkActivationGrid(field, { bits: bits!, symmetric: symmetric! });
-  return { sites: sitesOf({ sites }, field), bits: bits!, symmetric: symmetric!, per, factors };
+  if (outlierThreshold !== undefined && per !== 'token') return fail("outlierThreshold goes with per: 'token'");
+  checkActivationGrid(field, { bits: bits!, symmetric: symmetric!, ...(outlierThreshold !== undefined && { outlierThreshold }) });
+  return {
+    sites: sitesOf({ sites }, field),
+    bits: bits!,
+    symmetric: symmetric!,
+    per,
+    ...(outlierThreshold !== undefined && { outlierThreshold }),
+    factors,
+  };
 }

@@ -187,6 +187,8 @@ describe('a config', () => {
       const [q, down] = ['model.layers.0.self_attn.q_proj', 'model.layers.1.mlp.down_proj'];
       const grid = { bits: 4, symmetric: false };
       model.replaceInput(q, tensorQuantizer(q, { scale: 0.3, zero: 7 }, grid));
+      const up = 'model.layers.0.mlp.up_proj';
+      model.replaceInput(up, tokenQuantizer({ bits: 2, symmetric: true, outlierThreshold: 0.5 }));
       const factors = Float32Array.from({ length: 32 }, (_, i) => 1 / (1 + (i % 3)));
       model.replaceInput(down, onScaledChannels(down, tensorQuantizer(down, { scale: 0.01 }, { bits: 8, symmetric: true }), factors));
       for (const { path } of model.sites('**', { points: ['operand'] })) model.replaceInput(path, coarse);
@@ -200,6 +202,7 @@ describe('a config', () => {
             per: 'token',
           },
           { sites: [q], bits: 4, symmetric: false, per: 'tensor' },
+          { sites: [up], bits: 2, symmetric: true, per: 'token', outlierThreshold: 0.5 },
           { sites: [down], bits: 8, symmetric: true, per: 'tensor', factors: true },
         ],
       });
@@ -216,6 +219,16 @@ describe('a config', () => {
     ['no sites', [{ bits: 8, symmetric: true, per: 'token' }], /niwaki.activations\[0\] of the config: sites must be/],
     ['another way', [{ sites: [], bits: 8, symmetric: true, per: 'row' }], /per must be 'token' or 'tensor', got "row"/],
     ['too many bits', [{ sites: [], bits: 16, symmetric: true, per: 'token' }], /niwaki.activations\[0\]: bits must be .* got 16/],
+    [
+      'no threshold',
+      [{ sites: [], bits: 8, symmetric: true, per: 'token', outlierThreshold: '6' }],
+      /outlierThreshold must be a finite number above 0, got '6'/,
+    ],
+    [
+      'outliers of one step',
+      [{ sites: [], bits: 8, symmetric: true, per: 'tensor', outlierThreshold: 6 }],
+      /outlierThreshold goes with per: 'token'/,
+    ],
     [
       'no step',
       [{ sites: ['model.layers.0.mlp.up_proj'], bits: 8, symmetric: true, per: 'tensor' }],

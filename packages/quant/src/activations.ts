@@ -11,6 +11,7 @@ import {
   min,
   mul,
   NumericError,
+  outOfRange,
   round,
   square,
   stack,
@@ -38,16 +39,31 @@ export interface ActivationOptions {
    * squares on calibration batches.
    */
   readonly per?: 'token' | 'tensor';
+  /**
+   * Per token: columns of the input with any |x| from here on are multiplied in floats, and no such x widens the range of
+   * its row (LLM.int8 has 6). Default 0: no column is.
+   */
+  readonly outlierThreshold?: number;
 }
 
+type Rounding = Omit<ActivationOptions, 'outlierThreshold'>;
+
 /** What methods that round activations take, checked, with defaults filled in. */
-export function activationOptions(
-  what: string,
-  { bits = 8, symmetric = false, per = 'token' }: ActivationOptions,
-): Required<ActivationOptions> {
+export function activationOptions(what: string, { bits = 8, symmetric = false, per = 'token' }: Rounding): Required<Rounding> {
   checkActivationGrid(what, { bits, symmetric });
   checkOneOf(what, 'per', per, ['token', 'tensor']);
   return { bits, symmetric, per };
+}
+
+function checkThreshold(threshold: number, per: 'token' | 'tensor'): void {
+  if (!(Number.isFinite(threshold) && threshold >= 0))
+    throw outOfRange('activations', 'outlierThreshold', threshold, 'a finite number of at least 0');
+  if (threshold === 0 || per === 'token') return;
+  throw new ConfigError(`activations: outlierThreshold ${threshold} is for rows with ranges of their own`, {
+    per,
+    outlierThreshold: threshold,
+    help: "Give per: 'token', or leave outlierThreshold away.",
+  });
 }
 
 /**
@@ -58,18 +74,21 @@ export function activationOptions(
  *
  * Stored: nothing per token, 4 or 8 bytes a site per tensor. Work per tensor: two forwards of each block over the batches,
  * and 24 roundings of each input in the second. Products stay in f32: this is what low-bit activations cost in quality, and
- * what a device with integer products would compute.
+ * what a device with integer products would compute. LLM.int8 is `activations({ symmetric: true, outlierThreshold: 6 })` over
+ * `rtn({ bits: 8, groupSize: 'row', symmetric: true })`.
  * @throws ConfigError for options out of range, an operand per tensor, or calibration batches missing or too many;
  * NotFoundError for an embedding; NumericError for an input that is not finite
  * @example await quantize(model, activations({ bits: 8 }))
  */
 export function activations(options: ActivationOptions = {}): Method {
-  const named = activationOptions('activations', options);
-  const { per, ...grid } = named;
-  const dynamic = tokenQuantizer(grid);
+  const { outlierThreshold = 0 } = options;
+  const { per, ...grid } = activationOptions('activations', options);
+  checkThreshold(outlierThreshold, per);
+  const rule = outlierThreshold > 0 ? { outlierThreshold } : {};
+  const dynamic = tokenQuantizer({ ...grid, ...rule });
   return defineMethod({
     kind: 'activations',
-    options: named,
+    options: { ...grid, per, ...rule },
     // Weights stay as they are.
     traits: { keeps: ['floats', 'trains', 'encode', 'lookup', 'zeros'] },
     makes: 'input',

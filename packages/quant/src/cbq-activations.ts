@@ -8,7 +8,7 @@ import { activationOptions, tensorSteps, type ActivationOptions } from './activa
 const operands = ['queries', 'keys', 'values'] as const;
 export type Operand = (typeof operands)[number];
 
-export interface CbqActivations extends ActivationOptions {
+export interface CbqActivations extends Omit<ActivationOptions, 'outlierThreshold'> {
   /** 'token' (default): each row over its own range, as it comes. 'tensor': one step a site, which trains with its window. */
   readonly per?: 'token' | 'tensor';
   /** Learning rate of the steps, as a part of what each is when its window begins; default 1e-3. Adam. */

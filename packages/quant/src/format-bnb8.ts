@@ -5,8 +5,8 @@ import { rawOf } from './int32-fields.ts';
 /**
  * The 8-bit matrices of bitsandbytes (LLM.int8, Dettmers et al. 2022) in a Hugging Face checkpoint: `weight` in I8 and `SCB`,
  * the largest |w| of each row, beside it; w = code · SCB / 127. Read as what `rtn({ bits: 8, groupSize: 'row', symmetric: true })`
- * makes, and such matrices are written. Products are those of the decoded matrix; the reference also rounds what it
- * multiplies with, outliers excepted, and so differs a little from what adapters train against here.
+ * makes, and such matrices are written. Products are those of the decoded matrix; the reference on a GPU also rounds what it
+ * multiplies with, outliers excepted, as `activations({ symmetric: true, outlierThreshold: 6 })` does on top of these.
  */
 export const bnb8bit: Format<Weight> = {
   name: 'bitsandbytes-8bit',

@@ -47,6 +47,22 @@ describe('rounded activations', () => {
     expect(own).toBeLessThan(await errorOf([activations({ bits: 4, symmetric: true })]));
   });
 
+  it('lose less where columns with outliers are in floats, over packed weights too, and the same where no column has any', async () => {
+    const by = (outlierThreshold?: number): Method =>
+      activations({ bits: 4, symmetric: true, ...(outlierThreshold !== undefined && { outlierThreshold }) });
+    const int8 = rtn({ bits: 8, groupSize: 'row', symmetric: true });
+    for (const before of [[], [[int8] as const]]) {
+      const plain = await errorOf(...before, [by()]);
+      expect(await errorOf(...before, [by(0)])).toBe(plain);
+      expect(await errorOf(...before, [by(1e6)])).toBe(plain);
+      expect(await errorOf(...before, [by(2)])).toBeLessThan(0.8 * plain);
+    }
+    // Every column is an outlier's.
+    expect(await errorOf([by(1e-30)])).toBe(0);
+    expect(by(6).options).toEqual({ bits: 4, symmetric: true, per: 'token', outlierThreshold: 6 });
+    expect(() => activations({ per: 'tensor', outlierThreshold: 6 })).toThrow(/outlierThreshold 6 is for rows with ranges of their own/);
+  });
+
   it('go with any weights, in either order', async () => {
     const [weights, inputs] = [rtn({ groupSize: 32 }), activations({ bits: 6 })];
     const after = await errorOf([weights], [inputs]);

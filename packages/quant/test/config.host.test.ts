@@ -56,7 +56,11 @@ configContract<CbqOptions>('cbq', cbq, {
   seed: { takes: 1, not: [0.5] },
 });
 const rounded = { bits: { takes: 4, not: [1, 9, 4.5] }, symmetric: flag, per: { takes: 'tensor', not: ['channel', 'row'] } } as const;
-configContract<ActivationOptions>('activations', activations, rounded);
+configContract<ActivationOptions>('activations', activations, {
+  ...rounded,
+  per: { takes: 'token', not: ['channel', 'row'] },
+  outlierThreshold: { takes: 6, not: [-1, Infinity, Number.NaN] },
+});
 configContract<CbqActivations>('cbq, activations', (options) => cbq({ activations: options }), {
   ...rounded,
   learningRate: { takes: 0, not: [-1, Infinity] },

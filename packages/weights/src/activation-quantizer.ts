@@ -8,6 +8,7 @@ import {
   denseParameter,
   div,
   greater,
+  greaterEqual,
   less,
   logicalAnd,
   max,
@@ -23,7 +24,9 @@ import {
   sum,
   tensor1d,
   tidy,
+  where,
   withGradient,
+  zerosLike,
   type Parameter,
   type Tensor,
   type Tensor1D,
@@ -40,6 +43,12 @@ export interface ActivationGrid {
   readonly symmetric: boolean;
 }
 
+/** How rows are rounded that have steps of their own. */
+export interface TokenGrid extends ActivationGrid {
+  /** |x| from which an entry is an outlier, above 0; absent: none is. */
+  readonly outlierThreshold?: number;
+}
+
 /**
  * How what a site is given is rounded before anything is multiplied with it. It belongs to the site, as a bias does, and
  * neither to its weight nor to an adapter: weights of any format come and go behind it, every adapter at the site, active
@@ -47,7 +56,7 @@ export interface ActivationGrid {
  *
  * What is multiplied are the rounded values in f32: no product is faster for it, and none needs a kernel of its own.
  */
-export interface ActivationQuantizer extends ActivationGrid {
+export interface ActivationQuantizer extends TokenGrid {
   /** 'token': steps over the range of each row as it comes. 'tensor': one step for all rows. */
   readonly per: 'token' | 'tensor';
   /** What is stored; nothing per token. Names begin with `input_`. */
@@ -76,24 +85,33 @@ const leastStep = 1e-8;
 const tinyStep = 1e-35;
 
 /** @throws ConfigError naming the field of `what` */
-export function checkActivationGrid(what: string, { bits, symmetric }: ActivationGrid): void {
+export function checkActivationGrid(what: string, { bits, symmetric, outlierThreshold }: TokenGrid): void {
   if (!(Number.isInteger(bits) && bits >= 2 && bits <= 8)) throw outOfRange(what, 'bits', bits, 'a whole number from 2 to 8');
   checkFlag(what, 'symmetric', symmetric);
+  if (outlierThreshold === undefined || (Number.isFinite(outlierThreshold) && outlierThreshold > 0)) return;
+  throw outOfRange(what, 'outlierThreshold', outlierThreshold, 'a finite number above 0');
 }
 
 /**
  * Dynamic, per token: a row goes from -a to a in 2^bits - 2 steps for a = max |x|, or, asymmetric, from min(0, min x) to
  * max(0, max x) in 2^bits - 1. Nothing is stored and nothing is kept for the backward pass: no value is cut, and gradients go
  * through as they are.
+ *
+ * With an `outlierThreshold` outliers count for no range, and a column that has one in any of the rows stays in floats
+ * (LLM.int8, Dettmers et al. 2022, 2208.07339, section 3.2). The integer part's product and that of the float columns with
+ * the decoded columns of W add up to one product with what comes out here, so a weight of any format stays as it is
+ * stored. Which columns these are is found on the device, among the rows that are multiplied together.
  */
-export function tokenQuantizer(grid: ActivationGrid): ActivationQuantizer {
+export function tokenQuantizer(grid: TokenGrid): ActivationQuantizer {
   checkActivationGrid('tokenQuantizer', grid);
-  const { bits, symmetric } = grid;
-  const rounded = symmetric ? symmetricRows(2 ** (bits - 1) - 1) : asymmetricRows(2 ** bits - 1);
+  const { bits, symmetric, outlierThreshold } = grid;
+  const rows = symmetric ? symmetricRows(2 ** (bits - 1) - 1) : asymmetricRows(2 ** bits - 1);
+  const rounded = outlierThreshold === undefined ? rows : besideOutliers(outlierThreshold, rows);
   return {
     per: 'token',
     bits,
     symmetric,
+    ...(outlierThreshold !== undefined && { outlierThreshold }),
     parts: {},
     gradient: 'surrogate',
     apply: (x) =>
@@ -119,6 +137,15 @@ const asymmetricRows =
     const step = maximum(div(sub(maximum(max(x, 1, true), 0), least), most), tinyStep);
     const zero = round(neg(div(least, step)));
     return mul(sub(clipByValue(add(round(div(x, step)), zero), 0, most), zero), step);
+  };
+
+/** Ranges of rows begin at 0 or contain it, so that an outlier that counts as 0 counts for none. */
+const besideOutliers =
+  (threshold: number, rows: (x: Tensor2D) => Tensor) =>
+  (x: Tensor2D): Tensor => {
+    const sizes = abs(x);
+    const kept = where(greaterEqual(sizes, threshold), zerosLike(x), x);
+    return where(greaterEqual(max(sizes, 0, true), threshold), x, rows(kept));
   };
 
 /**

@@ -12,13 +12,7 @@ import {
   type Tensor2D,
 } from '@niwaki/tensor';
 import { affine, type AffineOptions } from './affine.ts';
-import {
-  onScaledChannels,
-  tensorQuantizer,
-  tokenQuantizer,
-  type ActivationGrid,
-  type ActivationQuantizer,
-} from './activation-quantizer.ts';
+import { onScaledChannels, tensorQuantizer, tokenQuantizer, type ActivationQuantizer, type TokenGrid } from './activation-quantizer.ts';
 import { codebook4, type Codebook4Options } from './codebook4.ts';
 import { csr } from './csr.ts';
 import { denseWeight } from './dense.ts';
@@ -48,7 +42,7 @@ export interface WeightRecord {
 }
 
 /** What rounds a site's input, as data. */
-export interface InputRecord extends ActivationGrid {
+export interface InputRecord extends TokenGrid {
   readonly per: ActivationQuantizer['per'];
   readonly parts: Readonly<Record<string, PartRecord>>;
 }
@@ -80,16 +74,16 @@ export function weightFrom(path: string, record: WeightRecord, around?: Weight):
   return weight;
 }
 
-export const recordOfInput = async ({ per, bits, symmetric, parts }: ActivationQuantizer): Promise<InputRecord> => ({
+export const recordOfInput = async ({ per, bits, symmetric, outlierThreshold, parts }: ActivationQuantizer): Promise<InputRecord> => ({
   per,
   bits,
   symmetric,
+  ...(outlierThreshold !== undefined && { outlierThreshold }),
   parts: await recordsOf(parts, new Set()),
 });
 
 /** The quantizer of a record. @param path of the site */
-export function inputFrom(path: string, { per, bits, symmetric, parts }: InputRecord): ActivationQuantizer {
-  const grid = { bits, symmetric };
+export function inputFrom(path: string, { per, parts, ...grid }: InputRecord): ActivationQuantizer {
   const [scale, zero] = ['input_scale', 'input_zero_point'].map((name) => parts[name] && floats(parts[name])[0]);
   const base = per === 'token' ? tokenQuantizer(grid) : tensorQuantizer(path, { scale: scale!, ...(zero !== undefined && { zero }) }, grid);
   const factors = parts['input_factors'];

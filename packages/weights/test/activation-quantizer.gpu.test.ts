@@ -3,6 +3,7 @@ import { init } from '../../backend/src/index.ts';
 import { gradientsOf, memory, onesLike, tensor2d, tidy, type Parameter } from '@niwaki/tensor';
 import { createCall, onScaledChannels, tensorQuantizer, tokenQuantizer, type ActivationQuantizer } from '../src/index.ts';
 import { gpuMissing } from '../../testing/src/gpu.ts';
+import { oddSizes, productWithOutliers } from './llm-int8.ts';
 
 const missing = await gpuMissing();
 
@@ -54,6 +55,24 @@ describe.skipIf(missing)('rounded activations on WebGPU', () => {
     const [outliers, through] = await results(scaled, [[3, 12, -1]]);
     expectClose(outliers!, [3, 12, -1]);
     expectClose(through!, [1, 1, 1]);
+    const rule = tokenQuantizer({ bits: 8, symmetric: true, outlierThreshold: 6 });
+    const [mixed, straight] = await results(rule, [
+      [0.5, -1.27, 0.0033, 1, 8],
+      [1.1, 2, -6, 0.3, 0.1],
+      [5, 1, 0, 0, 0],
+    ]);
+    const fine = 2 / 127;
+    expectClose(mixed!, [0.5, -1.27, 0.0033, 1, 8, 70 * fine, 2, -6, 19 * fine, 0.1, 5, (25 * 5) / 127, 0, 0, 0]);
+    expect(straight!.every((value) => value === 1)).toBe(true);
+    for (const sizes of oddSizes) {
+      const { given, weight, expected: product, free } = await productWithOutliers(...sizes);
+      const y = tidy(() => weight.apply(rule.apply(given, createCall({ batch: {} })), createCall({ batch: {} })));
+      const apart = [...(await y.data())].map((value, i) => Math.abs(value - product.values[i]!));
+      expect(apart.length).toBe(sizes[0] * sizes[2]);
+      expect(Math.max(...apart)).toBeLessThan(product.room);
+      y.dispose();
+      free();
+    }
     for (const { parts } of [step, scaled]) for (const part of Object.values(parts)) part.dispose();
     expect(memory().numTensors).toBe(before);
   });

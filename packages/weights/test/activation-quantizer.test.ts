@@ -1,8 +1,10 @@
 import { describe, expect, it } from 'vitest';
 import {
   ConfigError,
+  createDraw,
   gradientsOf,
   memory,
+  noise,
   onesLike,
   openMemoryLedger,
   recordTape,
@@ -10,8 +12,10 @@ import {
   tidy,
   type Parameter,
   type Tensor,
+  type Tensor2D,
 } from '@niwaki/tensor';
 import { createCall, onScaledChannels, tensorQuantizer, tokenQuantizer, type ActivationQuantizer } from '../src/index.ts';
+import { oddSizes, productWithOutliers } from './llm-int8.ts';
 
 const call = createCall({ batch: {} });
 const numbers = async (t: Tensor): Promise<number[]> => {
@@ -134,6 +138,76 @@ describe('a quantizer of each row', () => {
   });
 });
 
+describe('outliers, by the rule of LLM.int8', () => {
+  const grid = { bits: 8, symmetric: true } as const;
+  const rule = tokenQuantizer({ ...grid, outlierThreshold: 6 });
+
+  it('leave their columns in floats, and count for no range', async () => {
+    const given = await rounded(rule, [
+      [0.5, -1.27, 0.0033, 1, 8],
+      [1.1, 2, -6, 0.3, 0.1],
+      [5.9, 0, 0, 0, 0],
+    ]);
+    const [fine, coarse] = [2 / 127, 5.9 / 127];
+    expectClose(given, [0.5, -1.27, 0.0033, 1, 8, 70 * fine, 2, -6, 19 * fine, 0.1, 127 * coarse, 0, 0, 0, 0]);
+    // What is multiplied in floats is what came, to the last bit.
+    expect([given[2], given[4], given[7], given[9]]).toEqual([0.0033, 8, -6, 0.1].map(Math.fround));
+  });
+
+  it('widen no range, but the other entries of their columns do', async () => {
+    const given = await rounded(rule, [
+      [5, 1],
+      [7, 1],
+    ]);
+    // 1 is 25.4 of 127 steps to 5.
+    expectClose(given, [5, (25 * 5) / 127, 7, 1]);
+  });
+
+  it('change nothing where there are none, bit for bit', async () => {
+    const rows = [row, row.map((value) => 2.9 * value)];
+    for (const symmetric of [true, false]) {
+      const [own, plain] = [{ outlierThreshold: 6 }, {}].map((option) => tokenQuantizer({ ...grid, symmetric, ...option }));
+      expect(await rounded(own!, rows)).toEqual(await rounded(plain!, rows));
+    }
+  });
+
+  it('leave one-sided ranges to the others too', async () => {
+    const quantizer = tokenQuantizer({ bits: 4, symmetric: false, outlierThreshold: 6 });
+    expectClose(await rounded(quantizer, [[-1, -0.2, 100, 0.1, 0.5]]), [-1, -0.2, 100, 0.1, 0.5]);
+  });
+
+  it.each(oddSizes)('make one product of an integer and a float one: %i rows of %i, %i out', async (rows, width, out) => {
+    const { given, weight, expected, free: freeAll } = await productWithOutliers(rows, width, out);
+    const y = await numbers(tidy(() => weight.apply(rule.apply(given, call), call)));
+    expect(y.length).toBe(rows * out);
+    for (const [i, value] of y.entries()) expect(Math.abs(value - expected.values[i]!)).toBeLessThan(expected.room);
+    // Backward through the decoded matrix, as if nothing had been rounded.
+    const gradientOf = (input: (t: Tensor2D) => Tensor2D): Promise<number[]> => {
+      const { value, gradients } = gradientsOf(
+        () => weight.apply(input(given), call),
+        [given],
+        (of) => [{ of, value: onesLike(of) }],
+      );
+      value.dispose();
+      return numbers(gradients[0]!);
+    };
+    expect(await gradientOf((t) => rule.apply(t, call))).toEqual(await gradientOf((t) => t));
+    freeAll();
+  });
+
+  it('cost little of what they cost without the rule', async () => {
+    const [rows, width] = [16, 64];
+    const x = noise([rows, width], createDraw(1, 0).at('x'), 'gaussian');
+    // Three features of twenty times the size of the others, as models of some billions of parameters have them.
+    const values = Array.from((await x.data()) as Float32Array, (value, i) => (i % width < 3 ? 20 * value : value));
+    x.dispose();
+    const list = Array.from({ length: rows }, (_, r) => values.slice(r * width, (r + 1) * width));
+    const lost = async (quantizer: ActivationQuantizer): Promise<number> =>
+      (await rounded(quantizer, list)).reduce((sum, value, i) => sum + (i % width < 3 ? 0 : (value - values[i]!) ** 2), 0);
+    expect(await lost(rule)).toBeLessThan((await lost(tokenQuantizer(grid))) / 30);
+  });
+});
+
 it('factors move outliers before the rounding and back after it', async () => {
   const plain = tokenQuantizer({ bits: 3, symmetric: true });
   const scaled = onScaledChannels('m', plain, Float32Array.of(1, 0.25, 1));
@@ -150,6 +224,7 @@ it('what is out of range is refused, with the field, the value and the range', (
   const grid = { bits: 4, symmetric: true } as const;
   expect(() => tokenQuantizer({ ...grid, bits: 9 })).toThrow(/bits must be a whole number from 2 to 8, got 9/);
   expect(() => tokenQuantizer({ ...grid, symmetric: 1 as never })).toThrow(ConfigError);
+  expect(() => tokenQuantizer({ ...grid, outlierThreshold: 0 })).toThrow(/outlierThreshold must be a finite number above 0, got 0/);
   expect(() => tensorQuantizer('m', { scale: 0 }, grid)).toThrow(/'m': scale must be a finite number above 0, got 0/);
   expect(() => tensorQuantizer('m', { scale: 1, zero: 16 }, { bits: 4, symmetric: false })).toThrow(/zero must be .* 0 to 15, got 16/);
   expect(() => tensorQuantizer('m', { scale: 1, zero: 3 }, grid)).toThrow(/symmetric grid of 4 bits is 8, got 3/);
