@@ -1,5 +1,5 @@
 import { setBackend } from '@tensorflow/tfjs-core';
-import { ConfigError, DeviceError } from '@niwaki/tensor';
+import { checkOptions, ConfigError, DeviceError } from '@niwaki/tensor';
 import { registerGradients } from './gradients/register-gradients.ts';
 import type { StartedDevice } from './started-device.ts';
 
@@ -39,6 +39,7 @@ const preference: readonly Device[] = ['webgpu', 'wasm', 'cpu'];
  * @throws ConfigError for an unknown device or thread count, DeviceError where the device cannot start
  */
 export async function init(options: InitOptions = {}): Promise<DeviceInfo> {
+  checkOptions('init', options, ['device', 'threads', 'software', 'wasmPaths']);
   const { device = 'auto', threads } = options;
   if (device !== 'auto' && !Object.hasOwn(starters, device)) {
     throw new ConfigError(`init: unknown device '${device}'`, {

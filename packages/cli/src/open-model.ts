@@ -1,6 +1,6 @@
 import { readBase } from '@niwaki/train';
 import { init, load, loadAdapter, loadResult, recipeKit, type DeviceInfo, type Loaded, type LoadedResult } from 'niwaki';
-import { nearest } from '@niwaki/tensor';
+import { namesInstead } from '@niwaki/tensor';
 import { quantizersWithoutText, type CommonFlags, type ModelFlags } from './flags.ts';
 import { UsageError } from './failure.ts';
 import { inBytes } from './number.ts';
@@ -102,9 +102,5 @@ function checkQuantizer(kind: string | undefined): void {
 /** @throws UsageError that names the nearest kind */
 export function checkKind(flag: string, kind: string, known: readonly string[]): void {
   if (known.includes(kind)) return;
-  throw new UsageError(`${flag}: there is no '${kind}'`, {
-    kind,
-    known,
-    help: `Did you mean '${nearest(kind, known, { count: 1 })[0]}'? Known: ${known.join(', ')}.`,
-  });
+  throw new UsageError(`${flag}: there is no '${kind}'`, { kind, ...namesInstead(kind, known) });
 }

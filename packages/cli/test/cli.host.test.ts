@@ -1,5 +1,6 @@
 import { readFile, readdir, stat } from 'node:fs/promises';
 import { memory } from '@niwaki/tensor';
+import { recipeKit } from 'niwaki';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { call } from './support/call.ts';
 import { tinyFolder, type TinyFolder } from './support/tiny-folder.ts';
@@ -11,6 +12,7 @@ beforeAll(async () => {
   folder = await tinyFolder();
   model = folder.at('model');
   text = await folder.write('text.txt', 'The gardener trims the pine. The pine grows slowly.');
+  await folder.write('latin1.txt', Uint8Array.of(0x64, 0xe9, 0x6a));
 });
 afterAll(() => folder.remove());
 
@@ -426,6 +428,12 @@ describe('wrong usage ends with 2, failures with 1, and stdout stays one object'
       /dropout: expected less than 1, got 1/,
     ],
     ['a model that is not there', 1, (at) => ['inspect', '--model', at('nowhere'), ...cpu], /no file or folder/],
+    [
+      'a text that is no UTF-8',
+      1,
+      (at) => ['eval', '--model', at('model'), '--text', at('latin1.txt'), ...cpu],
+      /latin1\.txt is no UTF-8 text: byte 1 \(0xe9, line 1\)/,
+    ],
     ['a text that is not there', 1, (at) => ['eval', '--model', at('model'), '--text', at('nowhere.txt'), ...cpu], /no file/],
     [
       'an adapter that is not there',
@@ -498,6 +506,7 @@ describe('wrong usage ends with 2, failures with 1, and stdout stays one object'
   it('help is a result', async () => {
     const answer = await call(['finetune', '--help']);
     expect(answer.code).toBe(0);
+    for (const kind of Object.keys(recipeKit.optimizers)) expect(answer.out).toMatch(new RegExp(`--optimizer <kind> [^<]*\\b${kind}\\b`));
     for (const flag of [
       '--rank',
       '--alpha',

@@ -1,4 +1,4 @@
-import { dispose, tidy, type Scalar, type Sink } from '@niwaki/tensor';
+import { checkOptions, dispose, tidy, type Scalar, type Sink } from '@niwaki/tensor';
 import { backpropTraits } from './check.ts';
 import type { Estimator, Turn } from './estimator.ts';
 import { backwardHead, defaultChunkBytes } from './head.ts';
@@ -13,6 +13,8 @@ export interface BackpropOptions {
   /** Debugging: reads back what is computed again, stages and saved tensors, and throws where it is not the first, bit for bit. */
   readonly verifyRecompute?: boolean;
 }
+
+const backpropNames = ['chunkBytes', 'verifyRecompute'] as const;
 
 /**
  * What of a block its backward computes again: all of it ('full'), norms and activations ('selective': what products and
@@ -48,6 +50,7 @@ export interface BlockwiseOptions extends BackpropOptions {
  * @throws ConfigError where more than one of the three is given
  */
 export function blockwiseBackprop(options: BlockwiseOptions = {}): Estimator {
+  checkOptions('blockwiseBackprop', options, ['recompute', 'keepBytes', 'memoryBudget', ...backpropNames]);
   return backprop('blockwise', roomOf(options), options);
 }
 
@@ -56,6 +59,7 @@ export function blockwiseBackprop(options: BlockwiseOptions = {}): Estimator {
  * For small models and short rows. Gradients equal those of `blockwiseBackprop`.
  */
 export function fullTapeBackprop(options: BackpropOptions = {}): Estimator {
+  checkOptions('fullTapeBackprop', options, backpropNames);
   return backprop('full tape', roomOf({ recompute: 'none' }), options);
 }
 

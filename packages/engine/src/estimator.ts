@@ -1,4 +1,16 @@
-import type { Described, Draw, Parameter, Range, Scalar, Sink, Tensor, Traits, View } from '@niwaki/tensor';
+import {
+  nounWith,
+  type Described,
+  type Draw,
+  type Noun,
+  type Parameter,
+  type Range,
+  type Scalar,
+  type Sink,
+  type Tensor,
+  type Traits,
+  type View,
+} from '@niwaki/tensor';
 import type { At, Batch, Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { Objective } from './objective.ts';
@@ -38,3 +50,5 @@ export interface Estimator extends Described {
   /** Returns this micro-batch's part of the loss, scaled; the caller disposes it. */
   estimate(turn: Turn, sink: Sink): Promise<Scalar>;
 }
+
+export const anEstimator: Noun = nounWith('an estimator, as blockwiseBackprop() gives it', 'estimate');

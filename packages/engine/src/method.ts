@@ -1,4 +1,16 @@
-import { AbortError, ConfigError, NiwakiError, refuse, StateError, throwIfAborted, type Json, type Traits } from '@niwaki/tensor';
+import {
+  AbortError,
+  checkOptions,
+  ConfigError,
+  NiwakiError,
+  nounWith,
+  refuse,
+  StateError,
+  throwIfAborted,
+  type Json,
+  type Noun,
+  type Traits,
+} from '@niwaki/tensor';
 import { disposeWeight, type ActivationQuantizer, type Weight } from '@niwaki/weights';
 import { siteParty, type Adapter, type Model, type Point, type Selector, type Site } from '@niwaki/nn';
 import { recordChange } from './base-changes.ts';
@@ -63,6 +75,17 @@ export interface Method<P extends Plan = Plan> {
   toJSON(): { kind: string; options: { readonly [name: string]: Json } };
 }
 
+/**
+ * Of a method that rounds matrices to codes. Codes of codes would carry both errors, so it wants the floats; `quantize` with
+ * `requantize` takes the codes for them.
+ */
+export const roundsFloats: { readonly needs: readonly ['floats']; readonly help: { readonly floats: string } } = {
+  needs: ['floats'],
+  help: {
+    floats: 'Load the model in floats; or pass `requantize: true`, which rounds once more what the codes stand for, and keeps both errors.',
+  },
+};
+
 /** A method with its recipe form, and the traits that follow from how it works, from everything else. */
 export function defineMethod<P extends Plan = Plan>(method: Omit<Method<P>, 'toJSON'>): Method<P> {
   return { ...method, traits: completed(method), toJSON: () => ({ kind: method.kind, options: method.options }) };
@@ -97,6 +120,10 @@ export interface ApplyOptions {
   /** Data for methods that choose by what the inputs look like. */
   readonly calibrate?: Calibrate;
 }
+
+export const applyNames = ['at', 'exclude', 'signal', 'onProgress', 'undoBytes', 'calibrate'] as const;
+
+export const aMethod: Noun = nounWith('a method, as nf4() or wanda() gives it', 'kind', 'make', 'traits');
 
 export interface Applied<P extends Plan = Plan> {
   readonly plan: P;
@@ -227,6 +254,7 @@ export const isCalibrated = <P extends Plan>({ collect, visit }: Pick<Method<P>,
   collect !== undefined || visit !== undefined;
 
 function checkCalibration<P extends Plan>(method: Method<P>, { calibrate: data }: ApplyOptions): void {
+  if (data !== undefined) checkOptions('calibrate', data, ['batches', 'from', 'checkpoint', 'reference', 'onBlock', 'onFit']);
   if (isCalibrated(method) === (data !== undefined)) return;
   throw data === undefined
     ? new ConfigError(`${method.kind} chooses by what its inputs look like: it needs calibration batches`, {

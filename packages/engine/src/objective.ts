@@ -1,4 +1,4 @@
-import type { Described, Scalar, Tensor1D, Traits } from '@niwaki/tensor';
+import { nounWith, type Described, type Noun, type Scalar, type Tensor1D, type Traits } from '@niwaki/tensor';
 import type { Batch } from '@niwaki/weights';
 import type { Carry } from '@niwaki/nn';
 
@@ -21,3 +21,5 @@ export interface Objective extends Described {
   /** Nonlinear over the rows' scores [n]; its value takes the place of their sum. Costs a second pass of the head. */
   reduce?(scores: Tensor1D, batch: Batch): Scalar;
 }
+
+export const anObjective: Noun = nounWith('an objective, as causalLM() gives it', 'rows', 'score');

@@ -1,4 +1,4 @@
-import type { Draw, Parameter, Range, Tensor, Traits } from '@niwaki/tensor';
+import { nounWith, type Draw, type Noun, type Parameter, type Range, type Tensor, type Traits } from '@niwaki/tensor';
 import type { Weight } from '@niwaki/weights';
 import type { Model } from '@niwaki/nn';
 import type { State, Transform } from '@niwaki/optim';
@@ -71,3 +71,5 @@ export interface Participant {
   /** Frees what it holds; it may take part in another run afterwards. */
   dispose?(): void;
 }
+
+export const aParticipant: Noun = nounWith('something that takes part in steps, as lisa() gives it', 'name');

@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { add, checkCount, gelu, matMul, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import { add, checkCount, checkOptions, gelu, matMul, zeros, type Json, type Tensor, type Tensor2D } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Adapter, Site } from '@niwaki/nn';
 import {
@@ -40,6 +40,7 @@ const slots = {
  * @example await adapt(model, bottleneck({ reduction: 16 }), { at: ['**.self_attn', '**.mlp'] });
  */
 export function bottleneck(options: BottleneckOptions = {}): AdapterMethod {
+  checkOptions('bottleneck', options, ['reduction', 'excludeModules', 'layersToTransform', 'layersPattern', 'modulesToSave']);
   const { reduction = 16, ...targeting } = options;
   checkCount('bottleneck', 'reduction', reduction);
   const settings = { reduction, ...targeting };

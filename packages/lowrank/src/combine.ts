@@ -1,5 +1,7 @@
 import {
+  checkCall,
   checkCount,
+  checkOptions,
   concat,
   ConfigError,
   matMul,
@@ -13,7 +15,7 @@ import {
   type Parameter,
   type Tensor2D,
 } from '@niwaki/tensor';
-import type { Adapter, Model, Site } from '@niwaki/nn';
+import { aModel, type Adapter, type Model, type Site } from '@niwaki/nn';
 import { adapterNamed, checkName, fieldsFor, targetsFor, type PeftSet } from '@niwaki/peft';
 import type { LoraAdapter, LoraSpec } from './lora-adapter.ts';
 import { loraEmbedding } from './lora-embedding.ts';
@@ -45,11 +47,10 @@ export interface Combined {
  * @throws ConfigError for adapters that are no plain product: DoRA, a bias, whole modules, token rows
  * @example await combineAdapters(model, { french: 0.7, polite: 0.3 }, { name: 'both' });
  */
-export async function combineAdapters(
-  model: Model,
-  weights: Readonly<Record<string, number>>,
-  { name, rank }: CombineOptions,
-): Promise<Combined> {
+export async function combineAdapters(model: Model, weights: Readonly<Record<string, number>>, options: CombineOptions): Promise<Combined> {
+  checkCall("combineAdapters(model, { french: 0.7, polite: 0.3 }, { name: 'both' })", { model: [model, aModel] });
+  checkOptions('combineAdapters', options, ['name', 'rank']);
+  const { name, rank } = options;
   checkName(model, name);
   if (rank !== undefined) checkCount('combineAdapters', 'rank', rank);
   const sources = Object.entries(weights).map(([source, weight]) => {

@@ -3,6 +3,7 @@ import {
   add,
   checkCount,
   checkFlag,
+  checkOptions,
   ConfigError,
   denseParameter,
   gelu,
@@ -117,6 +118,16 @@ export const compacterFile: AdapterFile = sublayerFile({
 });
 
 function compacterSettings(options: CompacterOptions): Settings {
+  checkOptions('compacter', options, [
+    'division',
+    'reduction',
+    'rank',
+    'ruleRange',
+    'trainNorms',
+    'excludeModules',
+    'layersToTransform',
+    'layersPattern',
+  ]);
   const { division = 4, reduction = 32, rank = 1, ruleRange = 1e-4, trainNorms = true, ...targeting } = options;
   for (const [field, value] of Object.entries({ division, reduction, rank })) checkCount('compacter', field, value);
   if (!(Number.isFinite(ruleRange) && ruleRange > 0)) throw outOfRange('compacter', 'ruleRange', ruleRange, 'a finite number above 0');

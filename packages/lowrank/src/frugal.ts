@@ -2,6 +2,7 @@ import {
   abs,
   checkFlag,
   checkOneOf,
+  checkOptions,
   ConfigError,
   descriptionOf,
   greater,
@@ -30,6 +31,7 @@ import {
 } from '@niwaki/optim';
 import { coordinateSubspace, type Coordinates } from './coordinate-subspace.ts';
 import { spectralSubspace } from './spectral-subspace.ts';
+import { projectedAdamNames } from './galore.ts';
 import { inSubspace, type Subspace } from './subspace.ts';
 import { inTurns, type TurnOrder } from './turns.ts';
 
@@ -57,6 +59,8 @@ export interface SplitOptions {
   readonly at?: string | readonly string[];
 }
 
+const splitNames = ['density', 'every', 'split', 'order', 'rest', 'restScale', 'scale', 'reset', 'at'] as const;
+
 export interface FrugalOptions extends SplitOptions, AdamOptions {
   /** Used where no schedule is given. */
   readonly learningRate: number;
@@ -77,6 +81,7 @@ export interface FrugalOptions extends SplitOptions, AdamOptions {
  * @example frugal({ learningRate: 1e-3, density: 0.25 })
  */
 export function frugal(options: FrugalOptions): Transform {
+  checkOptions('frugal', options, [...splitNames, ...projectedAdamNames]);
   const { learningRate, weightDecay = 0, groups: list = [], state = '32bit', direction, ...rest } = options;
   const { density, every, split, order, rest: rule, restScale, scale, reset, at, ...adam } = rest;
   checkRate('frugal', learningRate);
@@ -86,8 +91,8 @@ export function frugal(options: FrugalOptions): Transform {
   );
   const transform = chain(
     splitGradients(stateStoredAs(state, direction ?? scaleByAdam(adam)), Object.fromEntries(given)),
-    addDecayedWeights(settings.weightDecay, settings),
-    scaleByLearningRate(settings),
+    addDecayedWeights(settings.weightDecay, { rateScale: settings.rateScale }),
+    scaleByLearningRate({ rateScale: settings.rateScale }),
   );
   return { ...transform, name: 'frugal', learningRate };
 }
@@ -98,6 +103,7 @@ const rules: readonly string[] = ['sign', 'sgd', 'none'];
 
 /** FRUGAL's split around any transform that makes a direction of a gradient. */
 export function splitGradients(inner: Transform, options: SplitOptions = {}): Transform {
+  checkOptions('frugal', options, splitNames);
   const { density = 0.25, every = 200, split = 'columns', rest = 'sign', restScale = 1, scale = 1, reset = true, order, at } = options;
   if (!(density >= 0 && density <= 1)) throw outOfRange('frugal', 'density', density, 'in [0, 1]');
   if (!(restScale >= 0 && restScale < Infinity)) throw outOfRange('frugal', 'restScale', restScale, 'a finite number of at least 0');

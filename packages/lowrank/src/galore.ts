@@ -1,4 +1,4 @@
-import { checkCount, checkOneOf, ConfigError, descriptionOf, type Described } from '@niwaki/tensor';
+import { checkCount, checkOneOf, checkOptions, ConfigError, descriptionOf, type Described } from '@niwaki/tensor';
 import {
   addDecayedWeights,
   chain,
@@ -29,6 +29,8 @@ export interface ProjectionOptions {
   readonly at?: string | readonly string[];
 }
 
+const projectionNames = ['rank', 'every', 'scale', 'projection', 'at'] as const;
+
 /** What is around a projection of gradients, and inside it. */
 export interface ProjectedAdamOptions extends AdamOptions {
   /** Used where no schedule is given. An entry of a projected matrix moves as Adam would at learningRate · scale. */
@@ -42,6 +44,18 @@ export interface ProjectedAdamOptions extends AdamOptions {
   readonly direction?: Transform;
 }
 
+export const projectedAdamNames = [
+  'learningRate',
+  'weightDecay',
+  'groups',
+  'state',
+  'direction',
+  'beta1',
+  'beta2',
+  'eps',
+  'correctLast',
+] as const;
+
 export interface GaloreOptions extends ProjectionOptions, ProjectedAdamOptions {}
 
 /**
@@ -53,6 +67,7 @@ export interface GaloreOptions extends ProjectionOptions, ProjectedAdamOptions {
  * @example galore({ learningRate: 0.01, rank: 128, state: '8bit' })
  */
 export function galore(options: GaloreOptions): Transform {
+  checkOptions('galore', options, [...projectionNames, ...projectedAdamNames]);
   const { rank, every, scale, projection, at, ...adam } = options;
   return projectedAdam('galore', adam, (inner) => projectGradients(inner, { rank, ...defined({ every, scale, projection, at }) }));
 }
@@ -69,8 +84,8 @@ export function projectedAdam(
   const official = state === '32bit' ? { eps: 1e-6, correctLast: true } : {};
   const transform = chain(
     project(stateStoredAs(state, direction ?? scaleByAdam({ ...official, ...adam }))),
-    addDecayedWeights(settings.weightDecay, { ...settings, order: 'after' }),
-    scaleByLearningRate(settings),
+    addDecayedWeights(settings.weightDecay, { rateScale: settings.rateScale, order: 'after' }),
+    scaleByLearningRate({ rateScale: settings.rateScale }),
   );
   return { ...transform, name, learningRate };
 }
@@ -88,9 +103,11 @@ export interface ProjectionKind {
 /** GaLore's projection around any transform that makes a direction of a gradient. */
 export function projectGradients(
   inner: Transform,
-  { rank, every = 200, scale = 0.25, projection = 'std', at }: ProjectionOptions,
+  projecting: ProjectionOptions,
   { name, options, stored = (subspace) => subspace, pace }: ProjectionKind = { name: 'galore' },
 ): Transform {
+  checkOptions(name, projecting, projectionNames);
+  const { rank, every = 200, scale = 0.25, projection = 'std', at } = projecting;
   checkCount(name, 'rank', rank);
   checkOneOf(name, 'projection', projection, sides);
   const transform = inSubspace(name, inner, {

@@ -1,6 +1,7 @@
 import * as v from 'valibot';
 import {
   checkFlag,
+  checkOptions,
   ConfigError,
   mul,
   noise,
@@ -123,7 +124,9 @@ export const ia3File: AdapterFile = adapterFile({
   },
 });
 
-function ia3Settings({ feedforwardModules = ['down_proj'], init = true, ...rest }: Ia3Options): Ia3Settings {
+function ia3Settings(options: Ia3Options): Ia3Settings {
+  checkOptions('ia3', options, ['feedforwardModules', 'init', 'excludeModules', 'modulesToSave']);
+  const { feedforwardModules = ['down_proj'], init = true, ...rest } = options;
   checkFlag('ia3', 'init', init);
   return { ...rest, feedforwardModules, init };
 }

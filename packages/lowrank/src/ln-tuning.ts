@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { ConfigError, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
+import { checkOptions, ConfigError, type Json, type Parameter, type Tensor } from '@niwaki/tensor';
 import { defineMethod, type Method, type Plan } from '@niwaki/engine';
 import {
   adapterFile,
@@ -25,6 +25,7 @@ const slots: Readonly<Record<string, 'weight' | 'bias'>> = { 'ln_tuning_layers.w
  * @example await adapt(model, lnTuning(), { at: ['input_layernorm', 'post_attention_layernorm', 'norm'] });
  */
 export function lnTuning(options: LnTuningOptions = {}): AdapterMethod {
+  checkOptions('lnTuning', options, ['excludeModules', 'modulesToSave']);
   const bind = ({ name }: Pick<Binding, 'name'>): Method<Plan & { model?: Model }> =>
     defineMethod({
       kind: 'ln-tuning',

@@ -1,4 +1,4 @@
-import { checkCount, matMul, mul, sqrt, square, sub, sum, tidy, truncatedSvd, type Tensor2D } from '@niwaki/tensor';
+import { checkCount, checkOptions, matMul, mul, sqrt, square, sub, sum, tidy, truncatedSvd, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import { disposeWeight, type Weight } from '@niwaki/weights';
 import type { InitContext, InitialPair, Initializer } from './initialization.ts';
@@ -23,7 +23,9 @@ export interface LoftqOptions {
  * @throws ConfigError for iterations out of range or a quantizer that is none
  * @example await adapt(model, lora({ rank: 16, init: loftq({ quantizer: nf4(), iterations: 5 }) }), { at: 'all-linear' });
  */
-export function loftq({ quantizer, iterations = 1 }: LoftqOptions): Initializer {
+export function loftq(options: LoftqOptions): Initializer {
+  checkOptions('loftq', options, ['quantizer', 'iterations']);
+  const { quantizer, iterations = 1 } = options;
   checkQuantizer('loftq', quantizer);
   checkCount('loftq', 'iterations', iterations);
   return {

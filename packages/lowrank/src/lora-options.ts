@@ -1,5 +1,5 @@
-import type { TargetOptions } from '@niwaki/peft';
-import { checkCount, checkFlag, checkOneOf, outOfRange } from '@niwaki/tensor';
+import { targetNames, type TargetOptions } from '@niwaki/peft';
+import { checkCount, checkFlag, checkOneOf, checkOptions, outOfRange } from '@niwaki/tensor';
 import { findInitializer, type Initializer } from './initialization.ts';
 
 export interface LoraOptions extends TargetOptions {
@@ -30,6 +30,18 @@ export type LoraSettings = Required<
 
 /** Fills defaults and checks every field. @throws ConfigError that names the field, the value and the range */
 export function loraSettings(options: LoraOptions = {}): LoraSettings {
+  checkOptions('lora', options, [
+    'rank',
+    'alpha',
+    'dropout',
+    'init',
+    'rslora',
+    'dora',
+    'rankPattern',
+    'alphaPattern',
+    'loraBias',
+    ...targetNames,
+  ]);
   const {
     rank = 8,
     alpha = 8,

@@ -1,4 +1,4 @@
-import { outOfRange } from '@niwaki/tensor';
+import { checkOptions, outOfRange } from '@niwaki/tensor';
 import type { Group } from '@niwaki/optim';
 
 export interface LoraPlusOptions {
@@ -17,7 +17,9 @@ export interface LoraPlusOptions {
  * @throws ConfigError for a ratio below 1, or an embeddingRatio that is no finite number from 0
  * @example adamw({ learningRate: 2e-4, groups: loraPlus({ ratio: 16 }) })
  */
-export function loraPlus({ ratio = 16, embeddingRatio = 1 / 200 }: LoraPlusOptions = {}): Group[] {
+export function loraPlus(options: LoraPlusOptions = {}): Group[] {
+  checkOptions('loraPlus', options, ['ratio', 'embeddingRatio']);
+  const { ratio = 16, embeddingRatio = 1 / 200 } = options;
   check('ratio', ratio, 1);
   check('embeddingRatio', embeddingRatio, 0);
   return [

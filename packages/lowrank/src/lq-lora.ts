@@ -1,4 +1,4 @@
-import { checkCount, ConfigError, NiwakiError, outOfRange, ShapeError, type Json, type Tensor2D } from '@niwaki/tensor';
+import { checkCount, checkOptions, ConfigError, NiwakiError, outOfRange, ShapeError, type Json, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import type { Weight } from '@niwaki/weights';
 import type { Model, Site } from '@niwaki/nn';
@@ -44,7 +44,9 @@ export interface LqLoraAllocation {
  * @throws ConfigError without a quantizer, for several without a budget, and for a budget below the least
  * @example lora({ rank: 16, init: lqLora({ quantizers: [rtn({ bits: 2 }), rtn({ bits: 3 }), nf4()], bits: 3.5 }) })
  */
-export function lqLora({ quantizers, bits, iterations = 100, importance, onAllocation }: LqLoraOptions): Initializer {
+export function lqLora(options: LqLoraOptions): Initializer {
+  checkOptions('lq-lora', options, ['quantizers', 'bits', 'iterations', 'importance', 'onAllocation']);
+  const { quantizers, bits, iterations = 100, importance, onAllocation } = options;
   for (const quantizer of quantizers) checkQuantizer('lq-lora', quantizer);
   if (quantizers.length === 0 || (quantizers.length > 1 && bits === undefined))
     throw new ConfigError(`lq-lora: ${quantizers.length} quantizers ${bits === undefined ? 'without a budget of bits' : ''}`, {

@@ -1,4 +1,4 @@
-import { matMul, qr, slice, tidy, type Tensor2D } from '@niwaki/tensor';
+import { checkOptions, matMul, qr, slice, tidy, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import type { InitContext, InitialPair, Initializer } from './initialization.ts';
 import { checkQuantizer } from './requantize.ts';
@@ -16,7 +16,9 @@ export interface OloraOptions {
  * @throws ConfigError for a quantizer that is none
  * @example await adapt(model, lora({ rank: 16, init: 'olora' }), { at: 'all-linear' });
  */
-export function olora({ quantizer }: OloraOptions = {}): Initializer {
+export function olora(options: OloraOptions = {}): Initializer {
+  checkOptions('olora', options, ['quantizer']);
+  const { quantizer } = options;
   if (quantizer !== undefined) checkQuantizer('olora', quantizer);
   return {
     name: 'olora',

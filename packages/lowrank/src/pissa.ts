@@ -1,4 +1,4 @@
-import { checkCount, mul, slice, sqrt, svd, tidy, transpose, truncatedSvd, type Svd, type Tensor2D } from '@niwaki/tensor';
+import { checkCount, checkOptions, mul, slice, sqrt, svd, tidy, transpose, truncatedSvd, type Svd, type Tensor2D } from '@niwaki/tensor';
 import type { Method } from '@niwaki/engine';
 import type { InitContext, InitialPair, Initializer } from './initialization.ts';
 import { checkQuantizer } from './requantize.ts';
@@ -19,7 +19,9 @@ export interface PissaOptions {
  * @throws ConfigError for iterations out of range or a quantizer that is none
  * @example await adapt(model, lora({ rank: 16, init: pissa({ iterations: 4 }) }), { at: 'all-linear' });
  */
-export function pissa({ iterations, quantizer }: PissaOptions = {}): Initializer {
+export function pissa(options: PissaOptions = {}): Initializer {
+  checkOptions('pissa', options, ['iterations', 'quantizer']);
+  const { iterations, quantizer } = options;
   if (iterations !== undefined) checkCount('pissa', 'iterations', iterations);
   if (quantizer !== undefined) checkQuantizer('pissa', quantizer);
   return {

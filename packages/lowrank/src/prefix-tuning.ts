@@ -2,6 +2,7 @@ import * as v from 'valibot';
 import {
   checkCount,
   checkOneOf,
+  checkOptions,
   ConfigError,
   createDraw,
   denseParameter,
@@ -126,7 +127,9 @@ export const prefixTuningFile: AdapterFile = adapterFile({
   },
 });
 
-function prefixSettings({ virtualTokens = 20, init = 'normal' }: PrefixTuningOptions): Required<PrefixTuningOptions> {
+function prefixSettings(options: PrefixTuningOptions): Required<PrefixTuningOptions> {
+  checkOptions('prefixTuning', options, ['virtualTokens', 'init']);
+  const { virtualTokens = 20, init = 'normal' } = options;
   checkCount('prefixTuning', 'virtualTokens', virtualTokens);
   checkOneOf('prefixTuning', 'init', init, ['normal', 'zero']);
   return { virtualTokens, init };

@@ -1,6 +1,7 @@
 import * as v from 'valibot';
 import {
   checkCount,
+  checkOptions,
   createDraw,
   denseParameter,
   noise,
@@ -134,10 +135,10 @@ export const pTuningFile: AdapterFile = adapterFile({
 
 type PromptSettings = Required<PromptTuningOptions>;
 
-function promptSettings({
-  init = 'normal',
-  virtualTokens = typeof init === 'string' ? 20 : init.length,
-}: PromptTuningOptions): PromptSettings {
+function promptSettings(options: PromptTuningOptions): PromptSettings {
+  checkOptions('promptTuning', options, ['virtualTokens', 'init']);
+  const { init = 'normal' } = options;
+  const { virtualTokens = typeof init === 'string' ? 20 : init.length } = options;
   checkCount('promptTuning', 'virtualTokens', virtualTokens);
   const known = typeof init === 'string' ? ['normal', 'vocabulary'].includes(init) : init.length > 0;
   if (!known) throw outOfRange('promptTuning', 'init', init, "'normal', 'vocabulary' or token ids");

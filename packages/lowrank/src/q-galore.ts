@@ -1,9 +1,9 @@
-import { checkCount, checkOneOf, ConfigError, outOfRange, tensor1d, type AffineBits, type Tensor } from '@niwaki/tensor';
+import { checkCount, checkOneOf, checkOptions, ConfigError, outOfRange, tensor1d, type AffineBits, type Tensor } from '@niwaki/tensor';
 import type { State, Transform } from '@niwaki/optim';
-import { defineMethod, type Method } from '@niwaki/engine';
+import { defineMethod, roundsFloats, type Method } from '@niwaki/engine';
 import { encodeAffine, rowsOf, trainedAffine } from '@niwaki/weights';
 import { checkBasisCode, codedSubspace } from './coded-subspace.ts';
-import { defined, projectedAdam, projectGradients, type GaloreOptions } from './galore.ts';
+import { defined, projectedAdam, projectedAdamNames, projectGradients, type GaloreOptions } from './galore.ts';
 import type { Pace, Subspace } from './subspace.ts';
 
 export interface QGaloreOptions extends Omit<GaloreOptions, 'projection'>, LazyOptions {
@@ -27,6 +27,8 @@ export interface LazyOptions {
   readonly longest?: number;
 }
 
+const lazyNames = ['every', 'threshold', 'growth', 'window', 'longest'] as const;
+
 /**
  * Q-GaLore (Zhang et al. 2024, 2407.08296): GaLore with Adam in 8 bits, its basis in 4, and a subspace that is chosen less
  * and less often where it stays where it was. Over `int8Weights()` the only copy of a matrix is a byte an entry; over f32
@@ -36,6 +38,7 @@ export interface LazyOptions {
  * @example qGalore({ learningRate: 0.01, rank: 128 })
  */
 export function qGalore(options: QGaloreOptions): Transform {
+  checkOptions('qGalore', options, ['rank', 'scale', 'at', 'basisBits', 'basisGroupSize', ...lazyNames, ...projectedAdamNames]);
   const { basisBits = 4, basisGroupSize = 256, threshold, growth, window, longest, ...galore } = options;
   const { rank, every = 200, scale, at, ...adam } = galore;
   const code = { bits: basisBits, groupSize: basisGroupSize };
@@ -57,6 +60,7 @@ export function qGalore(options: QGaloreOptions): Transform {
  * one choice and the next. Not signed, as in the official code: the sign of a singular vector means nothing.
  */
 export function lazyPace(options: LazyOptions = {}): Pace {
+  checkOptions('lazyPace', options, lazyNames);
   const { every, threshold, growth, window, longest } = lazyDefaults(options);
   for (const [field, value] of Object.entries({ every, growth, window })) checkCount('qGalore', field, value);
   if (longest !== Infinity) checkCount('qGalore', 'longest', longest);
@@ -114,13 +118,15 @@ export interface Int8WeightsOptions {
  * @throws ConfigError for rows that 8 does not divide, tied matrices, embeddings
  * @example await quantize(model, int8Weights()); train(model, { data, optimizer: qGalore({ learningRate: 0.01, rank: 128 }), commit: 'eager' })
  */
-export function int8Weights({ groupSize = 256, rounding = 'stochastic' }: Int8WeightsOptions = {}): Method {
+export function int8Weights(options: Int8WeightsOptions = {}): Method {
+  checkOptions('int8Weights', options, ['groupSize', 'rounding']);
+  const { groupSize = 256, rounding = 'stochastic' } = options;
   checkCount('int8Weights', 'groupSize', groupSize, 8);
   checkOneOf('int8Weights', 'rounding', rounding, ['stochastic', 'nearest']);
   return defineMethod({
     kind: 'int8-weights',
     options: { groupSize, rounding },
-    traits: { gives: ['encode', 'lookup', 'trains'], forbids: ['zeros'] },
+    traits: { ...roundsFloats, gives: ['encode', 'lookup', 'trains'], forbids: ['zeros'] },
     makes: 'weight',
     validate: ({ path, point, weight, tiedTo }) => {
       if (point === 'embedding' || tiedTo !== undefined) {

@@ -4,6 +4,7 @@ import {
   checkCount,
   checkFlag,
   checkOneOf,
+  checkOptions,
   ConfigError,
   createDraw,
   fill,
@@ -149,7 +150,9 @@ const points = ['embedding', 'block', 'head'] as const;
 const poolings: readonly string[] = ['average', 'max'];
 const downsamples: readonly string[] = ['adapter', 'lora', 'linear', ...poolings];
 
-function qstSettings({ reduction = 16, rank = 16, downsample = 'adapter', heads, codeCompat = false }: QstOptions): QstSettings {
+function qstSettings(options: QstOptions): QstSettings {
+  checkOptions('qst', options, ['reduction', 'rank', 'downsample', 'heads', 'codeCompat']);
+  const { reduction = 16, rank = 16, downsample = 'adapter', heads, codeCompat = false } = options;
   checkCount('qst', 'reduction', reduction);
   checkCount('qst', 'rank', rank);
   checkFlag('qst', 'codeCompat', codeCompat);

@@ -33,6 +33,7 @@ export { initializeModel, type HfConfig, type InitializeOptions } from '@niwaki/
 // Text: tokenizers, documents, rows of tokens.
 export type { ChatMessage, ChatOptions, DecodeOptions, EncodeOptions, StreamDecoder, Tokenizer } from '@niwaki/hub';
 export {
+  decodeText,
   languageData,
   packSamples,
   parseDocuments,

@@ -19,8 +19,9 @@ import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
 import { adapt, saveAdapter } from '@niwaki/peft';
 import { activations, awq, cbq, fp4, gptq, nf4, normalFloat, quantize, rtn } from '@niwaki/quant';
 import { dsnot, magnitude, prune, s2ft, sparsegpt, spiel, wanda, type Pruner } from '@niwaki/sparse';
-import { ConfigError, nearest, NotFoundError } from '@niwaki/tensor';
+import { checkOptions, NotFoundError, unknownName } from '@niwaki/tensor';
 import {
+  decodeText,
   diskFolder,
   kindOf,
   loadResult as loadWith,
@@ -49,14 +50,7 @@ const pruners: Readonly<Record<string, (options: KitOptions) => Pruner>> = {
 /** dsnot by data alone: `initial` is a pruner's kind or an object with one. */
 function dsnotOver({ initial = 'wanda', ...options }: KitOptions): Method {
   const { kind, options: own } = kindOf(initial as Factory);
-  const known = Object.keys(pruners);
-  if (!known.includes(kind)) {
-    throw new ConfigError(`dsnot: initial: there is no '${kind}'`, {
-      kind,
-      known,
-      help: `Did you mean '${nearest(String(kind), known, { count: 1 })[0]}'? Known: ${known.join(', ')}.`,
-    });
-  }
+  if (!Object.hasOwn(pruners, kind)) throw unknownName('dsnot: initial: there is no', kind, Object.keys(pruners));
   return dsnot({ ...(options as object), initial: pruners[kind]!(own) });
 }
 
@@ -73,9 +67,10 @@ export const recipeKit: RecipeKit = {
   load,
   readText: async (path) => {
     const { fs } = nodeFileSystem();
-    return fs.readFile(path, 'utf8').catch((cause: unknown) => {
+    const bytes = await fs.readFile(path).catch((cause: unknown) => {
       throw new NotFoundError(`no file '${path}' that can be read`, { path, cause });
     });
+    return decodeText(bytes, { name: path });
   },
   folder: diskFolder,
   prune: { ...pruners, dsnot: dsnotOver },
@@ -114,14 +109,19 @@ export const recipeKit: RecipeKit = {
     adamw: (options) => adamw(options as never),
     sgd: (options) => sgd(options as never),
     lion: (options) => lion(options as never),
-    agedAdamw: (options) => agedAdamw(options as never),
+    'aged-adamw': (options) => agedAdamw(options as never),
     sm3: (options) => sm3(options as never),
     galore: (options) => galore(options as never),
     'q-galore': (options) => qGalore(options as never),
     frugal: (options) => frugal(options as never),
   },
   schedules: schedules as unknown as RecipeKit['schedules'],
-  objectives: { causalLM },
+  objectives: {
+    causalLM: (options) => {
+      checkOptions('causalLM', options as object, []);
+      return causalLM();
+    },
+  },
 };
 
 /**

@@ -1,5 +1,6 @@
 import {
   activationModes,
+  checkOptions,
   ConfigError,
   createDraw,
   dispose,
@@ -74,6 +75,7 @@ const config = {
  * for await (const { job, format, value, unit } of measureSpeed()) show(`${job}, ${format}: ${value.toFixed(1)} ${unit}`);
  */
 export async function* measureSpeed(options: SpeedOptions = {}): AsyncGenerator<SpeedRow, void> {
+  checkOptions('measureSpeed', options, ['side', 'rows', 'milliseconds', 'config', 'tokens', 'signal']);
   const { side = 2048, rows = 64, milliseconds = 150, tokens = 128, signal } = options;
   check({ side, rows, milliseconds, tokens });
   const time = (x: Tensor2D, matrices: readonly Matrix[], activations: Activations): Promise<number> =>

@@ -10,9 +10,9 @@ import {
   type SaveTarget,
   type Tokenizer,
 } from '@niwaki/hub';
-import type { Model } from '@niwaki/nn';
+import { aModel, type Model } from '@niwaki/nn';
 import { formats as ownFormats } from '@niwaki/quant';
-import { ConfigError, throwIfAborted, type Json, type RawTensor } from '@niwaki/tensor';
+import { checkCall, checkOptions, ConfigError, throwIfAborted, type Json, type RawTensor } from '@niwaki/tensor';
 import { storedValues, type Format, type Weight } from '@niwaki/weights';
 
 export interface SaveQuantizedOptions {
@@ -30,6 +30,8 @@ export interface SaveQuantizedOptions {
  *   AbortError, DeviceError: then the folder is as it was before
  */
 export async function saveQuantized(model: Model, target: SaveTarget, options: SaveQuantizedOptions = {}): Promise<void> {
+  checkCall("saveQuantized(model, './my-model')", { model: [model, aModel] });
+  checkOptions('saveQuantized', options, ['tokenizer', 'formats', 'signal']);
   const packed = await packedMatrices(model, options);
   if (packed.size === 0) {
     throw new ConfigError('no matrix of the model is stored in a format that can be written', {

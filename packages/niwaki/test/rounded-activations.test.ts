@@ -53,7 +53,7 @@ describe('a model with rounded activations', () => {
     const model = await make();
     // Factors on columns stay with a matrix, and no format of integers has a place for them.
     for (const { path, weight } of model.sites('all-linear')) {
-      if (weight!.parts['input_scales'] !== undefined) await quantize(model, rtn({ groupSize: 32 }), { at: `^${path}` });
+      if (weight!.parts['input_scales'] !== undefined) await quantize(model, rtn({ groupSize: 32 }), { at: `^${path}`, requantize: true });
     }
     const expected = await logitsOf(model);
     const sink = memoryFolderSink();

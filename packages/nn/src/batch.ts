@@ -53,6 +53,7 @@ export function tokenBatch(rows: readonly (readonly number[])[], options: TokenB
  * document.
  */
 export function packedBatch(rows: readonly (readonly (readonly number[])[])[], options: TokenBatchOptions): TokenBatch {
+  // Names are not checked: a model's whole `info` may be handed over.
   const { vocabularySize, padSide = 'right', padId = 0 } = options;
   const lengths = rows.map((documents) => documents.reduce((sum, document) => sum + document.length, 0));
   const time = options.padTo ?? Math.max(0, ...lengths);

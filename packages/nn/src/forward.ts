@@ -1,5 +1,17 @@
-import { dispose, keep, reshape, tidy, type Activations, type Tensor, type Tensor3D, type View } from '@niwaki/tensor';
+import {
+  checkCall,
+  checkOptions,
+  dispose,
+  keep,
+  reshape,
+  tidy,
+  type Activations,
+  type Tensor,
+  type Tensor3D,
+  type View,
+} from '@niwaki/tensor';
 import { createCall, type Batch, type Call, type Session } from '@niwaki/weights';
+import { aModel } from './nouns.ts';
 import { tokenIdsOf } from './batch.ts';
 import type { Carry, Model, Stage } from './graph.ts';
 import { cacheOf } from './kv-cache.ts';
@@ -18,6 +30,8 @@ export interface ForwardOptions {
  * Costs 4 · batch · time · vocabulary bytes: training and generation run the head on the rows they need instead.
  */
 export function forward(model: Model, batch: Batch, options: ForwardOptions = {}): Tensor3D {
+  checkCall('forward(model, batch)', { model: [model, aModel] });
+  checkOptions('forward', options, ['view', 'session', 'emitted', 'activations']);
   const call = createCall({ batch, ...options });
   const emitted = options.emitted;
   const { logits } = runStages(model.stages(), {}, call, emitted === undefined ? {} : { emitted });

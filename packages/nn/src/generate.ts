@@ -1,5 +1,7 @@
 import {
   activationModes,
+  checkCall,
+  checkOptions,
   ConfigError,
   createDraw,
   DataError,
@@ -15,6 +17,7 @@ import {
   type View,
 } from '@niwaki/tensor';
 import { createCall } from '@niwaki/weights';
+import { aModel, tokenIds } from './nouns.ts';
 import { checkIds } from './batch.ts';
 import { runStages } from './forward.ts';
 import type { Carry, Model } from './graph.ts';
@@ -63,6 +66,20 @@ export async function* generate(
   promptIds: readonly number[],
   options: GenerateOptions = {},
 ): AsyncGenerator<GeneratedToken, void> {
+  checkCall("generate(model, tokenizer.encode('Once upon a time'))", { model: [model, aModel], promptIds: [promptIds, tokenIds] });
+  checkOptions('generate', options, [
+    'maxNewTokens',
+    'temperature',
+    'topK',
+    'topP',
+    'repetitionPenalty',
+    'seed',
+    'stopIds',
+    'signal',
+    'view',
+    'cache',
+    'activations',
+  ]);
   const { maxNewTokens = 128, seed = 0, signal, view, stopIds = endIds(model), temperature = 0, repetitionPenalty, activations } = options;
   checkSampling(options);
   if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0) {

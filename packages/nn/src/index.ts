@@ -1,4 +1,5 @@
 export * from './graph.ts';
+export * from './nouns.ts';
 export * from './traits.ts';
 export * from './coupling.ts';
 export * from './permute-units.ts';

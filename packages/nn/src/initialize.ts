@@ -1,4 +1,4 @@
-import { createDraw, denseParameter, mul, noise, ones, tidy, zeros, type Tensor } from '@niwaki/tensor';
+import { checkOptions, createDraw, denseParameter, mul, noise, ones, tidy, zeros, type Tensor } from '@niwaki/tensor';
 import { denseWeight } from '@niwaki/weights';
 import type { Model } from './graph.ts';
 import { createModel, type HfConfig } from './families.ts';
@@ -18,7 +18,9 @@ const residual = /\.(o_proj|down_proj)\.weight$/;
  * two projections of each layer that write into the residual stream scaled by 1/sqrt(2 · layers) (GPT-2, section 2.3),
  * norms 1, biases 0. The same seed gives the same numbers on every device.
  */
-export function initializeModel(config: HfConfig, { seed, source = 'initialized', trainable = true }: InitializeOptions): Promise<Model> {
+export function initializeModel(config: HfConfig, options: InitializeOptions): Promise<Model> {
+  checkOptions('initializeModel', options, ['seed', 'source', 'trainable']);
+  const { seed, source = 'initialized', trainable = true } = options;
   const draw = createDraw(seed, 0);
   const std = typeof config['initializer_range'] === 'number' ? config['initializer_range'] : 0.02;
   const layers = Number(config['num_hidden_layers']);

@@ -1,4 +1,4 @@
-import type { Parameter } from '@niwaki/tensor';
+import { StateError, type Parameter } from '@niwaki/tensor';
 import { addedStages, streamsReadAt } from './added-stages.ts';
 import { checkActive, checkSet, unknownAdapter } from './check-adapters.ts';
 import type { AdapterSet, Model, ModelInfo, Site, Stage } from './graph.ts';
@@ -23,6 +23,10 @@ export function createGraph(spec: GraphSpec): Model {
   const adapters = new Map<string, AdapterSet>();
   const guests: (() => void)[] = [];
   let active: readonly string[] = [];
+  let disposed = false;
+  const refuseDisposed = (): void => {
+    if (disposed) throw new StateError('the model was disposed', { help: 'Load it anew, or call dispose after the last use.' });
+  };
   const attached: Attached = {
     adapters,
     get active() {
@@ -62,8 +66,14 @@ export function createGraph(spec: GraphSpec): Model {
 
   const model: Model = {
     info,
-    stages: () => stages.flatMap((stage, s) => [stage, ...[...added.values()].flatMap((of) => of.get(specs[s]!) ?? [])]),
-    sites: (at, { points } = {}) => selectSites(points === undefined ? allSites : places.filter((site) => points.includes(site.point)), at),
+    stages: () => {
+      refuseDisposed();
+      return stages.flatMap((stage, s) => [stage, ...[...added.values()].flatMap((of) => of.get(specs[s]!) ?? [])]);
+    },
+    sites: (at, { points } = {}) => {
+      refuseDisposed();
+      return selectSites(points === undefined ? allSites : places.filter((site) => points.includes(site.point)), at);
+    },
     couplings,
     parameters: () => new Map(everything().map((parameter) => [parameter.path, parameter])),
     replace: (path, weight, options = {}) => {
@@ -104,6 +114,7 @@ export function createGraph(spec: GraphSpec): Model {
       adapters.clear();
       added.clear();
       active = [];
+      disposed = true;
     },
   };
   return model;

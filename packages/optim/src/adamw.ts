@@ -1,9 +1,10 @@
+import { checkOptions } from '@niwaki/tensor';
 import { addDecayedWeights, type DecayOrder } from './decay.ts';
 import { stateStoredAs, type StateStorage } from './blockwise-state.ts';
 import { chain } from './chain.ts';
 import { groups, type Group } from './groups.ts';
 import { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
-import { scaleByAdam, type AdamOptions } from './scale-by-adam.ts';
+import { adamNames, scaleByAdam, type AdamOptions } from './scale-by-adam.ts';
 import type { Transform } from './transform.ts';
 
 export interface AdamwOptions extends AdamOptions {
@@ -24,14 +25,15 @@ export interface AdamwOptions extends AdamOptions {
  * @example adamw({ learningRate: 2e-4, groups: [{ roles: ['norm', 'bias'], weightDecay: 0 }] })
  */
 export function adamw(options: AdamwOptions): Transform {
+  checkOptions('adamw', options, ['learningRate', 'weightDecay', 'groups', 'state', 'decayOrder', ...adamNames]);
   const { learningRate, weightDecay = 0.01, groups: list = [], state = '32bit', ...rest } = options;
   const { decayOrder = state === '32bit' ? 'before' : 'after', ...adam } = rest;
   checkRate('adamw', learningRate);
   const settings = groups(list, { weightDecay });
   const transform = chain(
     stateStoredAs(state, scaleByAdam(adam)),
-    addDecayedWeights(settings.weightDecay, { ...settings, order: decayOrder }),
-    scaleByLearningRate(settings),
+    addDecayedWeights(settings.weightDecay, { rateScale: settings.rateScale, order: decayOrder }),
+    scaleByLearningRate({ rateScale: settings.rateScale }),
   );
   return { ...transform, name: 'adamw', learningRate };
 }

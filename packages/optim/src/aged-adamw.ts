@@ -1,8 +1,9 @@
+import { checkOptions } from '@niwaki/tensor';
 import { addDecayedWeights } from './decay.ts';
 import { stateStoredAs, type StateStorage } from './blockwise-state.ts';
 import { chain } from './chain.ts';
 import { groups, type Group } from './groups.ts';
-import { scaleByAgedAdam, type AgedAdamOptions } from './scale-by-aged-adam.ts';
+import { agedAdamNames, scaleByAgedAdam, type AgedAdamOptions } from './scale-by-aged-adam.ts';
 import { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
 import type { Transform } from './transform.ts';
 
@@ -21,13 +22,16 @@ export interface AgedAdamwOptions extends AgedAdamOptions {
  * gradients so far are. What SpIEL-AG trains with.
  * @example agedAdamw({ learningRate: 1e-5, weightDecay: 30 })
  */
-export function agedAdamw({ learningRate, weightDecay = 0, groups: list = [], state = '32bit', ...adam }: AgedAdamwOptions): Transform {
+export function agedAdamw(options: AgedAdamwOptions): Transform {
+  checkOptions('agedAdamw', options, ['learningRate', 'weightDecay', 'groups', 'state', ...agedAdamNames]);
+  const { learningRate, weightDecay = 0, groups: list = [], state = '32bit', ...adam } = options;
   checkRate('agedAdamw', learningRate);
   const settings = groups(list, { weightDecay });
   const transform = chain(
     stateStoredAs(state, scaleByAgedAdam(adam)),
-    addDecayedWeights(settings.weightDecay, { ...settings, order: 'after' }),
-    scaleByLearningRate(settings),
+    addDecayedWeights(settings.weightDecay, { rateScale: settings.rateScale, order: 'after' }),
+    scaleByLearningRate({ rateScale: settings.rateScale }),
   );
+  // As checkpoints have it.
   return { ...transform, name: 'agedAdamw', learningRate };
 }

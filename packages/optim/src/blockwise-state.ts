@@ -1,6 +1,7 @@
 import {
   checkBlockSize,
   checkFlag,
+  checkOptions,
   conflictsOf,
   dequantizeBlocks,
   outOfRange,
@@ -13,7 +14,7 @@ import {
   type Tensor1D,
 } from '@niwaki/tensor';
 import { beginEntries } from './begin-entries.ts';
-import { takes, type Selection } from './groups.ts';
+import { selectionNames, takes, type Selection } from './groups.ts';
 import { transformParty } from './traits.ts';
 import type { CodedState, State, Transform } from './transform.ts';
 
@@ -48,10 +49,10 @@ export type StateStorage = '32bit' | '8bit' | BlockwiseStateOptions;
  * the old ones on wasm and WebGPU.
  * @throws ConfigError for a transform with host work of its own: give 8-bit state to the one inside it
  */
-export function blockwiseState(
-  inner: Transform,
-  { blockSize = 256, minSize = 4096, except, strictBnb = false }: BlockwiseStateOptions = {},
-): Transform {
+export function blockwiseState(inner: Transform, options: BlockwiseStateOptions = {}): Transform {
+  checkOptions('state in 8 bits', options, ['blockSize', 'minSize', 'except', 'strictBnb']);
+  const { blockSize = 256, minSize = 4096, except, strictBnb = false } = options;
+  if (except !== undefined) checkOptions('state in 8 bits: except', except, selectionNames);
   checkBlockSize(blockSize);
   if (!(minSize >= 0)) throw outOfRange('state in 8 bits', 'minSize', minSize, 'a number of at least 0');
   checkFlag('state in 8 bits', 'strictBnb', strictBnb);

@@ -1,4 +1,4 @@
-import { add, checkOneOf, mul } from '@niwaki/tensor';
+import { add, checkOneOf, checkOptions, mul } from '@niwaki/tensor';
 import { dense, valueOf } from './dense-update.ts';
 import { groups, valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
@@ -13,8 +13,10 @@ export type DecayOrder = 'before' | 'after';
  */
 export function addDecayedWeights(
   weightDecay: PerParameter,
-  { rateScale = 1, order = 'before' }: { rateScale?: PerParameter; order?: DecayOrder } = {},
+  options: { rateScale?: PerParameter; order?: DecayOrder } = {},
 ): Transform<Record<never, never>> {
+  checkOptions('addDecayedWeights', options, ['rateScale', 'order']);
+  const { rateScale = 1, order = 'before' } = options;
   if (typeof weightDecay === 'number') groups([], { weightDecay });
   checkOneOf('decay', 'decayOrder', order, ['before', 'after']);
   return {

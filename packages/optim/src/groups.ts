@@ -1,4 +1,4 @@
-import { ConfigError, matchesPath, outOfRange, type Json, type Parameter, type Role } from '@niwaki/tensor';
+import { checkOptions, ConfigError, matchesPath, outOfRange, type Json, type Parameter, type Role } from '@niwaki/tensor';
 
 /** Some of the parameters: all that have one of the roles and match one of the patterns, where given. */
 export interface Selection {
@@ -6,6 +6,8 @@ export interface Selection {
   /** Path patterns, as in `matchesPath`. */
   readonly at?: string | readonly string[];
 }
+
+export const selectionNames = ['roles', 'at'] as const;
 
 /** Parameters that are treated otherwise. */
 export interface Group extends Selection {
@@ -26,15 +28,20 @@ export const valueFor = (setting: PerParameter, parameter: Parameter): number =>
  */
 export function groups(
   list: readonly Group[],
-  { weightDecay = 0, rateScale = 1 }: { weightDecay?: number; rateScale?: number } = {},
+  otherwise: { weightDecay?: number; rateScale?: number } = {},
 ): { weightDecay: PerParameter; rateScale: PerParameter } {
+  checkOptions('groups', otherwise, ['weightDecay', 'rateScale']);
+  const { weightDecay = 0, rateScale = 1 } = otherwise;
   check(-1, { weightDecay, rateScale });
-  for (const [i, group] of list.entries()) check(i, group);
+  for (const [i, group] of list.entries()) {
+    checkOptions(`group ${i}`, group, [...selectionNames, 'weightDecay', 'rateScale']);
+    check(i, group);
+  }
   if (list.length === 0) return { weightDecay, rateScale };
   const of = (parameter: Parameter): Group | undefined => list.find((group) => takes(group, parameter));
-  const perParameter = (name: 'weightDecay' | 'rateScale', otherwise: number): PerParameter =>
-    Object.assign((parameter: Parameter) => of(parameter)?.[name] ?? otherwise, {
-      toJSON: (): Json => ({ groups: list.map(({ roles, at, ...group }) => dataOf({ roles, at, [name]: group[name] })), otherwise }),
+  const perParameter = (name: 'weightDecay' | 'rateScale', rest: number): PerParameter =>
+    Object.assign((parameter: Parameter) => of(parameter)?.[name] ?? rest, {
+      toJSON: (): Json => ({ groups: list.map(({ roles, at, ...group }) => dataOf({ roles, at, [name]: group[name] })), otherwise: rest }),
     });
   return { weightDecay: perParameter('weightDecay', weightDecay), rateScale: perParameter('rateScale', rateScale) };
 }

@@ -7,4 +7,5 @@ export { checkRate } from './scale-by-learning-rate.ts';
 export { takes, valueFor } from './groups.ts';
 export { stateStoredAs } from './blockwise-state.ts';
 export { beginEntries } from './begin-entries.ts';
-export { schedules } from './schedules.ts';
+export { aSchedule, schedules } from './schedules.ts';
+export { adamNames } from './scale-by-adam.ts';

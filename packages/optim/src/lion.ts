@@ -1,9 +1,10 @@
+import { checkOptions } from '@niwaki/tensor';
 import { addDecayedWeights } from './decay.ts';
 import { stateStoredAs, type StateStorage } from './blockwise-state.ts';
 import { chain } from './chain.ts';
 import { groups, type Group } from './groups.ts';
 import { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
-import { scaleByLion, type LionDirectionOptions } from './scale-by-lion.ts';
+import { lionNames, scaleByLion, type LionDirectionOptions } from './scale-by-lion.ts';
 import type { Transform } from './transform.ts';
 
 export interface LionOptions extends LionDirectionOptions {
@@ -21,13 +22,15 @@ export interface LionOptions extends LionDirectionOptions {
  * near an optimum every entry swings by it. Avoid with fewer than some 64 rows a step, since the sign amplifies noise.
  * @example lion({ learningRate: 3e-5, weightDecay: 0.1, state: '8bit' })
  */
-export function lion({ learningRate, weightDecay = 0, groups: list = [], state = '32bit', ...direction }: LionOptions): Transform {
+export function lion(options: LionOptions): Transform {
+  checkOptions('lion', options, ['learningRate', 'weightDecay', 'groups', 'state', ...lionNames]);
+  const { learningRate, weightDecay = 0, groups: list = [], state = '32bit', ...direction } = options;
   checkRate('lion', learningRate);
   const settings = groups(list, { weightDecay });
   const transform = chain(
     stateStoredAs(state, scaleByLion(direction)),
-    addDecayedWeights(settings.weightDecay, settings),
-    scaleByLearningRate(settings),
+    addDecayedWeights(settings.weightDecay, { rateScale: settings.rateScale }),
+    scaleByLearningRate({ rateScale: settings.rateScale }),
   );
   return { ...transform, name: 'lion', learningRate };
 }

@@ -2,6 +2,7 @@ import {
   adamStep,
   biasCorrection,
   checkFlag,
+  checkOptions,
   codedAdamStep,
   div,
   mul,
@@ -28,15 +29,16 @@ export interface AdamOptions {
   readonly correctLast?: boolean;
 }
 
+export const adamNames = ['beta1', 'beta2', 'eps', 'correctLast'] as const;
+
 /**
  * The direction of Adam (Kingma & Ba 2015, algorithm 1), with bias correction by the number of applied updates.
  * State: two f32 tensors a parameter, 8 bytes an entry. In a step the new ones take the memory of the old ones, and the
  * direction that of the gradient (wasm, WebGPU); elsewhere they are beside them, 12 bytes an entry.
  */
-export function scaleByAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLast = false }: AdamOptions = {}): Transform<{
-  momentum: Tensor;
-  variance: Tensor;
-}> {
+export function scaleByAdam(options: AdamOptions = {}): Transform<{ momentum: Tensor; variance: Tensor }> {
+  checkOptions('adam', options, adamNames);
+  const { beta1 = 0.9, beta2 = 0.999, eps = 1e-8, correctLast = false } = options;
   for (const [name, beta] of [
     ['beta1', beta1],
     ['beta2', beta2],

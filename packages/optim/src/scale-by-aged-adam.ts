@@ -1,4 +1,4 @@
-import { add, div, expm1, fill, mul, neg, ones, outOfRange, sqrt, square, tidy, zeros, type Tensor } from '@niwaki/tensor';
+import { add, checkOptions, div, expm1, fill, mul, neg, ones, outOfRange, sqrt, square, tidy, zeros, type Tensor } from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
@@ -12,17 +12,17 @@ export interface AgedAdamOptions {
   readonly eps?: number;
 }
 
+export const agedAdamNames = ['beta1', 'beta2', 'eps'] as const;
+
 /**
  * Adam whose bias correction counts each entry's own updates, for parameters whose entries come and go (SpIEL-AG,
  * 2401.16405): an entry that begins late is corrected as if it were the first step of all. An entry with gradients behind
  * it begins with moments that the correction turns into their means, and with the age of as many steps.
  * State: momentum, variance and age, 12 bytes an entry.
  */
-export function scaleByAgedAdam({ beta1 = 0.9, beta2 = 0.999, eps = 1e-6 }: AgedAdamOptions = {}): Transform<{
-  momentum: Tensor;
-  variance: Tensor;
-  age: Tensor;
-}> {
+export function scaleByAgedAdam(options: AgedAdamOptions = {}): Transform<{ momentum: Tensor; variance: Tensor; age: Tensor }> {
+  checkOptions('aged-adam', options, agedAdamNames);
+  const { beta1 = 0.9, beta2 = 0.999, eps = 1e-6 } = options;
   for (const [name, beta] of Object.entries({ beta1, beta2 })) {
     if (!(beta >= 0 && beta < 1)) throw outOfRange('adam', name, beta, 'in [0, 1)');
   }

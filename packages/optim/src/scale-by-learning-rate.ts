@@ -1,4 +1,4 @@
-import { outOfRange } from '@niwaki/tensor';
+import { checkOptions, outOfRange } from '@niwaki/tensor';
 import { valueFor, type PerParameter } from './groups.ts';
 import type { Transform } from './transform.ts';
 
@@ -6,7 +6,9 @@ import type { Transform } from './transform.ts';
  * Turns a direction into a step downhill: times -rate, the rate of the step's schedule, as it is committed. No state.
  * @param options `rateScale`: a factor of a group's own
  */
-export function scaleByLearningRate({ rateScale = 1 }: { rateScale?: PerParameter } = {}): Transform<Record<never, never>> {
+export function scaleByLearningRate(options: { rateScale?: PerParameter } = {}): Transform<Record<never, never>> {
+  checkOptions('scaleByLearningRate', options, ['rateScale']);
+  const { rateScale = 1 } = options;
   return {
     name: 'rate',
     options: { rateScale },

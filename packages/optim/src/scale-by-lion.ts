@@ -1,4 +1,4 @@
-import { add, mul, outOfRange, sign, zeros, type Tensor } from '@niwaki/tensor';
+import { add, checkOptions, mul, outOfRange, sign, zeros, type Tensor } from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
@@ -10,11 +10,15 @@ export interface LionDirectionOptions {
   readonly beta2?: number;
 }
 
+export const lionNames = ['beta1', 'beta2'] as const;
+
 /**
  * The direction of Lion (Chen et al. 2023, program 1): the sign of a mix of momentum and gradient, ±1 or 0. The momentum
  * takes the gradient in afterwards, at its own pace. State: one f32 tensor a parameter, 4 bytes an entry.
  */
-export function scaleByLion({ beta1 = 0.9, beta2 = 0.99 }: LionDirectionOptions = {}): Transform<{ momentum: Tensor }> {
+export function scaleByLion(options: LionDirectionOptions = {}): Transform<{ momentum: Tensor }> {
+  checkOptions('lion', options, lionNames);
+  const { beta1 = 0.9, beta2 = 0.99 } = options;
   for (const [name, beta] of Object.entries({ beta1, beta2 })) {
     if (!(beta >= 0 && beta < 1)) throw outOfRange('lion', name, beta, 'in [0, 1)');
   }

@@ -1,4 +1,4 @@
-import { add, checkFlag, mul, outOfRange, zeros, type Tensor } from '@niwaki/tensor';
+import { add, checkFlag, checkOptions, mul, outOfRange, zeros, type Tensor } from '@niwaki/tensor';
 import { beginAt } from './begin-entries.ts';
 import { dense, valueOf } from './dense-update.ts';
 import type { Transform } from './transform.ts';
@@ -11,7 +11,9 @@ export interface MomentumOptions {
 }
 
 /** Heavy-ball momentum as in torch: buffer ← momentum · buffer + gradient. State: one f32 tensor a parameter, 4 bytes an entry. */
-export function scaleByMomentum({ momentum = 0.9, nesterov = false }: MomentumOptions = {}): Transform<{ buffer: Tensor }> {
+export function scaleByMomentum(options: MomentumOptions = {}): Transform<{ buffer: Tensor }> {
+  checkOptions('momentum', options, ['momentum', 'nesterov']);
+  const { momentum = 0.9, nesterov = false } = options;
   if (!(momentum >= 0 && momentum < 1)) throw outOfRange('momentum', 'momentum', momentum, 'in [0, 1)');
   checkFlag('momentum', 'nesterov', nesterov);
   return {

@@ -1,5 +1,6 @@
 import {
   add,
+  checkOptions,
   ConfigError,
   div,
   gather,
@@ -27,6 +28,8 @@ export interface Sm3DirectionOptions {
   readonly eps?: number;
 }
 
+export const sm3Names = ['momentum', 'eps'] as const;
+
 /**
  * The direction of SM3 (Anil et al. 2019, algorithm SM3-II): a gradient over the root of its entry's accumulator, which is
  * no more than what its row and its column remember. For parameters that hold some entries of a matrix (`places`) these
@@ -34,7 +37,9 @@ export interface Sm3DirectionOptions {
  * State: 4 bytes a row and a column of a matrix, 4 an entry of anything else; with momentum 4 an entry more.
  * Over places an update builds the matrix of accumulators, 4 bytes an entry of it, and keeps none of it.
  */
-export function scaleBySm3({ momentum = 0, eps = 1e-8 }: Sm3DirectionOptions = {}): Transform {
+export function scaleBySm3(options: Sm3DirectionOptions = {}): Transform {
+  checkOptions('sm3', options, sm3Names);
+  const { momentum = 0, eps = 1e-8 } = options;
   if (!(momentum >= 0 && momentum < 1)) throw new ConfigError(`sm3: momentum must be in [0, 1), got ${momentum}`, { momentum });
   if (!(eps > 0)) throw new ConfigError(`sm3: eps must be above 0, got ${eps}`, { eps });
   return {

@@ -1,4 +1,4 @@
-import { checkOneOf, outOfRange, type Json } from '@niwaki/tensor';
+import { checkOneOf, checkOptions, nounWith, outOfRange, type Json, type Noun } from '@niwaki/tensor';
 import { checkRate } from './scale-by-learning-rate.ts';
 
 /** The learning rate of each step of a run: a pure function, and data in a recipe. */
@@ -32,18 +32,30 @@ export interface WsdOptions extends DecayOptions {
   readonly shape?: 'linear' | 'sqrt';
 }
 
+const warmupNames = ['learningRate', 'warmup'] as const;
+const decayNames = [...warmupNames, 'floor'] as const;
+
 /** The same rate after the warm-up. */
-export const constant = (options: WarmupOptions): Schedule => schedule('constant', options, () => 1);
+export function constant(options: WarmupOptions): Schedule {
+  checkOptions('constant', options, warmupNames);
+  return schedule('constant', options, () => 1);
+}
 
 /** Down to the floor in a straight line. */
-export const linear = (options: DecayOptions): Schedule => schedule('linear', options, (done) => towards(options, 1 - done));
+export function linear(options: DecayOptions): Schedule {
+  checkOptions('linear', options, decayNames);
+  return schedule('linear', options, (done) => towards(options, 1 - done));
+}
 
 /** Down to the floor along half a cosine (Loshchilov & Hutter 2017). */
-export const cosine = (options: DecayOptions): Schedule =>
-  schedule('cosine', options, (done) => towards(options, (1 + Math.cos(Math.PI * done)) / 2));
+export function cosine(options: DecayOptions): Schedule {
+  checkOptions('cosine', options, decayNames);
+  return schedule('cosine', options, (done) => towards(options, (1 + Math.cos(Math.PI * done)) / 2));
+}
 
 /** Warm-up, stable, decay: constant until the last part of the run (Hu et al. 2024). */
 export function wsd(options: WsdOptions): Schedule {
+  checkOptions('wsd', options, [...decayNames, 'decay', 'shape']);
   const { decay = 0.1, shape = 'linear' } = options;
   if (!(decay >= 0)) throw outOfRange('wsd', 'decay', decay, 'a number of at least 0');
   checkOneOf('wsd', 'shape', shape, ['linear', 'sqrt']);
@@ -79,3 +91,5 @@ function schedule(kind: string, options: DecayOptions, factor: (done: number, st
     toJSON: () => ({ kind, ...data }),
   };
 }
+
+export const aSchedule: Noun = nounWith('a schedule, as cosine() gives it', 'rate', 'toJSON');

@@ -1,4 +1,4 @@
-import { ConfigError } from '@niwaki/tensor';
+import { checkOptions, ConfigError } from '@niwaki/tensor';
 import { addL2 } from './decay.ts';
 import { stateStoredAs, type StateStorage } from './blockwise-state.ts';
 import { chain } from './chain.ts';
@@ -22,6 +22,7 @@ export interface SgdOptions {
 
 /** Stochastic gradient descent, number for number as torch.optim.SGD. State: none, or 4 bytes an entry with momentum. */
 export function sgd(options: SgdOptions): Transform {
+  checkOptions('sgd', options, ['learningRate', 'momentum', 'nesterov', 'weightDecay', 'groups', 'state']);
   const { learningRate, momentum = 0, nesterov = false, weightDecay = 0, groups: list = [], state = '32bit' } = options;
   if (momentum === 0 && state !== '32bit') {
     throw new ConfigError('sgd without momentum has no state to store in 8 bits', { momentum, help: 'Give a momentum, or drop `state`.' });
@@ -29,6 +30,6 @@ export function sgd(options: SgdOptions): Transform {
   checkRate('sgd', learningRate);
   const settings = groups(list, { weightDecay });
   const heavyBall = momentum === 0 ? [] : [stateStoredAs(state, scaleByMomentum({ momentum, nesterov }))];
-  const transform = chain(addL2(settings.weightDecay), ...heavyBall, scaleByLearningRate(settings));
+  const transform = chain(addL2(settings.weightDecay), ...heavyBall, scaleByLearningRate({ rateScale: settings.rateScale }));
   return { ...transform, name: 'sgd', learningRate };
 }

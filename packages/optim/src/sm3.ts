@@ -1,9 +1,10 @@
+import { checkOptions } from '@niwaki/tensor';
 import { addDecayedWeights } from './decay.ts';
 import { stateStoredAs, type StateStorage } from './blockwise-state.ts';
 import { chain } from './chain.ts';
 import { groups, type Group } from './groups.ts';
 import { checkRate, scaleByLearningRate } from './scale-by-learning-rate.ts';
-import { scaleBySm3, type Sm3DirectionOptions } from './scale-by-sm3.ts';
+import { sm3Names, scaleBySm3, type Sm3DirectionOptions } from './scale-by-sm3.ts';
 import type { Transform } from './transform.ts';
 
 export interface Sm3Options extends Sm3DirectionOptions {
@@ -21,13 +22,15 @@ export interface Sm3Options extends Sm3DirectionOptions {
  * grow, so the rate needs no decay of its own. What SpIEL-MA trains with.
  * @example sm3({ learningRate: 1e-3 })
  */
-export function sm3({ learningRate, weightDecay = 0, groups: list = [], state = '32bit', ...direction }: Sm3Options): Transform {
+export function sm3(options: Sm3Options): Transform {
+  checkOptions('sm3', options, ['learningRate', 'weightDecay', 'groups', 'state', ...sm3Names]);
+  const { learningRate, weightDecay = 0, groups: list = [], state = '32bit', ...direction } = options;
   checkRate('sm3', learningRate);
   const settings = groups(list, { weightDecay });
   const transform = chain(
     stateStoredAs(state, scaleBySm3(direction)),
-    addDecayedWeights(settings.weightDecay, { ...settings, order: 'after' }),
-    scaleByLearningRate(settings),
+    addDecayedWeights(settings.weightDecay, { rateScale: settings.rateScale, order: 'after' }),
+    scaleByLearningRate({ rateScale: settings.rateScale }),
   );
   return { ...transform, name: 'sm3', learningRate };
 }

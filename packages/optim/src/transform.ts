@@ -1,4 +1,16 @@
-import type { BlockQuantized, Commit, Described, Draw, Gradient, Parameter, Scalar, Tensor, Traits } from '@niwaki/tensor';
+import {
+  nounWith,
+  type BlockQuantized,
+  type Commit,
+  type Described,
+  type Draw,
+  type Gradient,
+  type Noun,
+  type Parameter,
+  type Scalar,
+  type Tensor,
+  type Traits,
+} from '@niwaki/tensor';
 
 export type State = Readonly<Record<string, Tensor | number>>;
 
@@ -103,3 +115,5 @@ export interface UpdateContext {
   /** A tensor made once a step and shared by all its parameters, by name; the step owns it. Absent outside a step. */
   once?<T extends Tensor = Scalar>(name: string, make: () => T): T;
 }
+
+export const aTransform: Noun = nounWith('an optimizer, as adamw() gives it', 'init', 'update');

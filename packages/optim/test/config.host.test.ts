@@ -1,4 +1,4 @@
-import { configContract, type FieldCase } from '../../testing/src/config-contract.ts';
+import { configContract, rangeContract, type FieldCase } from '../../testing/src/config-contract.ts';
 import {
   adamw,
   agedAdamw,
@@ -71,7 +71,7 @@ const falling = { ...rising, floor: { takes: 0.1, not: [-0.1, 1.1] } } as const;
 configContract<WarmupOptions>('constant', constant, rising);
 configContract<DecayOptions>('linear', linear, falling);
 configContract<DecayOptions>('cosine', cosine, falling);
-configContract<{ maxNorm: number }>('clipByGlobalNorm', ({ maxNorm }) => clipByGlobalNorm(maxNorm), {
+rangeContract<{ maxNorm: number }>('clipByGlobalNorm', ({ maxNorm }) => clipByGlobalNorm(maxNorm), {
   maxNorm: { takes: 1, not: [0, -1, Number.NaN] },
 });
-configContract<{ limit: number }>('clipByEntry', ({ limit }) => clipByEntry(limit), { limit: { takes: 1, not: [0, -1, Number.NaN] } });
+rangeContract<{ limit: number }>('clipByEntry', ({ limit }) => clipByEntry(limit), { limit: { takes: 1, not: [0, -1, Number.NaN] } });

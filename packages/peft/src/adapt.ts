@@ -1,8 +1,9 @@
-import { ConfigError, createDraw, StateError, type Parameter } from '@niwaki/tensor';
+import { checkCall, checkOptions, ConfigError, createDraw, StateError, type Parameter } from '@niwaki/tensor';
 import { applyMethod, type ApplyOptions } from '@niwaki/engine';
 import { disposeWeight, fingerprintOf, type Weight } from '@niwaki/weights';
-import type { Adapter, AdapterSet, Model, Selector, Site } from '@niwaki/nn';
+import { aModel, aSelector, type Adapter, type AdapterSet, type Model, type Selector, type Site } from '@niwaki/nn';
 import {
+  anAdapterMethod,
   baseOf,
   type AdapterMethod,
   type Binding,
@@ -36,6 +37,13 @@ export interface AdaptOptions extends Pick<ApplyOptions, 'signal' | 'onProgress'
  * @example const set = await adapt(model, lora({ rank: 8 }), { at: ['q_proj', 'v_proj'] });
  */
 export async function adapt(model: Model, method: AdapterMethod, options: AdaptOptions): Promise<PeftSet> {
+  // Without any options it is `at` that is missing.
+  checkOptions('adapt', options ?? {}, ['at', 'name', 'seed', 'signal', 'onProgress', 'onWarning']);
+  checkCall("adapt(model, lora(), { at: 'all-linear' })", {
+    model: [model, aModel],
+    method: [method, anAdapterMethod],
+    at: [options?.at, aSelector],
+  });
   const { at, name = 'default', seed = 0, signal, onProgress, onWarning } = options;
   checkName(model, name);
   const { list: warnings, warn } = collectWarnings(onWarning);

@@ -1,4 +1,14 @@
-import { createDraw, denseParameter, type Draw, type Parameter, type Role, type Tensor, type Tensor2D } from '@niwaki/tensor';
+import {
+  createDraw,
+  denseParameter,
+  nounWith,
+  type Draw,
+  type Noun,
+  type Parameter,
+  type Role,
+  type Tensor,
+  type Tensor2D,
+} from '@niwaki/tensor';
 import type { Adapter, AdapterSet, Model, Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
 import type { Method, Participant } from '@niwaki/engine';
@@ -20,6 +30,8 @@ export interface TargetOptions {
   /** Embedding rows trained and stored whole, by token id; tied heads follow. A list means the input embedding. */
   readonly trainableTokens?: readonly number[] | Readonly<Record<string, readonly number[]>>;
 }
+
+export const targetNames = ['excludeModules', 'layersToTransform', 'layersPattern', 'modulesToSave', 'bias', 'trainableTokens'] as const;
 
 /** Something a user should know that is no error: returned with the result and passed to `onWarning`, never printed. */
 export interface Warning {
@@ -105,6 +117,8 @@ export interface AdapterMethod extends Method {
    */
   takeOver?(set: PeftSet, from: ReadonlyMap<string, Adapter>): AdapterMethod;
 }
+
+export const anAdapterMethod: Noun = nounWith('a method of adapters, as lora() gives it', 'bind', 'targeting');
 
 export interface SharedTensors {
   /** Such as `prompt_embeddings`. */

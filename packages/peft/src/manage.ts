@@ -1,5 +1,5 @@
-import { ConfigError, NotFoundError, StateError } from '@niwaki/tensor';
-import type { AdapterSet, Model } from '@niwaki/nn';
+import { checkCall, checkOptions, ConfigError, listOf, NotFoundError, StateError, type Noun } from '@niwaki/tensor';
+import { aModel, type AdapterSet, type Model } from '@niwaki/nn';
 import { isScalable, ownedBy } from './adapter-method.ts';
 import { mergedAdapters } from './merge.ts';
 import { putBack } from './rewritten.ts';
@@ -13,6 +13,8 @@ export function adapterNamed(model: Model, name: string): AdapterSet {
   throw new NotFoundError(`no adapter '${name}' is attached`, { name, attached: [...model.adapters.keys()] });
 }
 
+const aName: Noun = { is: 'the name of an adapter', test: (given) => typeof given === 'string' };
+
 export interface ActivateOptions {
   /** Whether the parameters of these sets train, and those of all others do not. Default false: nothing of that changes. */
   readonly train?: boolean;
@@ -22,7 +24,10 @@ export interface ActivateOptions {
  * Makes these adapters the ones that every forward applies, in this order; their outputs add. None gives the base.
  * @throws NotFoundError, StateError; the model is as before then
  */
-export function activateAdapters(model: Model, names: readonly string[], { train = false }: ActivateOptions = {}): void {
+export function activateAdapters(model: Model, names: readonly string[], options: ActivateOptions = {}): void {
+  checkCall("activateAdapters(model, ['default'])", { model: [model, aModel], names: [names, listOf(aName)] });
+  checkOptions('activateAdapters', options, ['train']);
+  const { train = false } = options;
   const sets = names.map((name) => adapterNamed(model, name));
   model.active = names;
   if (!train) return;

@@ -1,5 +1,5 @@
-import { NotFoundError } from '@niwaki/tensor';
-import type { AdapterSet, Model } from '@niwaki/nn';
+import { checkCall, checkOptions, NotFoundError, optional, type Noun } from '@niwaki/tensor';
+import { aModel, type AdapterSet, type Model } from '@niwaki/nn';
 import { ownedBy, type Warning } from './adapter-method.ts';
 import { rewrite, type MergedSiteReport, type MergeOptions, type Originals } from './merge-rewrite.ts';
 import { putBack } from './rewritten.ts';
@@ -36,15 +36,12 @@ export const mergedAdapters = (model: Model): readonly string[] => states.get(mo
  * @param names default the active ones, in their order
  * @throws NumericError, ConfigError, NotFoundError
  */
-export async function mergeAdapter(
-  model: Model,
-  names: string | readonly string[] = model.active,
-  options: MergeOptions = {},
-): Promise<MergeReport> {
+export async function mergeAdapter(model: Model, names?: string | readonly string[], options: MergeOptions = {}): Promise<MergeReport> {
+  checkMerging('mergeAdapter', { model, names, options });
   const { list: warnings, warn } = collectWarnings();
   const before = states.get(model);
   const done = mergedAdapters(model);
-  const wanted = typeof names === 'string' ? [names] : names;
+  const wanted = [names ?? model.active].flat();
   const again = wanted.filter((name) => done.includes(name));
   if (again.length > 0) warn('already-merged', `merged already: ${again.join(', ')}`, again);
   const added = [...new Set(wanted)].filter((name) => !done.includes(name)).map((name) => attachedSet(model, name));
@@ -63,6 +60,16 @@ export async function mergeAdapter(
   return { merged: mergedAdapters(model), sites, warnings };
 }
 
+const someNames: Noun = {
+  is: 'the name of an adapter, or a list of them',
+  test: (given) => [given].flat().every((name) => typeof name === 'string'),
+};
+
+function checkMerging(verb: string, { model, names, options }: { model: Model; names: unknown; options: MergeOptions }): void {
+  checkCall(`${verb}(model, 'default')`, { model: [model, aModel], names: [names, optional(someNames)] });
+  checkOptions(verb, options, ['into', 'dtype']);
+}
+
 function attachedSet(model: Model, name: string): AdapterSet {
   const set = model.adapters.get(name);
   if (set === undefined) throw new NotFoundError(`no adapter '${name}' is attached`, { name, attached: [...model.adapters.keys()] });
@@ -74,13 +81,10 @@ function attachedSet(model: Model, name: string): AdapterSet {
  * as active as they were. What stays merged is computed anew from the originals.
  * @param names default all
  */
-export async function unmergeAdapter(
-  model: Model,
-  names: string | readonly string[] = mergedAdapters(model),
-  options: MergeOptions = {},
-): Promise<MergeReport> {
+export async function unmergeAdapter(model: Model, names?: string | readonly string[], options: MergeOptions = {}): Promise<MergeReport> {
+  checkMerging('unmergeAdapter', { model, names, options });
   const state = states.get(model);
-  const wanted = typeof names === 'string' ? [names] : names;
+  const wanted = [names ?? mergedAdapters(model)].flat();
   const missing = wanted.filter((name) => !mergedAdapters(model).includes(name));
   if (state === undefined || missing.length > 0)
     throw new NotFoundError(`not merged: ${missing.join(', ') || 'no adapter is'}`, { names: missing, merged: mergedAdapters(model) });
@@ -99,11 +103,8 @@ export async function unmergeAdapter(
  * Merges and lets go: every adapter set leaves the model and is freed, merged or not, and so are the original weights.
  * What is left is a plain model under Hugging Face names.
  */
-export async function mergeAndUnload(
-  model: Model,
-  names: string | readonly string[] = model.active,
-  options: MergeOptions = {},
-): Promise<MergeReport> {
+export async function mergeAndUnload(model: Model, names?: string | readonly string[], options: MergeOptions = {}): Promise<MergeReport> {
+  checkMerging('mergeAndUnload', { model, names, options });
   const report = await mergeAdapter(model, names, options);
   forgetOriginals(model);
   for (const name of model.adapters.keys()) {

@@ -1,5 +1,5 @@
-import { ConfigError, pad, ShapeError, tidy, zerosLike, type Parameter, type Tensor } from '@niwaki/tensor';
-import type { Adapter, AdapterSet, Model } from '@niwaki/nn';
+import { checkCall, checkOptions, ConfigError, pad, ShapeError, tidy, zerosLike, type Parameter, type Tensor } from '@niwaki/tensor';
+import { aModel, type Adapter, type AdapterSet, type Model } from '@niwaki/nn';
 import { isPeftSet, type PeftSet } from './adapter-method.ts';
 import { RankError } from './files/errors.ts';
 import type { AdapterSource } from './files/folders.ts';
@@ -25,6 +25,8 @@ export async function swapAdapter(
   source: AdapterSet | AdapterSource,
   options: SwapOptions = {},
 ): Promise<void> {
+  checkCall("swapAdapter(model, 'default', './another-adapter')", { model: [model, aModel] });
+  checkOptions('swapAdapter', options, ['strict', 'base', 'types', 'signal', 'onWarning']);
   const target = adapterNamed(model, name);
   if (isSet(source)) return swapValues(target, source);
   const other = await loadAside(model, source, options);

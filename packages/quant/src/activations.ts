@@ -1,14 +1,15 @@
 import {
   add,
   checkOneOf,
+  checkOptions,
   clipByValue,
   ConfigError,
   dispose,
   div,
-  maximum,
   max,
-  minimum,
+  maximum,
   min,
+  minimum,
   mul,
   NumericError,
   outOfRange,
@@ -48,6 +49,8 @@ export interface ActivationOptions {
 
 type Rounding = Omit<ActivationOptions, 'outlierThreshold'>;
 
+export const activationNames = ['bits', 'symmetric', 'per'] as const;
+
 /** What methods that round activations take, checked, with defaults filled in. */
 export function activationOptions(what: string, { bits = 8, symmetric = false, per = 'token' }: Rounding): Required<Rounding> {
   checkActivationGrid(what, { bits, symmetric });
@@ -81,6 +84,7 @@ function checkThreshold(threshold: number, per: 'token' | 'tensor'): void {
  * @example await quantize(model, activations({ bits: 8 }))
  */
 export function activations(options: ActivationOptions = {}): Method {
+  checkOptions('activations', options, [...activationNames, 'outlierThreshold']);
   const { outlierThreshold = 0 } = options;
   const { per, ...grid } = activationOptions('activations', options);
   checkThreshold(outlierThreshold, per);

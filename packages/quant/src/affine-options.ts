@@ -19,6 +19,8 @@ export interface IntegerOptions {
   readonly mse?: boolean;
 }
 
+export const integerNames = ['bits', 'groupSize', 'symmetric', 'mse'] as const;
+
 const grids = new Map<unknown, AffineGrid>([
   [false, 'asymmetric'],
   [true, 'absmax'],

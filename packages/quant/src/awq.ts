@@ -1,6 +1,7 @@
 import {
   abs,
   add,
+  checkOptions,
   clipByValue,
   ConfigError,
   dispose,
@@ -30,7 +31,7 @@ import {
   type Tensor2D,
   type Tensor3D,
 } from '@niwaki/tensor';
-import { defineMethod, inputAbsMean, inputGram, type Method, type Plan, type Window } from '@niwaki/engine';
+import { defineMethod, inputAbsMean, inputGram, roundsFloats, type Method, type Plan, type Window } from '@niwaki/engine';
 import { affine, affineGroupSize, disposeWeight, encodeAffine, rowsOfTensor, type Weight } from '@niwaki/weights';
 import type { Coupling, Model, Site } from '@niwaki/nn';
 import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
@@ -65,6 +66,7 @@ const ratios = 20;
  * @example await quantize(model, awq({ bits: 4 }), { calibrate: { batches } })
  */
 export function awq(options: AwqOptions = {}): Method {
+  checkOptions('awq', options, ['bits', 'groupSize', 'clip', 'fold']);
   const { bits, groupSize } = integerOptions('awq', options);
   const { clip = true, fold = false } = options;
   if (typeof clip !== 'boolean') throw new ConfigError(`awq: clip must be true or false, got ${String(clip)}`, { clip });
@@ -104,7 +106,7 @@ export function awq(options: AwqOptions = {}): Method {
   return defineMethod({
     kind: 'awq',
     options: { bits, groupSize, clip, fold },
-    traits: { gives: ['encode', 'lookup'] },
+    traits: { ...roundsFloats, gives: ['encode', 'lookup'] },
     makes: 'weight',
     walk: { advance: 'float' },
     validate: (site, model) => {

@@ -1,9 +1,9 @@
-import { ConfigError, NotFoundError, outOfRange } from '@niwaki/tensor';
+import { checkOptions, ConfigError, NotFoundError, outOfRange } from '@niwaki/tensor';
 import type { Window } from '@niwaki/engine';
 import { onScaledChannels, tensorQuantizer, tokenQuantizer, type ActivationQuantizer, type TensorQuantizer } from '@niwaki/weights';
 import type { Group } from '@niwaki/optim';
 import type { Model, Site } from '@niwaki/nn';
-import { activationOptions, tensorSteps, type ActivationOptions } from './activations.ts';
+import { activationNames, activationOptions, tensorSteps, type ActivationOptions } from './activations.ts';
 
 const operands = ['queries', 'keys', 'values'] as const;
 export type Operand = (typeof operands)[number];
@@ -21,9 +21,10 @@ export type RoundedActivations = Required<CbqActivations>;
 
 /** @throws ConfigError naming the field */
 export function cbqActivations(options: CbqActivations): RoundedActivations {
-  if (typeof options !== 'object') throw outOfRange('cbq', 'activations', options, 'an object of options');
-  const { learningRate = 1e-3, attention = [] } = options;
+  if (typeof options !== 'object' || options === null) throw outOfRange('cbq', 'activations', options, 'an object of options');
   const what = 'cbq: activations';
+  checkOptions(what, options, [...activationNames, 'learningRate', 'attention']);
+  const { learningRate = 1e-3, attention = [] } = options;
   const named = activationOptions(what, options);
   if (!(learningRate >= 0 && learningRate < Infinity)) {
     throw outOfRange(what, 'learningRate', learningRate, 'a finite number of at least 0');

@@ -1,5 +1,6 @@
 import {
   add,
+  checkOptions,
   ConfigError,
   createDraw,
   div,
@@ -19,7 +20,16 @@ import {
   type Tensor,
   type Tensor2D,
 } from '@niwaki/tensor';
-import { defineMethod, inputAbsMax, type CountedRows, type Method, type Penalty, type Plan, type Window } from '@niwaki/engine';
+import {
+  defineMethod,
+  inputAbsMax,
+  roundsFloats,
+  type CountedRows,
+  type Method,
+  type Penalty,
+  type Plan,
+  type Window,
+} from '@niwaki/engine';
 import {
   affineGroupSize,
   affineStep,
@@ -34,7 +44,7 @@ import {
 import { adamw } from '@niwaki/optim';
 import type { Model, Site } from '@niwaki/nn';
 import { cbqActivations, lendInputs, operandsOf, trainedInputs, type CbqActivations, type RoundedActivations } from './cbq-activations.ts';
-import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { checkIntegerSite, integerNames, integerOptions, type IntegerOptions } from './affine-options.ts';
 import { splitOutliers } from './outliers.ts';
 
 export type OutlierTreatment = 'none' | 'weights' | 'inputs' | 'both';
@@ -95,11 +105,25 @@ const [blunt, sharp] = [20, 2];
  * @example await quantize(model, cbq({ bits: 2 }), { calibrate: { batches } })
  */
 export function cbq(options: CbqOptions = {}): Method {
+  checkOptions('cbq', options, [
+    ...integerNames,
+    'window',
+    'overlap',
+    'rank',
+    'epochs',
+    'learningRate',
+    'scaleRate',
+    'decide',
+    'divergence',
+    'outliers',
+    'activations',
+    'seed',
+  ]);
   const { grid, ...named } = integerOptions('cbq', { mse: true, ...options });
   const { bits, groupSize, mse } = named;
   const settings = fitOptions(bits, options);
   const { window: width, overlap, rank, epochs, scaleRate, decide, divergence, outliers, seed } = settings;
-  const rounded = options.activations && cbqActivations(options.activations);
+  const rounded = options.activations === undefined ? undefined : cbqActivations(options.activations);
   const operandRows = rounded && tokenQuantizer(rounded);
 
   const visit = async (window: Window, plan: Plan): Promise<void> => {
@@ -137,10 +161,14 @@ export function cbq(options: CbqOptions = {}): Method {
     kind: 'cbq',
     options: { ...named, ...settings, ...(rounded && { activations: { ...rounded } }) },
     traits: {
+      ...roundsFloats,
       gives: ['encode', 'lookup'],
       // An entry that was 0 is rounded up where that makes up for others.
       forbids: ['zeros'],
-      help: { zeros: 'Quantize with rtn(), nf4() or awq(), which leave a 0 at 0, or quantize first and prune into a mask.' },
+      help: {
+        ...roundsFloats.help,
+        zeros: 'Quantize with rtn(), nf4() or awq(), which leave a 0 at 0, or quantize first and prune into a mask.',
+      },
     },
     makes: 'weight',
     walk: { width, stride: width - overlap, advance: 'both' },

@@ -1,6 +1,6 @@
-import { checkFlag, ConfigError, dynamicMap } from '@niwaki/tensor';
+import { checkFlag, checkOptions, ConfigError, dynamicMap } from '@niwaki/tensor';
 import { checkBlockSize, codebook4, encodeCodebook4, rowsOf, type Codebook4Options } from '@niwaki/weights';
-import { defineMethod, type Method } from '@niwaki/engine';
+import { defineMethod, roundsFloats, type Method } from '@niwaki/engine';
 
 export interface Codebook4MethodOptions {
   /** Entries of the flattened matrix that share one absmax: a power of two from 32 to 4096, default 64. */
@@ -15,6 +15,7 @@ const dtypes = ['float32', 'float16', 'bfloat16'];
 
 /** What nf4 and fp4 share: everything but the 16 values. */
 export function codebook4Method(kind: 'nf4' | 'fp4', codebook: Float32Array, options: Codebook4MethodOptions): Method {
+  checkOptions(kind, options, ['blockSize', 'doubleQuant', 'dtype']);
   const { blockSize = 64, doubleQuant = true, dtype = 'float32' } = options;
   checkBlockSize(blockSize);
   checkFlag(kind, 'doubleQuant', doubleQuant);
@@ -24,7 +25,7 @@ export function codebook4Method(kind: 'nf4' | 'fp4', codebook: Float32Array, opt
   return defineMethod({
     kind,
     options: { blockSize, doubleQuant, dtype },
-    traits: { gives: ['encode', 'lookup'] },
+    traits: { ...roundsFloats, gives: ['encode', 'lookup'] },
     makes: 'weight',
     validate: ({ path, weight }) => {
       if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to quantize`, { path });

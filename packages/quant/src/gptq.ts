@@ -1,5 +1,5 @@
-import { checkFlag, ConfigError, factorMoments, packBits, type FactoredMoments } from '@niwaki/tensor';
-import { createBreath, defineMethod, inputGram, type Method, type Window } from '@niwaki/engine';
+import { checkFlag, checkOptions, ConfigError, factorMoments, packBits, type FactoredMoments } from '@niwaki/tensor';
+import { createBreath, defineMethod, inputGram, roundsFloats, type Method, type Window } from '@niwaki/engine';
 import {
   affine,
   affineGroupSize,
@@ -12,7 +12,7 @@ import {
   type Weight,
 } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
-import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { checkIntegerSite, integerNames, integerOptions, type IntegerOptions } from './affine-options.ts';
 import { compensatedRounding } from './compensated-rounding.ts';
 
 export interface GptqOptions extends IntegerOptions {
@@ -41,6 +41,7 @@ export interface GptqOptions extends IntegerOptions {
  * @example await quantize(model, gptq({ bits: 3 }), { calibrate: { batches } })
  */
 export function gptq(options: GptqOptions = {}): Method {
+  checkOptions('gptq', options, [...integerNames, 'damping', 'actOrder', 'staticGroups', 'sequential']);
   const { grid, ...named } = integerOptions('gptq', options);
   const { damping = 0.01, actOrder = false, staticGroups = false, sequential = true } = options;
   if (!(damping > 0 && damping < 1)) throw new ConfigError(`gptq: damping must be between 0 and 1, got ${damping}`, { damping });
@@ -67,10 +68,14 @@ export function gptq(options: GptqOptions = {}): Method {
     kind: 'gptq',
     options: { ...named, damping, actOrder, staticGroups, sequential },
     traits: {
+      ...roundsFloats,
       gives: ['encode', 'lookup'],
       // Columns that follow carry the error of those before: entries that were 0 too.
       forbids: ['zeros'],
-      help: { zeros: 'Quantize with rtn(), nf4() or awq(), which leave a 0 at 0, or quantize first and prune into a mask.' },
+      help: {
+        ...roundsFloats.help,
+        zeros: 'Quantize with rtn(), nf4() or awq(), which leave a 0 at 0, or quantize first and prune into a mask.',
+      },
     },
     makes: 'weight',
     walk: { advance: 'current' },

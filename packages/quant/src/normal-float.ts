@@ -1,5 +1,5 @@
-import { ConfigError, type AffineBits } from '@niwaki/tensor';
-import { defineMethod, type Method } from '@niwaki/engine';
+import { checkOptions, ConfigError, type AffineBits } from '@niwaki/tensor';
+import { defineMethod, roundsFloats, type Method } from '@niwaki/engine';
 import { checkNormalFloat, checkNormalFloatShape, normalFloatOf, rowsOf, type NormalFloatOptions } from '@niwaki/weights';
 
 export interface NormalFloatMethodOptions {
@@ -25,13 +25,14 @@ export interface NormalFloatMethodOptions {
  * @example lora({ rank: 64, init: lqLora({ quantizers: [normalFloat({ bits: 2 }), normalFloat({ bits: 3 }), normalFloat()], bits: 2.75 }) })
  */
 export function normalFloat(options: NormalFloatMethodOptions = {}): Method {
+  checkOptions('normalFloat', options, ['bits', 'scaleBits', 'scaleType', 'blockSize', 'groupSize']);
   const { bits = 4, scaleBits = 8, scaleType = 'float32', blockSize = 64, groupSize = 256 } = options;
   const named: NormalFloatOptions = { bits, scaleBits, scaleType, blockSize, groupSize };
   checkNormalFloat('normalFloat', named);
   return defineMethod({
     kind: 'normal-float',
     options: { ...named },
-    traits: { gives: ['encode', 'lookup'] },
+    traits: { ...roundsFloats, gives: ['encode', 'lookup'] },
     makes: 'weight',
     validate: ({ path, weight }) => {
       if (weight === undefined) throw new ConfigError(`'${path}' stores no matrix to quantize`, { path });

@@ -1,6 +1,7 @@
-import { defineMethod, type Method } from '@niwaki/engine';
+import { checkOptions } from '@niwaki/tensor';
+import { defineMethod, roundsFloats, type Method } from '@niwaki/engine';
 import { affine, affineGroupSize, encodeAffine, rowsOf } from '@niwaki/weights';
-import { checkIntegerSite, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { checkIntegerSite, integerNames, integerOptions, type IntegerOptions } from './affine-options.ts';
 
 export type RtnOptions = IntegerOptions;
 
@@ -12,12 +13,13 @@ export type RtnOptions = IntegerOptions;
  * @example await quantize(model, rtn({ bits: 4, groupSize: 64 }))
  */
 export function rtn(options: RtnOptions = {}): Method {
+  checkOptions('rtn', options, integerNames);
   const { grid, ...named } = integerOptions('rtn', options);
   const { bits, groupSize, mse } = named;
   return defineMethod({
     kind: 'rtn',
     options: named,
-    traits: { gives: ['encode', 'lookup'] },
+    traits: { ...roundsFloats, gives: ['encode', 'lookup'] },
     makes: 'weight',
     validate: (site) => checkIntegerSite(site, groupSize),
     make: async ({ path, weight }) => {

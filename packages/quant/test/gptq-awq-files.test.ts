@@ -391,7 +391,7 @@ describe('what is quantized here', () => {
     const { path, weight } = model.sites('down_proj')[0]!;
     expect(weight!.parts['input_scales']).toBeDefined();
     expect(formats.filter((format) => format.write(weight!, path) !== undefined)).toEqual([]);
-    await quantize(model, awq({ groupSize: 32, fold: true }), { at: ['gate_proj', 'up_proj'], calibrate });
+    await quantize(model, awq({ groupSize: 32, fold: true }), { at: ['gate_proj', 'up_proj'], calibrate, requantize: true });
     const folded = new Map(model.sites(['gate_proj', 'up_proj']).map((site) => [site.path, site.weight!]));
     for (const [module, own] of folded) {
       const written = (await awqFormat.write(own, module))!;

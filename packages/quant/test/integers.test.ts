@@ -140,7 +140,7 @@ describe('integer methods', () => {
     const path = 'model.layers.0.mlp.up_proj';
     const bytes: number[] = [];
     for (const method of [rtn({ bits: 3, groupSize: 32, symmetric: true }), rtn({ bits: 8, groupSize: 'row' })]) {
-      await quantize(model, method, { at: path });
+      await quantize(model, method, { at: path, requantize: true });
       bytes.push(weightBytes(model.sites(path)[0]!.weight!));
     }
     // Codes, scales, and a byte a zero.

@@ -3,7 +3,7 @@ import { AbortError, ConfigError, memory, NotFoundError, NumericError, tensor2d,
 import { forward, initializeModel, type Model } from '@niwaki/nn';
 import { defineMethod } from '@niwaki/engine';
 import { weightBytes } from '@niwaki/weights';
-import { fp4, nf4, quantize } from '../src/index.ts';
+import { fp4, nf4, quantize, rtn } from '../src/index.ts';
 import { nf4 as alone } from '@niwaki/quant/nf4';
 
 const config = {
@@ -101,6 +101,28 @@ describe('quantize', () => {
     model.dispose();
   });
 
+  it.each([
+    ['nf4', nf4()],
+    ['rtn', rtn({ groupSize: 16 })],
+  ])('refuses to round what codes stand for, before anything changes, unless it is asked to (%s)', async (_, method) => {
+    const model = await build();
+    await quantize(model, nf4(), { at: 'layers.1.**' });
+    const kinds = (): string[] => model.sites('all-linear').map(({ weight }) => weight!.kind);
+    const [before, tensors] = [kinds(), memory().numTensors];
+    await expect(quantize(model, method)).rejects.toThrow(ConfigError);
+    await expect(quantize(model, method)).rejects.toMatchObject({
+      message: expect.stringContaining(`${method.kind} needs the numbers of a matrix themselves, not codes for them`),
+      help: expect.stringContaining('`requantize: true`'),
+      details: { path: 'model.layers.1.self_attn.q_proj' },
+    });
+    expect(kinds()).toEqual(before);
+    expect(memory().numTensors).toBe(tensors);
+    const { sites } = await quantize(model, method, { requantize: true });
+    expect(sites).toHaveLength(14);
+    expect(new Set(kinds()).size).toBe(1);
+    model.dispose();
+  });
+
   it('says what is near when nothing matches', async () => {
     const model = await build();
     await expect(quantize(model, nf4(), { at: 'q_porj' })).rejects.toThrow(NotFoundError);
@@ -124,11 +146,11 @@ describe('quantize', () => {
     model.dispose();
   });
 
-  it('packs again what is packed already', async () => {
+  it('packs again to the same codes what is packed already, where it is asked to', async () => {
     const model = await build();
     await quantize(model, nf4({ doubleQuant: false }), { at: 'q_proj' });
     const once = logitsOf(model);
-    await quantize(model, nf4({ doubleQuant: false }), { at: 'q_proj' });
+    await quantize(model, nf4({ doubleQuant: false }), { at: 'q_proj', requantize: true });
     expect([...logitsOf(model)]).toEqual([...once]);
     model.dispose();
   });

@@ -1,4 +1,4 @@
-import { checkFlag, ConfigError, matchesPath, StateError } from '@niwaki/tensor';
+import { checkFlag, checkOptions, ConfigError, matchesPath, StateError } from '@niwaki/tensor';
 import { defineMethod, type Method } from '@niwaki/engine';
 import type { Site } from '@niwaki/nn';
 import type { Store } from '@niwaki/weights';
@@ -38,6 +38,7 @@ export interface DsnotOptions {
  * @example await prune(model, dsnot({ initial: wanda({ sparsity: 0.6 }) }), { calibrate: { batches } })
  */
 export function dsnot(options: DsnotOptions = {}): Method {
+  checkOptions('dsnot', options, ['initial', 'cycles', 'threshold', 'variancePower', 'sameSign', 'refine', 'store']);
   const { initial = wanda(), cycles, threshold = 0.1, variancePower = 1, refine = 'attention', store = 'masked' } = options;
   if (initial.choice === undefined)
     throw new ConfigError(`dsnot: initial must be a pruner, got '${initial.kind}'`, { initial: initial.kind });

@@ -1,4 +1,13 @@
-import { checkCount, checkOneOf, ConfigError, distinctNumbers, matchesPath, type Noise, type Parameter } from '@niwaki/tensor';
+import {
+  checkCount,
+  checkOneOf,
+  checkOptions,
+  ConfigError,
+  distinctNumbers,
+  matchesPath,
+  type Noise,
+  type Parameter,
+} from '@niwaki/tensor';
 import type { Model, Stage } from '@niwaki/nn';
 import type { IdleState, Participant } from '@niwaki/engine';
 
@@ -24,7 +33,9 @@ export interface LisaOptions {
  * state of every block that was drawn before: in the end, that of full training. 'offload' adds it to the host's memory.
  * @throws ConfigError where there are no such blocks, fewer than `active`, or some that do not train or are quantized
  */
-export function lisa({ active = 2, every = 20, blocks = '**.layers.*', state = 'drop' }: LisaOptions = {}): Participant {
+export function lisa(options: LisaOptions = {}): Participant {
+  checkOptions('lisa', options, ['active', 'every', 'blocks', 'state']);
+  const { active = 2, every = 20, blocks = '**.layers.*', state = 'drop' } = options;
   for (const [name, value] of Object.entries({ active, every })) checkCount('lisa', name, value);
   checkOneOf('lisa', 'state', state, ['drop', 'keep', 'offload'] satisfies IdleState[]);
   return {

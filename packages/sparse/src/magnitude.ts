@@ -1,9 +1,18 @@
-import { ConfigError } from '@niwaki/tensor';
+import { checkOptions, ConfigError } from '@niwaki/tensor';
 import { defineMethod } from '@niwaki/engine';
 import type { Site } from '@niwaki/nn';
 import { isNOfM } from './amount.ts';
 import { clearBelow, clearSmallest, cut, keepByRows } from './keep-entries.ts';
-import { checkSite, hostMatrix, prunedWeight, pruneOptions, prunerTraits, type PruneMethodOptions, type Pruner } from './pruner.ts';
+import {
+  checkSite,
+  hostMatrix,
+  prunedWeight,
+  pruneNames,
+  pruneOptions,
+  prunerTraits,
+  type PruneMethodOptions,
+  type Pruner,
+} from './pruner.ts';
 
 export interface MagnitudeOptions extends PruneMethodOptions {
   /**
@@ -23,6 +32,7 @@ type Cuts = ReadonlyMap<string, { readonly threshold: number; readonly ties: num
  * @example await prune(model, magnitude({ sparsity: 0.5 }))
  */
 export function magnitude(options: MagnitudeOptions = {}): Pruner {
+  checkOptions('magnitude', options, [...pruneNames, 'scope']);
   const { amount, store, named } = pruneOptions('magnitude', options);
   if (isNOfM(amount) && options.scope !== undefined) {
     throw new ConfigError(`magnitude: with n and m groups compete alone, scope '${options.scope}' has no meaning`, {

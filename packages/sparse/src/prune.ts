@@ -1,7 +1,7 @@
-import { cast, ConfigError, equal, sum, tidy } from '@niwaki/tensor';
-import { applyMethod, type ApplyOptions, type Method } from '@niwaki/engine';
+import { cast, checkCall, checkOptions, ConfigError, equal, sum, tidy } from '@niwaki/tensor';
+import { aMethod, applyMethod, applyNames, type ApplyOptions, type Method } from '@niwaki/engine';
 import { weightBytes, type Weight } from '@niwaki/weights';
-import type { Model, Selector } from '@niwaki/nn';
+import { aModel, aSelector, type Model, type Selector } from '@niwaki/nn';
 
 export interface PruneOptions extends Omit<ApplyOptions, 'at'> {
   /** Default 'all-linear': every linear map but the head; embeddings stay too. */
@@ -23,14 +23,17 @@ export interface Pruned {
  * @throws NotFoundError when `at` matches nothing; NumericError that names a matrix which is not finite; AbortError
  * @example await prune(model, wanda({ sparsity: 0.5 }), { calibrate: { batches } })
  */
-export async function prune(model: Model, method: Method, { at = 'all-linear', ...options }: PruneOptions = {}): Promise<Pruned> {
+export async function prune(model: Model, method: Method, options: PruneOptions = {}): Promise<Pruned> {
+  checkOptions('prune', options, applyNames);
+  const { at = 'all-linear' } = options;
+  checkCall("prune(model, magnitude(), { at: 'all-linear' })", { model: [model, aModel], method: [method, aMethod], at: [at, aSelector] });
   if (method.makes !== 'weight') {
     throw new ConfigError(`prune takes a method that makes weights; '${method.kind}' makes an ${method.makes}`, {
       method: method.kind,
       help: 'Adapters are put on with adapt().',
     });
   }
-  const { made } = await applyMethod(model, method, { at, ...options });
+  const { made } = await applyMethod(model, method, { ...options, at });
   let [bytes, entries, zeros] = [0, 0, 0];
   for (const { weight } of made.values()) {
     bytes += weightBytes(weight!);

@@ -13,6 +13,8 @@ export interface PruneMethodOptions extends AmountOptions {
   readonly store?: Store;
 }
 
+export const pruneNames = ['sparsity', 'n', 'm', 'store'] as const;
+
 /** A matrix on the host. */
 export interface HostMatrix {
   readonly path: string;

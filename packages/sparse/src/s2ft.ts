@@ -2,6 +2,7 @@ import * as v from 'valibot';
 import {
   add,
   checkFlag,
+  checkOptions,
   ConfigError,
   denseParameter,
   StateError,
@@ -200,6 +201,19 @@ const isSlice = (adapter: Adapter): adapter is S2ftAdapter => adapter.kind === '
 const strategies: readonly SliceStrategy[] = ['random', 'weight', 'activation', 'weight*activation', 'gradient'];
 
 function s2ftSettings(options: S2ftOptions): Settings {
+  checkOptions('s2ft', options, [
+    'outputRatio',
+    'valueRatio',
+    'downRatio',
+    'upRatio',
+    'strategy',
+    'pick',
+    'batches',
+    'exclude',
+    'slices',
+    'permute',
+    'inPlace',
+  ]);
   const {
     outputRatio = 0.052,
     valueRatio = 0,

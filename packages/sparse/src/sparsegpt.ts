@@ -1,4 +1,4 @@
-import { ConfigError, type Tensor2D } from '@niwaki/tensor';
+import { checkOptions, ConfigError, type Tensor2D } from '@niwaki/tensor';
 import { createBreath, defineMethod, inputGram } from '@niwaki/engine';
 import { isNOfM } from './amount.ts';
 import { eliminate } from './eliminate.ts';
@@ -6,6 +6,7 @@ import {
   checkSite,
   hostMatrix,
   prunedWeight,
+  pruneNames,
   pruneOptions,
   prunerTraits,
   type HostMatrix,
@@ -31,6 +32,7 @@ export interface SparseGptOptions extends PruneMethodOptions {
  * @example await prune(model, sparsegpt({ sparsity: 0.6 }), { calibrate: { batches } })
  */
 export function sparsegpt(options: SparseGptOptions = {}): Pruner {
+  checkOptions('sparsegpt', options, [...pruneNames, 'damping', 'blockSize']);
   const { amount, store, named } = pruneOptions('sparsegpt', options);
   const { damping = 0.01, blockSize = 128 } = options;
   if (!(damping > 0 && damping < 1)) throw new ConfigError(`sparsegpt: damping must be between 0 and 1, got ${damping}`, { damping });

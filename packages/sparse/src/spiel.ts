@@ -1,5 +1,16 @@
 import * as v from 'valibot';
-import { add, ConfigError, distinctNumbers, FormatError, tensor1d, zeros, type Json, type Tensor1D, type Tensor2D } from '@niwaki/tensor';
+import {
+  add,
+  checkOptions,
+  ConfigError,
+  distinctNumbers,
+  FormatError,
+  tensor1d,
+  zeros,
+  type Json,
+  type Tensor1D,
+  type Tensor2D,
+} from '@niwaki/tensor';
 import { defineMethod, type Method, type Participant } from '@niwaki/engine';
 import {
   adapterFile,
@@ -163,6 +174,18 @@ const range = (field: string, given: unknown, expected: string): ConfigError =>
   new ConfigError(`spiel: ${field} must be ${expected}, got ${String(given)}`, { field, given, expected });
 
 function spielSettings(options: SpielOptions): Settings {
+  checkOptions('spiel', options, [
+    'density',
+    'numTunable',
+    'algorithm',
+    'reselectionSteps',
+    'accumulationSteps',
+    'initialRate',
+    'policy',
+    'layersToTransform',
+    'layersPattern',
+    'modulesToSave',
+  ]);
   const { algorithm = 'AG', reselectionSteps = 20, accumulationSteps = 5, initialRate = 0.2, policy = 'linear', numTunable } = options;
   const density = options.density ?? (numTunable === undefined ? 0.01 : undefined);
   if (density !== undefined && numTunable !== undefined)

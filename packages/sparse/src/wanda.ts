@@ -1,4 +1,4 @@
-import { type Tensor1D } from '@niwaki/tensor';
+import { checkOptions, type Tensor1D } from '@niwaki/tensor';
 import { defineMethod } from '@niwaki/engine';
 import { keepByRows } from './keep-entries.ts';
 import { inputSquares } from './input-statistics.ts';
@@ -6,6 +6,7 @@ import {
   checkSite,
   hostMatrix,
   prunedWeight,
+  pruneNames,
   pruneOptions,
   prunerTraits,
   type HostMatrix,
@@ -24,6 +25,7 @@ export type WandaOptions = PruneMethodOptions;
  * @example await prune(model, wanda({ n: 2, m: 4 }), { calibrate: { batches } })
  */
 export function wanda(options: WandaOptions = {}): Pruner {
+  checkOptions('wanda', options, pruneNames);
   const { amount, store, named } = pruneOptions('wanda', options);
   const collect = { squares: inputSquares() };
   const scores = async (matrix: HostMatrix, statistics: Readonly<Record<string, unknown>>): Promise<Float32Array> =>

@@ -13,6 +13,8 @@ export * from './ops/add-noise.ts';
 export * from './philox.ts';
 export * from './distinct-numbers.ts';
 export * from './nearest.ts';
+export * from './check-options.ts';
+export * from './check-call.ts';
 export * from './paths.ts';
 export * from './python-pattern.ts';
 export * from './parameter.ts';

@@ -1,4 +1,5 @@
 export { parseDocuments, parseJsonl, parseText, type Document, type Message } from './data/document.ts';
+export { decodeText } from './data/decode-text.ts';
 export type { Sample } from './data/sample.ts';
 export { packSamples, rowOf, targetsOf, type Packed, type PackOptions, type Row } from './data/pack.ts';
 export type { DataPlan, PlanOptions, TrainData, DataWindow } from './data/train-data.ts';

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { epochOrder } from '../src/data/order.ts';
 import { packSamples, rowOf } from '../src/data/pack.ts';
 import { parseDocuments, parseJsonl, parseText } from '../src/data/document.ts';
+import { decodeText } from '../src/data/decode-text.ts';
 import type { Sample } from '../src/data/sample.ts';
 
 const text = (ids: number[], kind: Sample['kind'] = 'text', learn = ids.map(() => 1)): Sample => ({
@@ -20,6 +21,28 @@ const errorOf = (run: () => unknown): unknown => {
     return error;
   }
 };
+
+describe('reading bytes', () => {
+  const bytes = (...parts: readonly (string | number)[]): Uint8Array =>
+    Uint8Array.from(parts.flatMap((part) => (typeof part === 'number' ? [part] : [...new TextEncoder().encode(part)])));
+
+  it('gives the text, what spells U+FFFD itself and a byte-order mark included', () => {
+    for (const text of ['', 'déjà vu 😀', 'a\uFFFDb', '\uFEFFa']) expect(decodeText(bytes(text))).toBe(text);
+  });
+
+  it.each([
+    ['a byte of latin1', bytes('ab\nd', 0xe9, 'j'), 4, '0xe9', 2],
+    ['a sequence that is cut off', bytes('é😀', 0xf0, 0x9f), 6, '0xf0', 1],
+    ['a byte that begins nothing', bytes('\uFFFD\uFFFD', 0x80), 6, '0x80', 1],
+    ['an overlong form', bytes('a', 0xc0, 0xaf), 1, '0xc0', 1],
+    ['half a surrogate pair', bytes(0xed, 0xa0, 0x80), 0, '0xed', 1],
+  ])('names the file and the place of %s', (_, given, offset, byte, line) => {
+    const error = errorOf(() => decodeText(given, { name: 'notes.txt' })) as DataError;
+    expect(error).toBeInstanceOf(DataError);
+    expect(error.message).toMatch(`notes.txt is no UTF-8 text: byte ${offset} (${byte}, line ${line})`);
+    expect(error.details).toMatchObject({ name: 'notes.txt', offset, line });
+  });
+});
 
 describe('reading documents', () => {
   it('takes the three forms of a line, skips blank lines and counts lines from 1', () => {

@@ -1,5 +1,4 @@
-import { nodeFileSystem } from '@niwaki/hub';
-import { evaluateText, NotFoundError, ConfigError } from 'niwaki';
+import { ConfigError, evaluateText, recipeKit } from 'niwaki';
 import type { Command } from 'commander';
 import { count, withModel, type ModelFlags } from '../flags.ts';
 import { openModel } from '../open-model.ts';
@@ -22,10 +21,7 @@ export const evalFlags = (command: Command): Command =>
 
 /** Scores the text. `bitsPerByte` counts the UTF-8 bytes of the predicted tokens' text. */
 export async function runEval(flags: EvalFlags, terminal: Terminal): Promise<Result> {
-  const { fs } = nodeFileSystem();
-  const text = await fs.readFile(flags.text, 'utf8').catch((cause: unknown) => {
-    throw new NotFoundError(`no file '${flags.text}' that can be read`, { file: flags.text, cause });
-  });
+  const text = await recipeKit.readText(flags.text);
   const { model, tokenizer } = await openModel(flags, terminal);
   const progress = createProgress(terminal, 'scoring');
   try {

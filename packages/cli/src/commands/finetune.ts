@@ -43,7 +43,7 @@ export const finetuneFlags = (command: Command): Command =>
     .option('--alpha <x>', 'numerator of its scale', number)
     .option('--dropout <p>', 'of its input', number)
     .option('--init-adapter <dir>', 'start from a saved adapter')
-    .option('--optimizer <kind>', 'adamw, sgd, lion or frugal; galore and q-galore in a recipe')
+    .option('--optimizer <kind>', 'adamw, aged-adamw, sgd, lion, sm3 or frugal; galore and q-galore in a recipe')
     .option('--learning-rate <x>', 'the highest', number)
     .option('--weight-decay <x>', 'decoupled', number)
     .option('--schedule <kind>', 'constant, linear, cosine or wsd')

@@ -8,7 +8,7 @@ export interface TinyFolder {
   readonly root: string;
   /** A path inside. */
   at(...parts: string[]): string;
-  write(name: string, content: string): Promise<string>;
+  write(name: string, content: string | Uint8Array): Promise<string>;
   remove(): Promise<void>;
 }
 

@@ -8,6 +8,8 @@ export interface UrlOptions extends ReadOptions {
   readonly firstBytes?: number;
 }
 
+export const urlNames = ['fetch', 'firstBytes', 'signal'] as const;
+
 /**
  * A source over HTTP range requests. A server that ignores ranges sends the whole file once, which then stays in memory.
  * Throws NotFoundError (404, no connection), FormatError (a wrong part, or a file that changed between requests).

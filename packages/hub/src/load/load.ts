@@ -1,7 +1,7 @@
-import { FormatError, NotFoundError } from '@niwaki/tensor';
+import { checkOptions, FormatError, NotFoundError } from '@niwaki/tensor';
 import type { Model } from '@niwaki/nn';
 import type { Format, Weight } from '@niwaki/weights';
-import type { UrlOptions } from '../bytes/url.ts';
+import { urlNames, type UrlOptions } from '../bytes/url.ts';
 import type { JsonObject } from '../json.ts';
 import { createTokenizer, type TokenizerParts } from '../tokenizer/create.ts';
 import { folderTokenizer } from '../tokenizer/folder.ts';
@@ -26,6 +26,8 @@ export interface LoadOptions extends UrlOptions {
   readonly onProgress?: (progress: { readonly loaded: number; readonly total: number; readonly name: string }) => void;
 }
 
+const loadNames = ['dtype', 'formats', 'resolvers', 'config', 'onProgress', ...urlNames] as const;
+
 export interface Loaded {
   readonly model: Model;
   readonly tokenizer?: Tokenizer;
@@ -44,6 +46,7 @@ export interface Loaded {
  * const { model, tokenizer } = await load('SmolLM2-135M-Instruct.Q4_1.gguf');
  */
 export async function load(source: Source, options: LoadOptions = {}): Promise<Loaded> {
+  checkOptions('load', options, loadNames);
   const opened = await openModel(await resolveSource(source, options), options);
   try {
     const warnings = [...opened.warnings];
@@ -72,6 +75,7 @@ function tokenizerOrWarning(parts: TokenizerParts, warnings: string[]): Tokenize
 
 /** The tokenizer alone, from any source that `load` takes. Throws NotFoundError where it has none. */
 export async function loadTokenizer(source: Source, options: LoadOptions = {}): Promise<Tokenizer> {
+  checkOptions('loadTokenizer', options, loadNames);
   const resolved = await resolveSource(source, options);
   if (resolved.kind === 'folder') {
     const parts = await folderTokenizer(resolved.folder);

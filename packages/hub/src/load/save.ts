@@ -1,5 +1,5 @@
-import { ConfigError, tidy, throwIfAborted, type Json } from '@niwaki/tensor';
-import type { Model, Site } from '@niwaki/nn';
+import { checkCall, checkOptions, ConfigError, throwIfAborted, tidy, type Json } from '@niwaki/tensor';
+import { aModel, type Model, type Site } from '@niwaki/nn';
 import type { Weight } from '@niwaki/weights';
 import { writeFile, writeTogether, type FolderSink, type SaveTarget } from '../bytes/folder.ts';
 import type { ReadOptions } from '../bytes/byte-source.ts';
@@ -27,6 +27,8 @@ const tileEntries = 4_194_304;
  * AbortError, DeviceError; then the folder is as it was before.
  */
 export async function saveModel(model: Model, target: SaveTarget, options: SaveModelOptions = {}): Promise<void> {
+  checkCall("saveModel(model, './my-model')", { model: [model, aModel] });
+  checkOptions('saveModel', options, ['dtype', 'tokenizer', 'shardBytes', 'signal', 'onProgress']);
   await writeTogether(target, async (folder) => {
     await writeModel(model, folder, options);
     throwIfAborted(options.signal, `saving to ${folder.name}`);

@@ -1,8 +1,8 @@
 import { openSafetensors, parseJsonObject, type Folder, type SafetensorsFile } from '@niwaki/hub';
 import { validateSites } from '@niwaki/engine';
-import { FormatError, NotFoundError, type Json } from '@niwaki/tensor';
+import { checkCall, checkOptions, FormatError, NotFoundError, type Json } from '@niwaki/tensor';
 import { disposeWeight, fingerprintOf, type Weight } from '@niwaki/weights';
-import type { Model } from '@niwaki/nn';
+import { aModel, type Model } from '@niwaki/nn';
 import { attachActive, checkName } from '../adapt.ts';
 import type { AdapterFile, ReadConfig } from '../adapter-file.ts';
 import { ownedBy, type PeftSet, type Warn, type Warning } from '../adapter-method.ts';
@@ -40,6 +40,8 @@ const maxConfigBytes = 2 ** 24;
  * @example const set = await loadAdapter(model, './my-adapter', { name: 'mine' });
  */
 export async function loadAdapter(model: Model, source: AdapterSource, options: LoadAdapterOptions = {}): Promise<PeftSet> {
+  checkCall("loadAdapter(model, './my-adapter')", { model: [model, aModel] });
+  checkOptions('loadAdapter', options, ['name', 'strict', 'trainable', 'base', 'types', 'signal', 'onWarning']);
   const { name = 'default', strict = true, trainable = false, base = 'warn', types = [], signal, onWarning } = options;
   checkName(model, name);
   const { list: warnings, warn } = collectWarnings(onWarning);

@@ -1,6 +1,6 @@
 import { encodeFloats, writeSafetensors, type ByteSink, type LazyTensor, type SaveTarget } from '@niwaki/hub';
-import { bytesOf, ConfigError, type Json, type Parameter } from '@niwaki/tensor';
-import type { AdapterSet } from '@niwaki/nn';
+import { bytesOf, checkCall, checkOptions, ConfigError, type Json, type Parameter } from '@niwaki/tensor';
+import { anAdapterSet, type AdapterSet } from '@niwaki/nn';
 import { isPeftSet, type PeftSet, type PortableForm } from '../adapter-method.ts';
 import { fingerprintField } from '../fingerprint.ts';
 import { isTokens } from '../trainable-tokens.ts';
@@ -30,6 +30,8 @@ export interface SaveAdapterOptions {
  * @example await saveAdapter(set, './my-adapter');
  */
 export async function saveAdapter(set: AdapterSet, target: SaveTarget, options: SaveAdapterOptions = {}): Promise<void> {
+  checkCall("saveAdapter(set, './my-adapter')", { set: [set, anAdapterSet] });
+  checkOptions('saveAdapter', options, ['dtype', 'tokenizer', 'form', 'signal']);
   const { dtype = 'f32', tokenizer, form = 'portable', signal } = options;
   const own = peftForm(set);
   const other = form === 'portable' ? own.method.portable : undefined;

@@ -1,4 +1,4 @@
-import { FormatError, type RawTensor } from '@niwaki/tensor';
+import { checkOptions, FormatError, type RawTensor } from '@niwaki/tensor';
 import { dtypeBits, encodeSafetensors, memorySource, openSafetensors } from '@niwaki/hub';
 import type { WalkCheckpoint, WalkIdentity, WindowRecord } from '@niwaki/engine';
 import * as v from 'valibot';
@@ -36,7 +36,9 @@ const lentFile = (window: number): string => `lent-${String(window).padStart(5, 
  * @throws CheckpointError where the folder holds another walk, or an unfinished one and `resume` is not set
  * @example await quantize(model, cbq(), { calibrate: { batches, checkpoint: calibrationFolder('./walk', { resume: true }) } });
  */
-export function calibrationFolder(where: string | RunFolder, { resume = false }: CalibrationFolderOptions = {}): WalkCheckpoint {
+export function calibrationFolder(where: string | RunFolder, options: CalibrationFolderOptions = {}): WalkCheckpoint {
+  checkOptions('calibrationFolder', options, ['resume']);
+  const { resume = false } = options;
   const folder = typeof where === 'string' ? diskFolder(where) : where;
   let walk: WalkIdentity | undefined;
   const writeState = (done: number): Promise<void> =>

@@ -1,4 +1,4 @@
-import { ConfigError } from '@niwaki/tensor';
+import { checkOptions, ConfigError } from '@niwaki/tensor';
 import { disposeBatch } from '@niwaki/engine';
 import type { Tokenizer } from '@niwaki/hub';
 import { tokenBatch, type Model, type TokenBatch } from '@niwaki/nn';
@@ -29,8 +29,10 @@ export function calibrationWindows(
   text: string,
   tokenizer: Tokenizer | undefined,
   { vocabularySize, contextLength }: Pick<Model['info'], 'vocabularySize' | 'contextLength'>,
-  { name, windows = 32, context = Math.min(256, contextLength) }: CalibrationWindowsOptions,
+  options: CalibrationWindowsOptions,
 ): TokenBatch[] {
+  checkOptions('calibrationWindows', options, ['name', 'windows', 'context']);
+  const { name, windows = 32, context = Math.min(256, contextLength) } = options;
   if (!(Number.isInteger(windows) && windows >= 1))
     throw new ConfigError(`calibrationWindows: windows must be a whole number from 1, got ${windows}`, { windows });
   if (!(Number.isInteger(context) && context >= 1 && context <= contextLength)) {

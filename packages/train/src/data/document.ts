@@ -1,4 +1,4 @@
-import { DataError } from '@niwaki/tensor';
+import { checkOptions, DataError } from '@niwaki/tensor';
 import * as v from 'valibot';
 
 export interface Message {
@@ -30,7 +30,9 @@ const shapesWanted = 'Each line holds {"text"}, {"prompt", "completion"} or {"me
  * @param options `name` stands for the file in errors
  * @throws DataError listing every malformed line (the first ten in words), or when there is no document
  */
-export function parseJsonl(text: string, { name = 'data' }: { name?: string } = {}): Document[] {
+export function parseJsonl(text: string, options: { name?: string } = {}): Document[] {
+  checkOptions('parseJsonl', options, ['name']);
+  const { name = 'data' } = options;
   const documents: Document[] = [];
   const problems: { line: number; problem: string }[] = [];
   // A byte-order mark is no part of the first line.
@@ -78,10 +80,9 @@ const kindOf = (value: unknown): string => (value === null ? 'null' : Array.isAr
  * Documents of a plain text: the whole text as one, or one per paragraph.
  * @param options `split` 'whole' (default) or 'blank-line'
  */
-export function parseText(
-  text: string,
-  { split = 'whole', name = 'data' }: { split?: 'whole' | 'blank-line'; name?: string } = {},
-): Document[] {
+export function parseText(text: string, options: { split?: 'whole' | 'blank-line'; name?: string } = {}): Document[] {
+  checkOptions('parseText', options, ['split', 'name']);
+  const { split = 'whole', name = 'data' } = options;
   const clean = text.replace(/^\uFEFF/, '');
   const parts = split === 'whole' ? [clean] : clean.split(/\r?\n[ \t]*(?:\r?\n[ \t]*)+/);
   return documentsOf(
@@ -97,6 +98,8 @@ function documentsOf(documents: Document[], name: string, help: string): Documen
 }
 
 /** Documents of a file by its name: `.jsonl` and `.ndjson` are JSONL, anything else is plain text. */
-export function parseDocuments(text: string, { name, split = 'whole' }: { name: string; split?: 'whole' | 'blank-line' }): Document[] {
+export function parseDocuments(text: string, options: { name: string; split?: 'whole' | 'blank-line' }): Document[] {
+  checkOptions('parseDocuments', options, ['name', 'split']);
+  const { name, split = 'whole' } = options;
   return /\.(jsonl|ndjson)$/i.test(name) ? parseJsonl(text, { name }) : parseText(text, { split, name });
 }

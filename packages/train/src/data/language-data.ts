@@ -1,4 +1,4 @@
-import { contentHash, DataError } from '@niwaki/tensor';
+import { checkOptions, contentHash, DataError } from '@niwaki/tensor';
 import { languageBatch, type LanguageBatch } from '@niwaki/engine';
 import { epochOrder } from './order.ts';
 import type { Row } from './pack.ts';
@@ -24,7 +24,9 @@ export interface LanguageDataOptions {
  * end are used as they are.
  * Host memory: 12 bytes a token.
  */
-export function languageData(rows: readonly Row[], { vocabularySize, shuffle = true }: LanguageDataOptions): LanguageData {
+export function languageData(rows: readonly Row[], options: LanguageDataOptions): LanguageData {
+  checkOptions('languageData', options, ['vocabularySize', 'shuffle']);
+  const { vocabularySize, shuffle = true } = options;
   if (rows.length === 0) throw new DataError('there is no row to train on', { rows: 0 });
   const hash = contentHash();
   hash.text(String(shuffle));
@@ -35,7 +37,7 @@ export function languageData(rows: readonly Row[], { vocabularySize, shuffle = t
     hash: hash.digest(),
     tokens: count(({ ids }) => ids.length),
     targets: count(({ targets }) => targets.reduce((sum, target) => sum + (target < 0 ? 0 : 1), 0)),
-    plan: (options) => planRows(rows, { ...options, vocabularySize, shuffle }),
+    plan: (planning) => planRows(rows, { ...planning, vocabularySize, shuffle }),
   };
 }
 

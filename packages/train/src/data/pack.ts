@@ -1,4 +1,4 @@
-import { DataError } from '@niwaki/tensor';
+import { checkOptions, DataError } from '@niwaki/tensor';
 import type { LanguageRow } from '@niwaki/engine';
 import type { Sample } from './sample.ts';
 
@@ -34,7 +34,9 @@ export interface Packed {
  * open row that still has room (best fit), so that order is kept where it costs nothing.
  * @throws DataError for a document that is too long and may be neither split nor truncated, or when nothing is learned
  */
-export function packSamples(samples: readonly Sample[], { context, pack = true, long }: PackOptions): Packed {
+export function packSamples(samples: readonly Sample[], options: PackOptions): Packed {
+  checkOptions('packSamples', options, ['context', 'pack', 'long']);
+  const { context, pack = true, long } = options;
   const pieces: Sample[] = [];
   for (const sample of samples) {
     const rule = long ?? (sample.kind === 'text' ? 'split' : 'error');

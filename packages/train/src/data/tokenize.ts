@@ -1,4 +1,4 @@
-import { DataError } from '@niwaki/tensor';
+import { checkOptions, DataError } from '@niwaki/tensor';
 import type { ChatMessage, Tokenizer } from '@niwaki/hub';
 import type { Document } from './document.ts';
 import { needTokenizer } from './need-tokenizer.ts';
@@ -19,6 +19,7 @@ export interface TokenizeOptions {
  * @throws ConfigError where there is none; DataError naming the line, where the template writes earlier turns differently once later ones are there
  */
 export function tokenizeDocuments(documents: readonly Document[], given: Tokenizer | undefined, options: TokenizeOptions = {}): Sample[] {
+  checkOptions('tokenizeDocuments', options, ['allowSpecial']);
   const tokenizer = needTokenizer(given, 'tokenizeDocuments');
   return documents.map((document) => {
     const sample =

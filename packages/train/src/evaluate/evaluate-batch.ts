@@ -1,7 +1,19 @@
-import { ConfigError, dispose, gather, slice, tidy, throwIfAborted, type Tensor, type Tensor1D, type View } from '@niwaki/tensor';
+import {
+  checkCall,
+  checkOptions,
+  ConfigError,
+  dispose,
+  gather,
+  slice,
+  throwIfAborted,
+  tidy,
+  type Tensor,
+  type Tensor1D,
+  type View,
+} from '@niwaki/tensor';
 import { createCall, type Batch } from '@niwaki/weights';
-import { pickRows, type Carry, type Model } from '@niwaki/nn';
-import type { Objective } from '@niwaki/engine';
+import { aModel, pickRows, type Carry, type Model } from '@niwaki/nn';
+import { anObjective, type Objective } from '@niwaki/engine';
 
 export interface EvaluateBatchOptions {
   readonly view?: View;
@@ -9,6 +21,8 @@ export interface EvaluateBatchOptions {
   /** Bytes of logits alive at once; default 8 MiB. */
   readonly chunkBytes?: number;
 }
+
+export const evaluateBatchNames = ['view', 'signal', 'chunkBytes'] as const;
 
 /**
  * The loss of each row that an objective scores, in order: forward only, dropout off, the head in chunks of rows, so that
@@ -20,6 +34,8 @@ export async function evaluateBatch(
   objective: Objective,
   options: EvaluateBatchOptions = {},
 ): Promise<Float32Array> {
+  checkCall('evaluateBatch(model, batch, causalLM())', { model: [model, aModel], objective: [objective, anObjective] });
+  checkOptions('evaluateBatch', options, evaluateBatchNames);
   const { view, signal, chunkBytes = 8 * 2 ** 20 } = options;
   const call = createCall({ batch, ...(view && { view }) });
   const stages = model.stages();

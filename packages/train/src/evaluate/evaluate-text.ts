@@ -1,9 +1,9 @@
-import { ConfigError, DataError } from '@niwaki/tensor';
+import { checkCall, checkOptions, ConfigError, DataError, type Noun } from '@niwaki/tensor';
 import type { Tokenizer } from '@niwaki/hub';
-import type { Model } from '@niwaki/nn';
+import { aModel, type Model } from '@niwaki/nn';
 import { causalLM, disposeBatch, languageBatch, nextTask } from '@niwaki/engine';
 import { needTokenizer } from '../data/need-tokenizer.ts';
-import { evaluateBatch, type EvaluateBatchOptions } from './evaluate-batch.ts';
+import { evaluateBatch, evaluateBatchNames, type EvaluateBatchOptions } from './evaluate-batch.ts';
 
 export interface EvaluateTextOptions extends EvaluateBatchOptions {
   /** Tokens of a window; default 256, or the model's context where that is less. */
@@ -14,6 +14,8 @@ export interface EvaluateTextOptions extends EvaluateBatchOptions {
   readonly batchSize?: number;
   readonly onProgress?: (progress: { done: number; total: number; nll: number }) => void;
 }
+
+const aText: Noun = { is: 'text', test: (given) => typeof given === 'string' };
 
 export interface TextScore {
   /** Predicted tokens. */
@@ -41,6 +43,8 @@ export async function evaluateText(
   text: string,
   options: EvaluateTextOptions = {},
 ): Promise<TextScore> {
+  checkCall('evaluateText(model, tokenizer, text)', { model: [model, aModel], text: [text, aText] });
+  checkOptions('evaluateText', options, ['context', 'maxTokens', 'batchSize', 'onProgress', ...evaluateBatchNames]);
   const tokenizer = needTokenizer(given, 'evaluateText');
   const { vocabularySize, contextLength } = model.info;
   const { context = Math.min(256, contextLength), maxTokens = Infinity, batchSize = 1, onProgress, ...rest } = options;

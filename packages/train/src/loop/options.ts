@@ -1,4 +1,7 @@
-import { ConfigError } from '@niwaki/tensor';
+import { aSchedule, aTransform } from '@niwaki/optim';
+import { aModel, type Model } from '@niwaki/nn';
+import { anEstimator, anObjective, aParticipant } from '@niwaki/engine';
+import { checkCall, checkOptions, ConfigError, listOf, nounWith, optional } from '@niwaki/tensor';
 import type { TrainOptions } from './train.ts';
 
 /** The numbers of a run, checked once. */
@@ -12,7 +15,48 @@ export interface Settings {
   readonly epochs: number;
 }
 
-export function checkOptions(options: TrainOptions): Settings {
+const someData = nounWith('training data, as languageData() gives it', 'plan', 'hash');
+
+/** What plain JavaScript lets through. @throws ConfigError */
+export function checkTraining(model: Model, options: TrainOptions): void {
+  const call = 'train(model, { data, optimizer: adamw({ learningRate: 2e-4 }) })';
+  checkCall(call, { model: [model, aModel] });
+  checkOptions('train', options, [
+    'data',
+    'objective',
+    'optimizer',
+    'schedule',
+    'steps',
+    'epochs',
+    'batchSize',
+    'accumulate',
+    'clip',
+    'seed',
+    'evaluate',
+    'checkpoint',
+    'signal',
+    'commit',
+    'estimator',
+    'memoryBudget',
+    'recompute',
+    'participants',
+    'maxRefused',
+    'recipe',
+  ]);
+  const { data, objective, optimizer, schedule, estimator, participants, evaluate, checkpoint } = options;
+  checkCall(call, {
+    data: [data, someData],
+    optimizer: [optimizer, aTransform],
+    objective: [objective, optional(anObjective)],
+    schedule: [schedule, optional(aSchedule)],
+    estimator: [estimator, optional(anEstimator)],
+    participants: [participants, optional(listOf(aParticipant))],
+  });
+  if (evaluate !== undefined) checkOptions('train: evaluate', evaluate, ['every', 'run']);
+  if (checkpoint !== undefined) checkOptions('train: checkpoint', checkpoint, ['folder', 'every', 'keep', 'resume']);
+}
+
+export function settingsOf(options: TrainOptions): Settings {
   const { batchSize = 1, accumulate = 1, clip = 0, seed = 0, maxRefused = 5, steps, epochs } = options;
   whole('batchSize', batchSize);
   whole('accumulate', accumulate);

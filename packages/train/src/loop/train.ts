@@ -22,7 +22,7 @@ import type { TrainEvent } from './events.ts';
 import { identityOf } from './identity.ts';
 import { createKeeper, type CheckpointOptions } from './keeper.ts';
 import { openMemoryMeter } from './memory.ts';
-import { checkOptions } from './options.ts';
+import { checkTraining, settingsOf } from './options.ts';
 
 export interface TrainOptions {
   readonly data: TrainData;
@@ -79,6 +79,7 @@ export interface TrainOptions {
  *   is of another run; BusyModelError, ConfigError before the first step; AbortError
  */
 export async function* train(model: Model, options: TrainOptions): AsyncGenerator<TrainEvent, void, undefined> {
+  checkTraining(model, options);
   const letGo = holdModel(model, 'a training run');
   try {
     yield* run(model, options);
@@ -88,7 +89,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
 }
 
 async function* run(model: Model, options: TrainOptions): AsyncGenerator<TrainEvent, void, undefined> {
-  const { batchSize, accumulate, clip, seed, maxRefused, ...length } = checkOptions(options);
+  const { batchSize, accumulate, clip, seed, maxRefused, ...length } = settingsOf(options);
   const { data, objective = causalLM(), signal, evaluate, commit } = options;
   const participants = [...(options.participants ?? []), ...participantsOf(model)];
   const estimator = estimatorOf(options);

@@ -1,4 +1,4 @@
-import { ConfigError, nearest } from '@niwaki/tensor';
+import { ConfigError, unknownName } from '@niwaki/tensor';
 import type { KitOptions } from './kit.ts';
 import { kindOf, type Bound, type Factory, type Recipe } from './recipe.ts';
 
@@ -29,14 +29,10 @@ export function functionOf<T>({ function: name }: Bound, functions: Functions): 
 }
 
 export function factoryOf<T>(what: string, kind: string, factories: Readonly<Record<string, T>>): T {
-  if (Object.hasOwn(factories, kind)) return factories[kind]!;
-  const known = Object.keys(factories);
-  throw new ConfigError(`recipe: ${what}: there is no '${kind}'`, {
-    what,
-    kind,
-    known,
-    help: `Did you mean '${nearest(kind, known, { count: 1 })[0]}'? Known: ${known.join(', ')}.`,
-  });
+  // A kind may be spelled as its factory is: agedAdamw, qGalore.
+  const spelled = [kind, kind.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)].find((name) => Object.hasOwn(factories, name));
+  if (spelled !== undefined) return factories[spelled]!;
+  throw unknownName(`recipe: ${what}: there is no`, kind, Object.keys(factories));
 }
 
 /** One option, where it is given. */

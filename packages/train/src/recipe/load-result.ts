@@ -1,4 +1,4 @@
-import { ConfigError, NotFoundError, throwIfAborted } from '@niwaki/tensor';
+import { checkOptions, ConfigError, NotFoundError, throwIfAborted } from '@niwaki/tensor';
 import { calibrationHash, baseChanges, disposeBatch } from '@niwaki/engine';
 import { memorySource, type Folder, type Loaded } from '@niwaki/hub';
 import type { AdapterSet } from '@niwaki/nn';
@@ -41,6 +41,7 @@ export interface LoadedResult extends Loaded {
  *   ConfigError, among them where the calibration text is another one; AbortError. Then no tensor is left
  */
 export async function loadResult(where: string | RunFolder, kit: RecipeKit, options: LoadResultOptions = {}): Promise<LoadedResult> {
+  checkOptions('loadResult', options, ['model', 'trainable', 'signal', 'onEvent']);
   const { trainable = false, signal, onEvent = () => {} } = options;
   const stop = signal === undefined ? {} : { signal };
   const folder = typeof where === 'string' ? kit.folder(where) : where;

@@ -11,7 +11,7 @@ import { kindOf, type BaseOfRecipe, type Factory, type Recipe } from './recipe.t
 
 interface Preparing {
   readonly signal?: AbortSignal;
-  readonly functions: Functions;
+  readonly adapter: Placed<AdapterMethod> | undefined;
   /** What the file in `calibrate` holds. */
   readonly text: string | undefined;
   warn(message: string): void;
@@ -78,19 +78,17 @@ export async function prepareModel(
   kit: RecipeKit,
   loaded: Loaded,
   steps: Steps,
-  { functions, warn, onChange, onBase, text, ...stop }: Preparing,
+  { adapter, warn, onChange, onBase, text, ...stop }: Preparing,
 ): Promise<AdapterSet | undefined> {
   const { model } = loaded;
   const seed = recipe.seed ?? 0;
-  const given = { ...pick(recipe, 'rank'), ...pick(recipe, 'alpha'), ...pick(recipe, 'dropout') };
-  const adapter = recipe.initAdapter === undefined ? adapterOf(recipe, kit, given, functions) : undefined;
   validate(model, steps, adapter);
   await changeMatrices(recipe, kit, loaded, steps, { seed, onChange, text, ...stop });
   if (adapter !== undefined || recipe.initAdapter !== undefined) await onBase?.();
   if (recipe.initAdapter !== undefined) {
     await warnOfOtherBase(model, kit.folder(recipe.initAdapter), warn);
     const set = await kit.loadAdapter(model, recipe.initAdapter, { trainable: true, onWarning: ({ message }) => warn(message), ...stop });
-    agree(set, given, recipe.initAdapter);
+    agree(set, adapterOptions(recipe), recipe.initAdapter);
     return set;
   }
   if (adapter === undefined) {
@@ -135,13 +133,18 @@ export function calibrationOf(recipe: BaseOfRecipe, { model, tokenizer }: Loaded
   });
 }
 
-function adapterOf(recipe: Recipe, kit: RecipeKit, given: KitOptions, functions: Functions): Placed<AdapterMethod> | undefined {
+/** Those of the adapter that a recipe has fields of its own for. */
+const adapterOptions = (recipe: Recipe): KitOptions => ({ ...pick(recipe, 'rank'), ...pick(recipe, 'alpha'), ...pick(recipe, 'dropout') });
+
+/** A new adapter, made before a model is loaded; undefined where a saved one goes on, or none trains. */
+export function adapterOf(recipe: Recipe, kit: RecipeKit, functions: Functions): Placed<AdapterMethod> | undefined {
+  if (recipe.initAdapter !== undefined) return undefined;
   const { kind, options } = kindOf(recipe.adapt ?? 'lora');
   if (kind === 'none') return undefined;
   const { at: placed, ...rest } = options;
   const where = recipe.at ?? (placed as Recipe['at']) ?? 'all-linear';
   const at = isBound(where) ? functionOf<Selector>(where, functions) : where;
-  return { method: factoryOf('adapt', kind, kit.adapt)({ ...given, ...rest }), at };
+  return { method: factoryOf('adapt', kind, kit.adapt)({ ...adapterOptions(recipe), ...rest }), at };
 }
 
 /** Hours of quantizing are lost where what follows has no place on codes: every site is asked for all of its methods first. */

@@ -1,5 +1,5 @@
 import { recomputes, type Recompute } from '@niwaki/engine';
-import { ConfigError, nearest, type Json } from '@niwaki/tensor';
+import { ConfigError, unknownName, type Json } from '@niwaki/tensor';
 import * as v from 'valibot';
 
 /** A function of the caller's, by the name it is handed over under at run time. */
@@ -160,10 +160,7 @@ export const recipeNames: readonly RecipeName[] = Object.keys(shape) as RecipeNa
 export function parseRecipe(json: unknown, { where = 'recipe' }: { where?: string } = {}): Recipe {
   if (typeof json !== 'object' || json === null || Array.isArray(json)) throw new ConfigError(`${where}: expected an object`, { where });
   const unknown = Object.keys(json).find((key) => !Object.hasOwn(shape, key));
-  if (unknown !== undefined) {
-    const [near] = nearest(unknown, recipeNames, { count: 1 });
-    throw new ConfigError(`${where}: there is no '${unknown}'`, { where, key: unknown, nearest: near, help: `Did you mean '${near}'?` });
-  }
+  if (unknown !== undefined) throw unknownName(`${where}: there is no`, unknown, recipeNames);
   const parsed = v.safeParse(v.strictObject(shape), json);
   if (!parsed.success) {
     const issue = parsed.issues[0];

@@ -1,4 +1,4 @@
-import type { Json } from '@niwaki/tensor';
+import { checkOptions, type Json } from '@niwaki/tensor';
 import type { Objective } from '@niwaki/engine';
 import type { Tokenizer } from '@niwaki/hub';
 import type { AdapterSet, Model } from '@niwaki/nn';
@@ -9,9 +9,9 @@ import { train, type TrainOptions } from '../loop/train.ts';
 import { keepBase, type BaseRecord } from './base-record.ts';
 import { make, pick, type Functions } from './factories.ts';
 import type { RecipeKit } from './kit.ts';
-import { countTrainable, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
+import { adapterOf, countTrainable, prepareModel, stepsOf, type MatrixChange } from './prepare-model.ts';
 import { describe, evaluation, readData } from './recipe-data.ts';
-import type { Recipe } from './recipe.ts';
+import { parseRecipe, type Recipe } from './recipe.ts';
 import { openRunLog } from './run-log.ts';
 import { saveResult } from './save-result.ts';
 
@@ -62,7 +62,9 @@ export interface RecipeResult {
  * `checkpoints/`, and at the end the adapter in PEFT form (or the whole model, in `model/`). Beside an adapter `base.json` says
  * what it stands on, for `loadResult`; with `saveBase` the pruned or quantized model is in `base/` before training begins.
  */
-export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunRecipeOptions = {}): Promise<RecipeResult> {
+export async function runRecipe(given: Recipe, kit: RecipeKit, options: RunRecipeOptions = {}): Promise<RecipeResult> {
+  checkOptions('runRecipe', options, ['onEvent', 'signal', 'resume', 'functions', 'folder']);
+  const recipe = parseRecipe(given);
   const {
     onEvent = () => {},
     signal,
@@ -73,6 +75,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
   const stop = signal === undefined ? {} : { signal };
   const loss = makeLoss(recipe, kit, functions);
   const changes = stepsOf(recipe, kit);
+  const planned = adapterOf(recipe, kit, functions);
   const text = recipe.calibrate === undefined ? undefined : await kit.readText(recipe.calibrate);
   const { device, reason, description } = await kit.init({ ...pick(recipe, 'device'), ...pick(recipe, 'threads') });
   onEvent({ kind: 'device', device, reason, ...(description !== undefined && { description }) });
@@ -89,7 +92,7 @@ export async function runRecipe(recipe: Recipe, kit: RecipeKit, options: RunReci
     const data = await readData(recipe, kit, loaded);
     let base: BaseRecord | undefined;
     const adapter = await prepareModel(recipe, kit, loaded, changes, {
-      functions,
+      adapter: planned,
       text,
       warn,
       onChange: onEvent,
