@@ -16,6 +16,7 @@ import {
   sum,
   tidy,
   zeros,
+  type FactoredMoments,
   type Scalar,
   type Tensor,
   type Tensor2D,
@@ -45,11 +46,16 @@ import { adamw } from '@niwaki/optim';
 import type { Model, Site } from '@niwaki/nn';
 import { cbqActivations, lendInputs, operandsOf, trainedInputs, type CbqActivations, type RoundedActivations } from './cbq-activations.ts';
 import { checkIntegerSite, integerNames, integerOptions, type IntegerOptions } from './affine-options.ts';
+import { collectMoments, compensatedStart } from './cbq-start.ts';
 import { splitOutliers } from './outliers.ts';
+
+/** Where the rounding starts: at the float matrix, or on the way from there to the codes that GPTQ chooses. */
+export type RoundingStart = 'gptq' | 'float';
 
 export type OutlierTreatment = 'none' | 'weights' | 'inputs' | 'both';
 
 const treatments: readonly OutlierTreatment[] = ['none', 'weights', 'inputs', 'both'];
+const starts: readonly RoundingStart[] = ['gptq', 'float'];
 
 export interface CbqOptions extends IntegerOptions {
   /** Blocks that are fitted together; default 2. */
@@ -58,6 +64,11 @@ export interface CbqOptions extends IntegerOptions {
   readonly overlap?: number;
   /** 'full' (default): the rounding of each entry trains by itself. A number: it trains as a product of that rank (LoRA-Rounding). */
   readonly rank?: number | 'full';
+  /**
+   * 'gptq': each entry starts on its way to the code, of the two around it, that GPTQ chooses; default where `rank` is 'full'.
+   * 'float': where the float matrix has it; the only start of products of a rank.
+   */
+  readonly start?: RoundingStart;
   /** Passes over the batches for each window, a step a batch; default 5. */
   readonly epochs?: number;
   /**
@@ -85,21 +96,23 @@ export interface CbqOptions extends IntegerOptions {
   readonly seed?: number;
 }
 
-/** Part of a fit in which nothing is made to decide. */
-const warm = 0.2;
-/** Exponent of the deciding term where it sets in, and at the end. */
+/** Part of a fit in which nothing is made to decide, and that after which the deciding term stays as sharp as it gets. */
+const [warm, sharpest] = [0.2, 0.6];
+/** Exponent of the deciding term where it sets in, and from `sharpest` on: only then it reaches entries in the middle. */
 const [blunt, sharp] = [20, 2];
 
 /**
  * CBQ (Ding et al. 2025, 2312.07950): fits a few blocks at a time to the outputs of the float ones. Which way each entry
- * is rounded and the steps train together, from the float matrix on, while a term pushes every entry to a whole code; a
- * block that the next window shares stays undecided until that one is fitted. What is stored is what `rtn` stores. With
- * `activations` the steps of the inputs train in their windows too, and stay at their sites.
+ * is rounded and the steps train together, from half way to GPTQ's choice on, while a term pushes every entry to a whole
+ * code; a block that the next window shares stays undecided until that one is fitted. What is stored is what `rtn` stores.
+ * With `activations` the steps of the inputs train in their windows too, and stay at their sites.
  *
  * Memory: three times the activations that enter a window, over all batches; one block's tape; for each entry of the
  * window's matrices 16 bytes beside the float ones ('full': rounding, gradient, Adam's state), or 16 · rank · (out + in)
- * a matrix; 15 f32 copies of one matrix at most while it is multiplied. Work: epochs · batches steps a window, each two
- * forwards and a backward of its blocks at most, in which every product makes its matrix again.
+ * a matrix; 15 f32 copies of one matrix at most while it is multiplied. For GPTQ's choice 4 · in² bytes an input on the device,
+ * in² doubles twice and 24 bytes an entry of one matrix on the host. Work: epochs · batches steps a window, each two forwards and a
+ * backward of its blocks at most, in which every product makes its matrix again; before them in³/3 + out · in²/2
+ * multiply-adds a matrix on the host.
  * @throws ConfigError for options out of range, without calibration batches, or with more blocks a window than are
  * quantized; NumericError for a matrix or a loss that is not finite
  * @example await quantize(model, cbq({ bits: 2 }), { calibrate: { batches } })
@@ -110,6 +123,7 @@ export function cbq(options: CbqOptions = {}): Method {
     'window',
     'overlap',
     'rank',
+    'start',
     'epochs',
     'learningRate',
     'scaleRate',
@@ -122,7 +136,7 @@ export function cbq(options: CbqOptions = {}): Method {
   const { grid, ...named } = integerOptions('cbq', { mse: true, ...options });
   const { bits, groupSize, mse } = named;
   const settings = fitOptions(bits, options);
-  const { window: width, overlap, rank, epochs, scaleRate, decide, divergence, outliers, seed } = settings;
+  const { window: width, overlap, rank, start, epochs, scaleRate, decide, divergence, outliers, seed } = settings;
   const rounded = options.activations === undefined ? undefined : cbqActivations(options.activations);
   const operandRows = rounded && tokenQuantizer(rounded);
 
@@ -131,7 +145,7 @@ export function cbq(options: CbqOptions = {}): Method {
       if (operand.input !== operandRows && isIn(window, operand)) window.replace(operand, { input: operandRows! });
     }
     const { learningRate } = plan as CbqPlan;
-    await lendSoft(window, { bits, groupSize, grid, mse, rank, outliers, seed, ...(rounded && { activations: rounded }) });
+    await lendSoft(window, { bits, groupSize, grid, mse, rank, start, outliers, seed, ...(rounded && { activations: rounded }) });
     const inputs = rounded && (await trainedInputs(window, rounded, learningRate));
     const softAt = (site: Site): FakeQuant => window.lent(site) as FakeQuant;
     const soft = window.groups.flat().map(softAt);
@@ -200,6 +214,7 @@ type FitOptions = Required<Omit<CbqOptions, keyof IntegerOptions | 'activations'
 
 function fitOptions(bits: number, options: CbqOptions): FitOptions {
   const { window = 2, overlap = Math.min(1, window - 1), rank = 'full', epochs = 5, learningRate, scaleRate = 1e-4 } = options;
+  const { start = rank === 'full' ? 'gptq' : 'float' } = options;
   const { decide = 8 / 4 ** bits, divergence = 1, outliers = 'none', seed = 0 } = options;
   const refuse = (name: string, range: string, value: unknown): never => {
     throw new ConfigError(`cbq: ${name} must be ${range}, got ${String(value)}`, { [name]: value });
@@ -208,6 +223,8 @@ function fitOptions(bits: number, options: CbqOptions): FitOptions {
   if (!whole(window, 1)) refuse('window', 'a whole number from 1', window);
   if (!whole(overlap, 0) || overlap >= window) refuse('overlap', `a whole number from 0, below the window of ${window}`, overlap);
   if (rank !== 'full' && !whole(rank, 1)) refuse('rank', "a whole number from 1, or 'full'", rank);
+  if (!starts.includes(start)) refuse('start', `one of ${starts.join(', ')}`, start);
+  if (start === 'gptq' && rank !== 'full') refuse('start', `'float' with a rank of ${rank}: products of a rank begin at 0`, start);
   if (!whole(epochs, 1)) refuse('epochs', 'a whole number from 1', epochs);
   if (learningRate !== undefined && !(learningRate > 0 && learningRate < Infinity))
     refuse('learningRate', 'a finite number above 0', learningRate);
@@ -220,6 +237,7 @@ function fitOptions(bits: number, options: CbqOptions): FitOptions {
     window,
     overlap,
     rank,
+    start,
     epochs,
     scaleRate,
     decide,
@@ -242,7 +260,8 @@ function checkDepth(sites: readonly Site[], model: Model, window: number): void 
   });
 }
 
-interface SoftOptions extends Pick<FitOptions, 'rank' | 'outliers' | 'seed'>, Required<Pick<IntegerOptions, 'bits' | 'groupSize' | 'mse'>> {
+interface SoftOptions
+  extends Pick<FitOptions, 'rank' | 'start' | 'outliers' | 'seed'>, Required<Pick<IntegerOptions, 'bits' | 'groupSize' | 'mse'>> {
   readonly grid: AffineGrid;
   readonly activations?: RoundedActivations;
 }
@@ -262,9 +281,13 @@ async function lendSoft(window: Window, options: SoftOptions): Promise<void> {
       if (scales !== undefined) for (const site of group) factors.set(site, scales);
     }
   }
-  for (const site of fresh.flat()) {
-    const inputScales = factors.get(site);
-    window.lend(site, await softened(site, { ...options, ...(inputScales && { inputScales }) }));
+  const momentsOf = options.start === 'gptq' ? await collectMoments(window, fresh, factors) : undefined;
+  for (const group of fresh) {
+    const moments = await momentsOf?.(group);
+    for (const site of group) {
+      const inputScales = factors.get(site);
+      window.lend(site, await softened(site, { ...options, ...(inputScales && { inputScales }), ...(moments && { moments }) }));
+    }
   }
   if (options.activations) await lendInputs(window, fresh.flat(), options.activations, factors);
 }
@@ -279,8 +302,14 @@ export function channelScales(absMax: Float32Array): Float32Array | undefined {
   return bound === 0 ? undefined : absMax.map((value) => (value > bound ? Math.sqrt(bound / value) : 1));
 }
 
-async function softened({ path, weight }: Site, options: SoftOptions & { readonly inputScales?: Float32Array }): Promise<FakeQuant> {
-  const { bits, grid, mse, outliers, inputScales } = options;
+interface SoftSite extends SoftOptions {
+  readonly inputScales?: Float32Array;
+  /** Of its input, where the rounding starts at GPTQ's choice. */
+  readonly moments?: FactoredMoments;
+}
+
+async function softened({ path, weight }: Site, options: SoftSite): Promise<FakeQuant> {
+  const { bits, grid, mse, outliers, inputScales, moments } = options;
   const base = weight!;
   const [out, width] = base.shape;
   const groupSize = affineGroupSize(options.groupSize, width, path);
@@ -299,13 +328,16 @@ async function softened({ path, weight }: Site, options: SoftOptions & { readonl
     scales: Float32Array.from(steps, ({ scale }) => scale),
     ...(isSymmetric(grid) ? {} : { zeros: Uint8Array.from(steps, ({ zero }) => zero) }),
     ...(inputScales && { inputScales }),
-    rounding: startOf(path, [out, width], options),
+    rounding:
+      moments === undefined
+        ? floatStart(path, [out, width], options)
+        : await compensatedStart(values, steps, moments, { shape: [out, width], bits, groupSize, grid }),
   };
   return fakeQuant(path, base, parts, { bits, groupSize, grid, ...(bound < Infinity && { bound }) });
 }
 
 /** The rounding before it trains: each entry where the matrix has it. */
-function startOf(
+function floatStart(
   path: string,
   [out, width]: readonly [number, number],
   { rank, seed }: Pick<SoftOptions, 'rank' | 'seed'>,
@@ -344,6 +376,6 @@ function logSoftmax(x: Tensor2D): Tensor {
 }
 
 function deciding(weight: FakeQuant, { decide, progress }: { readonly decide: number; readonly progress: number }): Penalty {
-  const sharpness = blunt + ((sharp - blunt) * (progress - warm)) / (1 - warm);
+  const sharpness = blunt + (sharp - blunt) * Math.min(1, (progress - warm) / (sharpest - warm));
   return { parameters: weight.rounding, value: (call) => mul(weight.undecided(call, sharpness), decide) as Scalar };
 }

@@ -19,6 +19,8 @@ export interface CompensatedRoundingOptions {
   readonly steps?: readonly AffineStep[];
   /** With `steps`: the group of each column; default runs of `groupSize`. */
   readonly groupOf?: Int32Array;
+  /** With `steps`: the whole number below each entry as it was, [out, in]; its code is that or the next one. Default: any. */
+  readonly below?: Int32Array;
   readonly breath: () => Promise<void>;
 }
 
@@ -33,7 +35,8 @@ export async function compensatedRounding(
   u: Float64Array,
   options: CompensatedRoundingOptions,
 ): Promise<CompensatedRounding> {
-  const { shape, bits, groupSize, grid, mse = false, groupOf, breath } = options;
+  const { shape, bits, groupSize, grid, mse = false, groupOf, below, breath } = options;
+  const most = 2 ** bits - 1;
   const [out, n] = shape;
   const groups = n / groupSize;
   const codes = new Uint8Array(out * n);
@@ -52,7 +55,8 @@ export async function compensatedRounding(
           steps[group] = affineStep(w, [base + i, base + i + groupSize], { bits, grid, mse });
         }
         const step = steps[group]!;
-        const code = affineCode(w[base + i]!, step, bits);
+        const nearest = affineCode(w[base + i]!, step, bits);
+        const code = below === undefined ? nearest : between(nearest, below[base + i]!, most);
         codes[base + i] = code;
         const error = (w[base + i]! - affineValue(code, step)) / u[i * n + i]!;
         errors[i - from] = error;
@@ -69,3 +73,7 @@ export async function compensatedRounding(
   }
   return { codes, steps, loss };
 }
+
+/** The nearer of two codes that follow one another, as far as they are codes. */
+const between = (nearest: number, below: number, most: number): number =>
+  Math.min(Math.max(Math.min(Math.max(nearest, below), below + 1), 0), most);

@@ -7,6 +7,6 @@ export type { IntegerOptions } from './affine-options.ts';
 export { rtn, type RtnOptions } from './rtn.ts';
 export { gptq, type GptqOptions } from './gptq.ts';
 export { awq, type AwqOptions } from './awq.ts';
-export { cbq, type CbqOptions, type OutlierTreatment } from './cbq.ts';
+export { cbq, type CbqOptions, type OutlierTreatment, type RoundingStart } from './cbq.ts';
 export type { CbqActivations, Operand } from './cbq-activations.ts';
 export { activations, type ActivationOptions } from './activations.ts';

@@ -199,33 +199,40 @@ describe('cbq', () => {
   });
 
   it('loses no more where windows overlap than where each block is fitted alone, in as many steps', async () => {
-    const options = { ...quick, learningRate: 0.5 };
-    // Two windows of two blocks, or three of one: six passes over the batches.
-    const alone = await errorOf(cbq({ ...options, window: 1, epochs: 2 }), 3);
-    const overlapping = await errorOf(cbq({ ...options, window: 2, overlap: 1, epochs: 3 }), 3);
+    const options = { ...quick, learningRate: 0.3 };
+    // Two windows of two blocks, or three of one: twelve passes over the batches.
+    const alone = await errorOf(cbq({ ...options, window: 1, epochs: 4 }), 3);
+    const overlapping = await errorOf(cbq({ ...options, window: 2, overlap: 1, epochs: 6 }), 3);
     expect(overlapping).toBeLessThanOrEqual(alone);
   }, 120_000);
 
-  it('has decided nearly every entry of what it puts, where it had the steps to', async () => {
-    const model = await build(1);
-    const at = '**.mlp.*';
-    const batches = batchesOf();
-    const open: Tensor[] = [];
-    const onFit = ({ done, total }: FitProgress): void => {
-      if (done === total) for (const { weight } of model.sites(at)) open.push((weight as FakeQuant).roundedUp());
-    };
-    await quantize(model, cbq({ ...quick, rank: 5, window: 1, epochs: 12, learningRate: 0.4 }), { at, calibrate: { batches, onFit } });
-    expect(open).toHaveLength(3);
-    let [decided, entries] = [0, 0];
-    for (const up of open) {
-      decided += (await up.data()).filter((h) => Math.abs(h - Math.round(h)) < 0.01).length;
-      entries += up.size;
-      up.dispose();
-    }
-    expect(decided / entries).toBeGreaterThan(0.95);
-    batches.forEach(disposeBatch);
-    model.dispose();
-  }, 120_000);
+  it.each([
+    { rank: 'full', epochs: 12, learningRate: 0.4 },
+    { rank: 5, epochs: 12, learningRate: 0.4 },
+  ] as const)(
+    'has decided nearly every entry of what it puts, rank $rank',
+    async (options) => {
+      const model = await build(1);
+      const at = '**.mlp.*';
+      const batches = batchesOf();
+      const open: Tensor[] = [];
+      const onFit = ({ done, total }: FitProgress): void => {
+        if (done === total) for (const { weight } of model.sites(at)) open.push((weight as FakeQuant).roundedUp());
+      };
+      await quantize(model, cbq({ ...quick, ...options, window: 1 }), { at, calibrate: { batches, onFit } });
+      expect(open).toHaveLength(3);
+      let [decided, entries] = [0, 0];
+      for (const up of open) {
+        decided += (await up.data()).filter((h) => Math.abs(h - Math.round(h)) < 0.01).length;
+        entries += up.size;
+        up.dispose();
+      }
+      expect(decided / entries).toBeGreaterThan(0.95);
+      batches.forEach(disposeBatch);
+      model.dispose();
+    },
+    120_000,
+  );
 
   it('fits a block in every window that holds it, and leaves alone what it has put', async () => {
     const before = memory().numTensors;
@@ -333,6 +340,8 @@ describe('cbq', () => {
     expect(() => cbq({ window: 0 })).toThrow(/window must be a whole number from 1, got 0/);
     expect(() => cbq({ overlap: 2 })).toThrow(/overlap must be a whole number from 0, below the window of 2, got 2/);
     expect(() => cbq({ rank: 0 })).toThrow(/rank must be a whole number from 1, or 'full', got 0/);
+    expect(() => cbq({ start: 'nearest' as never })).toThrow(/start must be one of gptq, float, got nearest/);
+    expect(() => cbq({ start: 'gptq', rank: 5 })).toThrow(/start must be 'float' with a rank of 5: .*, got gptq/);
     expect(() => cbq({ epochs: 1.5 })).toThrow(ConfigError);
     expect(() => cbq({ learningRate: 0 })).toThrow(/learningRate must be a finite number above 0, got 0/);
     expect(() => cbq({ outliers: true as never })).toThrow(/outliers must be one of none, weights, inputs, both, got true/);
@@ -364,7 +373,7 @@ describe('cbq', () => {
 
   it('is its own recipe', () => {
     expect(JSON.stringify(cbq({ bits: 2, window: 1 }))).toBe(
-      '{"kind":"cbq","options":{"bits":2,"groupSize":64,"symmetric":false,"mse":true,"window":1,"overlap":0,"rank":"full","epochs":5,' +
+      '{"kind":"cbq","options":{"bits":2,"groupSize":64,"symmetric":false,"mse":true,"window":1,"overlap":0,"rank":"full","start":"gptq","epochs":5,' +
         '"scaleRate":0.0001,"decide":0.5,"divergence":1,"outliers":"none","seed":0}}',
     );
     expect(cbq({ activations: { bits: 4 } }).options['activations']).toEqual({

@@ -46,6 +46,7 @@ configContract<CbqOptions>('cbq', cbq, {
   window: { takes: 2, not: [0, 1.5] },
   overlap: { takes: 1, not: [-1, 2] },
   rank: { takes: 2, not: [0, 'half'] },
+  start: { takes: 'float', not: ['nearest'] },
   epochs: { takes: 1, not: [0, 1.5] },
   learningRate: { takes: 0.1, not: [0, Infinity] },
   scaleRate: { takes: 0, not: [-1, Number.NaN] },

@@ -120,6 +120,14 @@ export const settledCodes = (inputs: SoftCodesInputs, most: number): Tensor =>
     return reshape(clipByValue(whole, 0, most), inputs.w.shape);
   });
 
+/** The logit for which an entry that stands at `fraction` between two codes is rounded up by `up`; both in [0, 1]. On the host. */
+export const roundingLogit = (fraction: number, up: number): number => gateLogit(up) - gateLogit(fraction);
+
+function gateLogit(h: number): number {
+  const inside = Math.min(Math.max(h, margin), 1 - margin);
+  return Math.log((inside - low) / (high - inside));
+}
+
 /** Groups as rows: [groups, groupSize] each. */
 interface Standing {
   /** w / s */
