@@ -47,12 +47,16 @@ export const quantizersWithoutText: readonly string[] = Object.entries(recipeKit
   .filter(([, make]) => !isCalibrated(make({})))
   .map(([kind]) => kind);
 
+/** Codes that are rounded again keep both errors, so it has to be asked for. */
+export const requantizeFlag = ['--requantize', 'quantize what is quantized already, as a .gguf is: both errors stay'] as const;
+
 /** Flags of commands that read a model. */
 export interface ModelFlags extends CommonFlags {
   /** Absent: what the adapter's folder says. */
   readonly model?: string;
   readonly adapter?: string;
   readonly quantize?: string;
+  readonly requantize?: boolean;
 }
 
 export const withModel = (command: Command): Command =>
@@ -60,5 +64,6 @@ export const withModel = (command: Command): Command =>
     command
       .option('--model <m>', 'a folder, a .gguf, a .safetensors, a URL, or a known name (niwaki-tiny); a folder of finetune names its own')
       .option('--adapter <dir>', 'a PEFT adapter to put on; of a folder of finetune, on the model pruned and quantized as it was')
-      .option('--quantize <kind>', `quantize after loading: ${quantizersWithoutText.join(', ')}`),
+      .option('--quantize <kind>', `quantize after loading: ${quantizersWithoutText.join(', ')}`)
+      .option(...requantizeFlag),
   );

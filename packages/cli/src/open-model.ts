@@ -26,7 +26,11 @@ export async function openModel(flags: ModelFlags, terminal: Terminal): Promise<
   const { model } = loaded;
   try {
     if (flags.quantize !== undefined)
-      await recipeKit.quantizeModel(model, recipeKit.quantize[flags.quantize]!({}), { at: 'all-linear', seed: 0, signal });
+      await recipeKit.quantizeModel(model, recipeKit.quantize[flags.quantize]!({ requantize: flags.requantize ?? false }), {
+        at: 'all-linear',
+        seed: 0,
+        signal,
+      });
     if (flags.adapter !== undefined) {
       const onWarning = ({ message }: { message: string }): void => terminal.err(`warning: ${message}\n`);
       const set = await loadAdapter(model, flags.adapter, { signal, onWarning });

@@ -85,6 +85,25 @@ describe('quantize with text', () => {
     expect(memory().numTensors).toBe(before);
   });
 
+  it('rounds codes again where it is told to, and so do commands that read a model', async () => {
+    const coded = folder.at('gptq-4');
+    const twice = ['--quantize', 'nf4', '--json', ...cpu];
+    const data = ['--data', text, '--context', '16', '--steps', '1'];
+    for (const args of [
+      ['quantize', '--model', coded, '--out', folder.at('twice'), ...twice],
+      ['inspect', '--model', coded, ...twice],
+      ['finetune', '--model', coded, ...data, '--out', folder.at('twice-trained'), ...twice],
+    ]) {
+      const refused = await call(args);
+      expect(refused.code).not.toBe(0);
+      expect(refused.json()).toMatchObject({ error: { name: 'ConfigError', message: expect.stringMatching(/codes[^]*q_proj/) } });
+      expect((await call([...args, '--requantize'])).code).toBe(0);
+    }
+    expect(await formatsOf(folder.at('twice'))).toContainEqual(expect.objectContaining({ format: expect.stringContaining('nf4') }));
+    const nothing = await call(['finetune', '--model', coded, ...data, '--out', folder.at('x'), '--requantize', ...cpu]);
+    expect(nothing).toMatchObject({ code: 2, err: expect.stringContaining('--requantize: say by --quantize') });
+  });
+
   it('leaves the folder as it was when it is stopped', async () => {
     const before = memory().numTensors;
     const out = folder.at('gptq-4');

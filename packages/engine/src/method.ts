@@ -86,6 +86,12 @@ export const roundsFloats: { readonly needs: readonly ['floats']; readonly help:
   },
 };
 
+/** The same method, which takes what codes stand for as the floats that it needs. */
+export const overCodes = (method: Method): Method => ({
+  ...method,
+  traits: { ...method.traits, needs: method.traits.needs?.filter((token) => token !== 'floats') ?? [] },
+});
+
 /** A method with its recipe form, and the traits that follow from how it works, from everything else. */
 export function defineMethod<P extends Plan = Plan>(method: Omit<Method<P>, 'toJSON'>): Method<P> {
   return { ...method, traits: completed(method), toJSON: () => ({ kind: method.kind, options: method.options }) };

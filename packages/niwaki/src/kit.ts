@@ -1,5 +1,5 @@
 import { init } from '@niwaki/backend';
-import { causalLM, type Method } from '@niwaki/engine';
+import { causalLM, overCodes, type Method } from '@niwaki/engine';
 import { nodeFileSystem, saveModel } from '@niwaki/hub';
 import {
   bottleneck,
@@ -19,7 +19,7 @@ import { adamw, agedAdamw, lion, schedules, sgd, sm3 } from '@niwaki/optim';
 import { adapt, saveAdapter } from '@niwaki/peft';
 import { activations, awq, cbq, fp4, gptq, nf4, normalFloat, quantize, rtn } from '@niwaki/quant';
 import { dsnot, magnitude, prune, s2ft, sparsegpt, spiel, wanda, type Pruner } from '@niwaki/sparse';
-import { checkOptions, NotFoundError, unknownName } from '@niwaki/tensor';
+import { checkFlag, checkOptions, NotFoundError, unknownName } from '@niwaki/tensor';
 import {
   decodeText,
   diskFolder,
@@ -54,6 +54,26 @@ function dsnotOver({ initial = 'wanda', ...options }: KitOptions): Method {
   return dsnot({ ...(options as object), initial: pruners[kind]!(own) });
 }
 
+const quantizers: Readonly<Record<string, (options: KitOptions) => Method>> = {
+  nf4: (options) => nf4(options as never),
+  fp4: (options) => fp4(options as never),
+  'normal-float': (options) => normalFloat(options as never),
+  rtn: (options) => rtn(options as never),
+  gptq: (options) => gptq(options as never),
+  awq: (options) => awq(options as never),
+  cbq: (options) => cbq(options as never),
+  activations: (options) => activations(options as never),
+  'int8-weights': (options) => int8Weights(options as never),
+};
+
+/** A quantizer's factory with one more option, `requantize`: as that of `quantize`. */
+const takingCodes =
+  (factory: (options: KitOptions) => Method) =>
+  ({ requantize = false, ...options }: KitOptions): Method => {
+    checkFlag('quantize', 'requantize', requantize);
+    return requantize ? overCodes(factory(options)) : factory(options);
+  };
+
 const applying = ({ at, signal, calibrate, onProgress }: Placing): Omit<Placing, 'seed'> => ({
   at,
   ...(signal && { signal }),
@@ -74,17 +94,7 @@ export const recipeKit: RecipeKit = {
   },
   folder: diskFolder,
   prune: { ...pruners, dsnot: dsnotOver },
-  quantize: {
-    nf4: (options) => nf4(options as never),
-    fp4: (options) => fp4(options as never),
-    'normal-float': (options) => normalFloat(options as never),
-    rtn: (options) => rtn(options as never),
-    gptq: (options) => gptq(options as never),
-    awq: (options) => awq(options as never),
-    cbq: (options) => cbq(options as never),
-    activations: (options) => activations(options as never),
-    'int8-weights': (options) => int8Weights(options as never),
-  },
+  quantize: Object.fromEntries(Object.entries(quantizers).map(([kind, factory]) => [kind, takingCodes(factory)])),
   adapt: {
     lora: (options) => lora(options as never),
     dora: (options) => lora({ ...(options as object), dora: true }),

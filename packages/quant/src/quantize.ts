@@ -1,4 +1,4 @@
-import { aMethod, applyMethod, applyNames, type ApplyOptions, type Method } from '@niwaki/engine';
+import { aMethod, applyMethod, applyNames, overCodes, type ApplyOptions, type Method } from '@niwaki/engine';
 import { checkCall, checkFlag, checkOptions, ConfigError } from '@niwaki/tensor';
 import { weightBytes } from '@niwaki/weights';
 import { aModel, aSelector, type Model, type Selector } from '@niwaki/nn';
@@ -40,9 +40,3 @@ export async function quantize(model: Model, method: Method, options: QuantizeOp
   const bytes = stored.reduce((sum, one) => sum + weightBytes(one), 0);
   return { sites: [...made.keys()], bytes };
 }
-
-/** Takes what codes stand for as the floats that it needs. */
-const overCodes = (method: Method): Method => ({
-  ...method,
-  traits: { ...method.traits, needs: method.traits.needs?.filter((token) => token !== 'floats') ?? [] },
-});

@@ -3,7 +3,7 @@ import { nodeFileSystem } from '@niwaki/hub';
 import { recipeNames } from '@niwaki/train';
 import { AbortError, NotFoundError, parseRecipe, recipeKit, runRecipe, type Recipe, type RecipeEvent, type StepEvent } from 'niwaki';
 import { Option, type Command } from 'commander';
-import { count, natural, number, patterns } from '../flags.ts';
+import { count, natural, number, patterns, requantizeFlag } from '../flags.ts';
 import { UsageError } from '../failure.ts';
 import { inBytes, inCount, inTime } from '../number.ts';
 import { createProgress, type Progress } from '../progress.ts';
@@ -14,6 +14,7 @@ import type { Terminal } from '../terminal.ts';
 /** The recipe's names, and what belongs to this call alone. */
 type FinetuneFlags = { readonly [name in keyof Recipe]?: Recipe[name] } & {
   readonly recipe?: string;
+  readonly requantize?: boolean;
   readonly resume?: boolean;
   readonly json?: boolean;
 };
@@ -34,6 +35,7 @@ export const finetuneFlags = (command: Command): Command =>
       `prune the model first, half of its entries: ${Object.keys(recipeKit.prune).join(', ')}; other amounts in a recipe`,
     )
     .option('--quantize <kind>', `quantize the model first: ${Object.keys(recipeKit.quantize).join(', ')}`)
+    .option(...requantizeFlag)
     .option('--calibrate <file>', 'text that wanda, sparsegpt, dsnot, gptq, awq and cbq look at, .jsonl or plain')
     .option('--calibrate-windows <n>', 'windows of it, at even distances over the file (default: 32)', count)
     .option('--calibrate-context <n>', "tokens of a window (default: 256, or the model's context where that is less)", count)
@@ -137,7 +139,7 @@ async function recipeOf(flags: FinetuneFlags): Promise<Recipe> {
     const all: Readonly<Record<string, unknown>> = { ...saved, ...over, ...data, ...given };
     if (all['model'] === undefined)
       throw new UsageError(`${where}: give --model, a folder, a .gguf, a .safetensors, a URL, or a known name`);
-    const recipe = parseRecipe(JSON.parse(JSON.stringify(all)), { where });
+    const recipe = parseRecipe(JSON.parse(JSON.stringify(flags.requantize ? requantizing(all) : all)), { where });
     if (recipe.out === undefined) throw new UsageError(`${where}: give --out, the folder of the results`);
     if (recipe.data === undefined && recipe.batches === undefined) throw new UsageError(`${where}: give --data or --batches`);
     return recipe;
@@ -145,6 +147,11 @@ async function recipeOf(flags: FinetuneFlags): Promise<Recipe> {
     if (error instanceof UsageError) throw error;
     throw new UsageError((error as Error).message, { cause: error });
   }
+}
+
+function requantizing({ quantize, ...rest }: Readonly<Record<string, unknown>>): Readonly<Record<string, unknown>> {
+  if (quantize === undefined) throw new UsageError('--requantize: say by --quantize what the model is quantized to');
+  return { ...rest, quantize: { ...(typeof quantize === 'string' ? { kind: quantize } : (quantize as object)), requantize: true } };
 }
 
 async function readRecipe(file: string): Promise<object> {

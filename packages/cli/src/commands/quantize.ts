@@ -2,7 +2,7 @@ import { ConfigError, recipeKit, saveQuantized, weightBytes, type KitOptions, ty
 import { InvalidArgumentError, type Command } from 'commander';
 import { changeModel, withChange, type Change, type ChangeFlags } from '../change-model.ts';
 import { UsageError } from '../failure.ts';
-import { count } from '../flags.ts';
+import { count, requantizeFlag } from '../flags.ts';
 import { inBytes } from '../number.ts';
 import { checkKind } from '../open-model.ts';
 import type { Result } from '../result.ts';
@@ -14,6 +14,7 @@ interface QuantizeFlags extends ChangeFlags {
   readonly groupSize?: number | 'row';
   readonly activationBits?: number;
   readonly doubleQuant: boolean;
+  readonly requantize?: boolean;
 }
 
 const codes = ['--no-double-quant'];
@@ -47,7 +48,8 @@ export const quantizeFlags = (command: Command): Command =>
         .option('--bits <n>', 'of a code, for rtn, gptq, awq and cbq: 2, 3, 4 or 8 (default: 4)', count)
         .option('--group-size <n>', "entries that share a scale: a multiple of 8, or 'row' (default: 64)", groupSize)
         .option('--activation-bits <n>', 'also round what the matrices multiply with, per token: 2 to 8 (default: floats)', count)
-        .option('--no-double-quant', 'keep the scales of nf4 and fp4 in 32 bits'),
+        .option('--no-double-quant', 'keep the scales of nf4 and fp4 in 32 bits')
+        .option(...requantizeFlag),
   });
 
 /** Quantizes and saves; the result says what it weighed and weighs. */
@@ -73,7 +75,7 @@ export async function runQuantize(flags: QuantizeFlags, terminal: Terminal): Pro
 
 /** The method, where its flags are its own and in range. */
 function quantizerOf(flags: QuantizeFlags): Method {
-  const { quantize: kind, bits, groupSize: size, activationBits, doubleQuant } = flags;
+  const { quantize: kind, bits, groupSize: size, activationBits, doubleQuant, requantize } = flags;
   checkKind('--quantize', kind, Object.keys(takes));
   const given = [
     ...(bits === undefined ? [] : ['--bits']),
@@ -88,6 +90,7 @@ function quantizerOf(flags: QuantizeFlags): Method {
     ...(bits !== undefined && { bits }),
     ...(size !== undefined && { groupSize: size }),
     ...(!doubleQuant && { doubleQuant }),
+    ...(requantize && { requantize }),
     // Files have no place for factors on the input: they go into what comes before.
     ...(kind === 'awq' && { fold: true }),
     ...(kind === 'cbq' && activationBits !== undefined && { activations: { bits: activationBits } }),
