@@ -117,6 +117,9 @@ async function nextLogits(
   ids: readonly number[],
   { cache, view, activations }: { cache: KeyValueCache | undefined; view: View | undefined; activations: Activations | undefined },
 ): Promise<Float32Array> {
+  // First, for it refuses a model that is gone: nothing is made before.
+  const stages = model.stages();
+  const head = stages.at(-1)!;
   const tokenIds = tensor2d([...ids], [1, ids.length], 'int32');
   const call = createCall({
     batch: { tokenIds },
@@ -124,8 +127,6 @@ async function nextLogits(
     ...(cache === undefined ? {} : { session: { cache } }),
     ...(activations === undefined ? {} : { activations }),
   });
-  const stages = model.stages();
-  const head = stages.at(-1)!;
   let streams: Carry = {};
   let logits: Tensor | undefined;
   try {
