@@ -29,9 +29,10 @@ const quick = { bits: 2, groupSize: 32, epochs: 2 } as const;
 
 describe('cbq with rounded activations', () => {
   it('loses less with 4-bit activations where it was fitted to them, and next to nothing with 8 bits', async () => {
-    const four = { bits: 4, groupSize: 32, epochs: 4, window: 1 } as const;
+    const nearest = { bits: 4, groupSize: 32 } as const;
+    const four = { ...nearest, epochs: 4, window: 1 } as const;
     const rounding = activations({ bits: 4 });
-    const [, rounded] = await errorsOf(rtn({ ...four, mse: true }), rounding);
+    const [, rounded] = await errorsOf(rtn({ ...nearest, mse: true }), rounding);
     const [plain, behind] = await errorsOf(cbq(four), rounding);
     const [eight] = await errorsOf(cbq({ ...four, activations: { bits: 8 } }));
     const [fitted] = await errorsOf(cbq({ ...four, activations: { bits: 4 } }));
