@@ -2,11 +2,10 @@ import { factorMoments, roundingLogit, tensor2d, type AffineBits, type FactoredM
 import { createBreath, inputGram, type Window } from '@niwaki/engine';
 import type { AffineGrid, AffineStep } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
-import { compensatedRounding } from './compensated-rounding.ts';
+import { compensatedRounding, usualDamping } from './compensated-rounding.ts';
 
 /** How far an entry starts on its way from where the float matrix has it to the code that GPTQ gives it. */
 const lean = 0.6;
-const damping = 0.01;
 
 /**
  * Second moments of what enters the sites of a window, of all groups in one pass: 4 · in² bytes a group on the device.
@@ -22,12 +21,13 @@ export async function collectMoments(
   return async ([site]) => {
     const { gram } = statistics.get(site!)!;
     const width = gram.shape[0];
-    const values = Float64Array.from(await gram.data());
+    const values = await gram.data();
     // It would stay for as long as the window is fitted.
     gram.dispose();
     const own = factors.get(site!);
-    if (own !== undefined) for (let i = 0; i < values.length; i++) values[i]! *= own[Math.floor(i / width)]! * own[i % width]!;
-    return factorMoments(values, width, { damping, breath: createBreath() });
+    const scaled =
+      own === undefined ? values : Float64Array.from(values, (value, i) => value * own[Math.floor(i / width)]! * own[i % width]!);
+    return factorMoments(scaled, width, { damping: usualDamping, breath: createBreath() });
   };
 }
 

@@ -103,16 +103,16 @@ const [blunt, sharp] = [20, 2];
 
 /**
  * CBQ (Ding et al. 2025, 2312.07950): fits a few blocks at a time to the outputs of the float ones. Which way each entry
- * is rounded and the steps train together, from half way to GPTQ's choice on, while a term pushes every entry to a whole
+ * is rounded and the steps train together, from on the way to GPTQ's choice, while a term pushes every entry to a whole
  * code; a block that the next window shares stays undecided until that one is fitted. What is stored is what `rtn` stores.
  * With `activations` the steps of the inputs train in their windows too, and stay at their sites.
  *
  * Memory: three times the activations that enter a window, over all batches; one block's tape; for each entry of the
  * window's matrices 16 bytes beside the float ones ('full': rounding, gradient, Adam's state), or 16 · rank · (out + in)
- * a matrix; 15 f32 copies of one matrix at most while it is multiplied. For GPTQ's choice 4 · in² bytes an input on the device,
- * in² doubles twice and 24 bytes an entry of one matrix on the host. Work: epochs · batches steps a window, each two forwards and a
- * backward of its blocks at most, in which every product makes its matrix again; before them in³/3 + out · in²/2
- * multiply-adds a matrix on the host.
+ * a matrix; 15 f32 copies of one matrix at most while it is multiplied. For GPTQ's choice 4 · in² bytes an input on the
+ * device, in² doubles twice and 24 bytes an entry of one matrix on the host. Work: epochs · batches steps a window, each two
+ * forwards and a backward of its blocks at most, in which every product makes its matrix again; before them in³/3 +
+ * out · in²/2 multiply-adds a matrix on the host.
  * @throws ConfigError for options out of range, without calibration batches, or with more blocks a window than are
  * quantized; NumericError for a matrix or a loss that is not finite
  * @example await quantize(model, cbq({ bits: 2 }), { calibrate: { batches } })

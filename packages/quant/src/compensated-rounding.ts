@@ -1,6 +1,9 @@
 import type { AffineBits } from '@niwaki/tensor';
 import { affineCode, affineStep, affineValue, type AffineGrid, type AffineStep } from '@niwaki/weights';
 
+/** Added to the diagonal of the input's second moments, as a part of its mean, where nobody says otherwise. */
+export const usualDamping = 0.01;
+
 export interface CompensatedRounding {
   /** One code an entry, unpacked. */
   readonly codes: Uint8Array;

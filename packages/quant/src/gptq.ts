@@ -13,7 +13,7 @@ import {
 } from '@niwaki/weights';
 import type { Site } from '@niwaki/nn';
 import { checkIntegerSite, integerNames, integerOptions, type IntegerOptions } from './affine-options.ts';
-import { compensatedRounding } from './compensated-rounding.ts';
+import { compensatedRounding, usualDamping } from './compensated-rounding.ts';
 
 export interface GptqOptions extends IntegerOptions {
   /** Added to the diagonal of the input's second moments, as a part of its mean; default 0.01. */
@@ -43,7 +43,7 @@ export interface GptqOptions extends IntegerOptions {
 export function gptq(options: GptqOptions = {}): Method {
   checkOptions('gptq', options, [...integerNames, 'damping', 'actOrder', 'staticGroups', 'sequential']);
   const { grid, ...named } = integerOptions('gptq', options);
-  const { damping = 0.01, actOrder = false, staticGroups = false, sequential = true } = options;
+  const { damping = usualDamping, actOrder = false, staticGroups = false, sequential = true } = options;
   if (!(damping > 0 && damping < 1)) throw new ConfigError(`gptq: damping must be between 0 and 1, got ${damping}`, { damping });
   for (const [field, value] of Object.entries({ actOrder, staticGroups, sequential })) checkFlag('gptq', field, value);
   const { bits, groupSize, mse } = named;

@@ -1,6 +1,6 @@
 import { recomputes } from '@niwaki/engine';
 import { nodeFileSystem } from '@niwaki/hub';
-import { recipeNames } from '@niwaki/train';
+import { kindOf, recipeNames } from '@niwaki/train';
 import { AbortError, NotFoundError, parseRecipe, recipeKit, runRecipe, type Recipe, type RecipeEvent, type StepEvent } from 'niwaki';
 import { Option, type Command } from 'commander';
 import { count, natural, number, patterns, requantizeFlag } from '../flags.ts';
@@ -139,7 +139,8 @@ async function recipeOf(flags: FinetuneFlags): Promise<Recipe> {
     const all: Readonly<Record<string, unknown>> = { ...saved, ...over, ...data, ...given };
     if (all['model'] === undefined)
       throw new UsageError(`${where}: give --model, a folder, a .gguf, a .safetensors, a URL, or a known name`);
-    const recipe = parseRecipe(JSON.parse(JSON.stringify(flags.requantize ? requantizing(all) : all)), { where });
+    const parsed = parseRecipe(JSON.parse(JSON.stringify(all)), { where });
+    const recipe = flags.requantize ? requantizing(parsed) : parsed;
     if (recipe.out === undefined) throw new UsageError(`${where}: give --out, the folder of the results`);
     if (recipe.data === undefined && recipe.batches === undefined) throw new UsageError(`${where}: give --data or --batches`);
     return recipe;
@@ -149,9 +150,10 @@ async function recipeOf(flags: FinetuneFlags): Promise<Recipe> {
   }
 }
 
-function requantizing({ quantize, ...rest }: Readonly<Record<string, unknown>>): Readonly<Record<string, unknown>> {
+function requantizing({ quantize, ...rest }: Recipe): Recipe {
   if (quantize === undefined) throw new UsageError('--requantize: say by --quantize what the model is quantized to');
-  return { ...rest, quantize: { ...(typeof quantize === 'string' ? { kind: quantize } : (quantize as object)), requantize: true } };
+  const { kind, options } = kindOf(quantize);
+  return { ...rest, quantize: { kind, ...options, requantize: true } };
 }
 
 async function readRecipe(file: string): Promise<object> {
