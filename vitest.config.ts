@@ -14,11 +14,14 @@ const ssr = {
 };
 const setup = (name: string): string => new URL(`./packages/testing/src/setup/${name}.ts`, import.meta.url).pathname;
 const tests = (suffix: string): string[] => [`packages/*/test/**/*${suffix}`, `docs/test/**/*${suffix}`];
-const special = ['host', 'gpu', 'browser', 'model', 'site'].flatMap((kind) => tests(`.${kind}.test.ts`));
+const allOf = (...kinds: string[]): string[] => kinds.flatMap((kind) => tests(`.${kind}.test.ts`));
+const elsewhere = ['gpu', 'browser', 'model', 'site'];
 
-// What a test's name says about where it runs: x.test.ts on cpu and on wasm, x.host.test.ts once (no device),
-// x.gpu.test.ts on WebGPU in Node (Dawn) and in Chromium, x.browser.test.ts in Chromium, x.model.test.ts on wasm with a real model.
-const node = { environment: 'node' as const, testTimeout: 60_000, hookTimeout: 60_000 };
+// What a test's name says about where it runs: x.test.ts on cpu and on wasm, x.wasm.test.ts on wasm alone (what takes many
+// steps and asks nothing of a device), x.host.test.ts once (no device), x.gpu.test.ts on WebGPU in Node (Dawn) and in Chromium,
+// x.browser.test.ts in Chromium, x.model.test.ts on wasm with a real model.
+// Files of a project follow one another in one process: loading tfjs anew for each took a third of the time.
+const node = { environment: 'node' as const, isolate: false, testTimeout: 60_000, hookTimeout: 60_000 };
 const headers = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
 
 export default defineConfig({
@@ -35,15 +38,27 @@ export default defineConfig({
           ...node,
           name: 'cpu',
           include: tests('.test.ts'),
-          exclude: special.filter((p) => !p.includes('.host.')),
+          exclude: allOf('wasm', ...elsewhere),
           setupFiles: [setup('cpu')],
         },
       },
-      { resolve, ssr, test: { ...node, name: 'wasm', include: tests('.test.ts'), exclude: special, setupFiles: [setup('wasm')] } },
       {
         resolve,
         ssr,
-        test: { ...node, name: 'model', include: tests('.model.test.ts'), setupFiles: [setup('wasm')], testTimeout: 600_000 },
+        test: { ...node, name: 'wasm', include: tests('.test.ts'), exclude: allOf('host', ...elsewhere), setupFiles: [setup('wasm')] },
+      },
+      {
+        resolve,
+        ssr,
+        // Each in its own process: the heap of one that holds a whole model does not shrink again.
+        test: {
+          ...node,
+          name: 'model',
+          include: tests('.model.test.ts'),
+          setupFiles: [setup('wasm')],
+          isolate: true,
+          testTimeout: 600_000,
+        },
       },
       // The built site, served and clicked by a Chromium.
       { resolve, ssr, test: { ...node, name: 'site', include: ['docs/test/**/*.site.test.ts'] } },
