@@ -1,9 +1,9 @@
 /** One row of x times 2048 x 2048, matrices in rotation so that none is in a cache: what a token of generation is made of. */
 import { homedir } from 'node:os';
 import '@tensorflow/tfjs-backend-wasm';
-import { dispose, matMul, randomNormal, setBackend, tensor1d, zeros } from '@tensorflow/tfjs-core';
+import { concat, dispose, matMul, randomNormal, setBackend, tensor1d, zeros } from '@tensorflow/tfjs-core';
 import { init } from '../../packages/backend/dist/index.js';
-import { integerMatMul } from '../../packages/tensor/dist/index.js';
+import { integerMatMul, putRows } from '../../packages/tensor/dist/index.js';
 import { against } from '../against.mjs';
 import { jsonOf, here } from '../processes.mjs';
 
@@ -84,6 +84,32 @@ const product = (format, activations, threads, floor) => ({
   },
 });
 
+/** A token more behind a thousand, keys or values of one layer of SmolLM2. */
+const cached = {
+  name: 'wasm, a row more in a cache of 1000',
+  floor: 10,
+  unit: 'the speed of a concat',
+  device: 'wasm',
+  threads: 1,
+  measure: async () => {
+    const use = () => init({ device: 'wasm', threads: 1 });
+    await use();
+    const fresh = randomNormal([1, 1, 3, 64]);
+    let room = zeros([1, 1024, 3, 64]);
+    const put = () => {
+      const next = putRows(room, fresh, 1000, { owned: true });
+      room.dispose();
+      room = next;
+    };
+    const past = randomNormal([1, 1000, 3, 64]);
+    const join = () => concat([past, fresh], 1).dispose();
+    const often = (once) => ({ use, once: () => Array.from({ length: 200 }, once) });
+    const result = await against(often(put), often(join), { turns: 30, threads: 1 });
+    dispose([fresh, room, past]);
+    return result;
+  },
+};
+
 /** Whole processes, turn by turn. */
 const tokens = (activations, floor) => ({
   name: `decode of SmolLM2's shape, Q4_1, ${activations} activations`,
@@ -141,6 +167,7 @@ export const rows = [
   product('int4', 'int8', 1, 2.2),
   product('Q4_K', 'exact', 1, 1),
   product('Q4_K', 'int8', 1, 1.8),
+  cached,
   tokens('int16', 1.05),
   tokens('int8', 1.15),
   againstLlamaCpp('exact', 0.3),

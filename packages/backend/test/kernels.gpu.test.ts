@@ -21,6 +21,7 @@ import {
   mul,
   noiseAttributes,
   createDraw,
+  putRowsOp,
   rmsNormGradOp,
   rmsNormOp,
   ropeOp,
@@ -272,6 +273,17 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
     const [kept] = await onGpu(commitUpdateOp as never, gate(0), factors);
     expect(kept!.values).toEqual(inputs.old.values);
     expect(await overwriting(commitUpdateOp as never, gate(0), ['update'], factors)).toEqual({ results: [kept], inPlace: true });
+  });
+
+  test.each([
+    [1, 1, 1, 0],
+    [1, 64, 1, 63],
+    [2, 65, 7, 58],
+    [3, 100, 33, 1],
+  ])('putRows into %i of %i: %i from %i on', async (batch, length, count, at) => {
+    const inputs = { target: floats([batch, length, 3, 5]), rows: floats([batch, count, 3, 5], 2) };
+    const apart = await expectParity(putRowsOp as never, inputs, { at, overwrite: false }, 0);
+    expect(await overwriting(putRowsOp as never, inputs, ['target'], { at, overwrite: true })).toEqual({ results: apart, inPlace: true });
   });
 
   test.each([[0], [1], [7], [65], [8193], [70_000]])('sumSquares of %i entries', async (n) => {

@@ -136,6 +136,11 @@ export const opCases: Readonly<Record<string, OpCase>> = {
   NiwakiPackedMatMul: { inputs: { x: packedX, ...packed.parts }, attributes: { ...packed.shape, transposed: false }, tolerance: 1e-5 },
   NiwakiPackedRows: { inputs: { ids: ints([5], (i) => (i * 7) % out), ...packed.parts }, attributes: packed.shape },
   NiwakiPickGroups: { inputs: { ...group, dense: wave([groups * m], 1) }, attributes: { n, m, groups }, tolerance: 0 },
+  NiwakiPutRows: {
+    inputs: { target: wave([2, 9, 4, 8], 1), rows: wave([2, 3, 4, 8], 2) },
+    attributes: { at: 4, overwrite: false },
+    tolerance: 0,
+  },
   NiwakiQuantizeBlocks: { inputs: { x: codes }, attributes: { signed: true, blockSize: 256, guard: false }, tolerance: 0 },
   NiwakiRmsNorm: { inputs: { x, weight }, attributes: { eps: 1e-5 } },
   NiwakiRmsNormGrad: { inputs: { dy, x, weight }, attributes: norm, tolerance: 1e-5 },

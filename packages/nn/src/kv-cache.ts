@@ -1,16 +1,20 @@
-import { concat, keep, ShapeError, slice, StateError, type Tensor4D } from '@niwaki/tensor';
+import { concat, keep, putRows, ShapeError, slice, StateError, tidy, zeros, type Tensor4D } from '@niwaki/tensor';
 import type { Session } from '@niwaki/weights';
 
+/** Rows by which the memory of a layer grows: what is cached is copied once in so many tokens, not for each of them. */
+const rowsAtOnce = 64;
+
 /**
- * Keys (rotated) and values of the tokens already seen, one pair a layer: 2 · layers · length · kvHeads · headSize · 4
- * bytes for each row of the batch. The length grows once a pass, not once a layer: a pass that fails half-way leaves the
- * cache as it was.
+ * Keys (rotated) and values of the tokens already seen, one pair a layer: 2 · layers · rows · kvHeads · headSize · 4 bytes
+ * for each sequence of the batch, rows being the length in whole multiples of 64. The length grows once a pass, not once a
+ * layer: a pass that fails half-way leaves the cache as it was.
  */
 export interface KeyValueCache {
   /** Tokens cached. */
   readonly length: number;
   /**
-   * Keys and values of a layer with the new ones behind the cached: the cache owns both. [batch, lead + length + new, kvHeads, d]
+   * Keys and values of a layer with the new ones behind the cached, and zeros behind these, which no bound lets a query see:
+   * [batch, rows, kvHeads, d], rows at least lead + length + new. The cache owns both, and may write over them in the next pass.
    * @param lead rows in front that stand for no token, which the first pass brings along
    */
   extend(layer: string, k: Tensor4D, v: Tensor4D, lead?: number): { readonly k: Tensor4D; readonly v: Tensor4D };
@@ -26,13 +30,17 @@ export function createKeyValueCache(): KeyValueCache {
   const layers = new Map<string, { k: Tensor4D; v: Tensor4D; lead: number }>();
   let length = 0;
   const joined = (old: Tensor4D | undefined, next: Tensor4D, lead: number): Tensor4D => {
-    if (old === undefined || length === 0) return keep(next.clone());
-    const [batch, rows, heads, size] = old.shape;
-    const kept = lead + length;
-    const past = rows === kept ? old : slice(old, [0, 0, 0, 0], [batch, kept, heads, size]);
-    const whole = keep(concat([past, next], 1));
-    if (past !== old) past.dispose();
-    return whole;
+    const [batch, fresh, heads, size] = next.shape;
+    const kept = old === undefined || length === 0 ? 0 : lead + length;
+    if (kept > 0 && kept + fresh <= old!.shape[1]) return keep(putRows(old!, next, kept, { owned: true }));
+    const room = Math.ceil((kept + fresh) / rowsAtOnce) * rowsAtOnce - kept - fresh;
+    return keep(
+      tidy(() => {
+        const past = kept === 0 ? [] : [slice(old!, [0, 0, 0, 0], [batch, kept, heads, size])];
+        const behind = room === 0 ? [] : [zeros([batch, room, heads, size]) as Tensor4D];
+        return concat([...past, next, ...behind], 1);
+      }),
+    );
   };
   const free = (): void => {
     for (const { k, v } of layers.values()) {

@@ -124,6 +124,7 @@ function setsOf(chosen: readonly string[] | 'none', { adapters }: Attached): rea
 
 /** The last active set that replaces a path wins; the model refuses two that do so with whole parameters in its own list. */
 function replacement(path: string, sets: readonly AdapterSet[]): Parameter | undefined {
+  if (sets.length === 0) return undefined;
   const dot = path.lastIndexOf('.');
   const [module, name] = [path.slice(0, dot), path.slice(dot + 1)];
   return sets.reduce<Parameter | undefined>(

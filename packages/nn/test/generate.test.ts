@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { AbortError, ConfigError, DataError, memory, withAdapters } from '@niwaki/tensor';
+import { AbortError, ConfigError, DataError, fill, memory, withAdapters, type Tensor4D } from '@niwaki/tensor';
 import { createKeyValueCache, forward, generate, tokenBatch, type GeneratedToken, type GenerateOptions, type Model } from '@niwaki/nn';
 import { encodeGgufBlocks, ggufBlock, rowsOfTensor } from '@niwaki/weights';
 import { hasShared } from '../../testing/src/shared.ts';
@@ -158,6 +158,38 @@ it('rounds what packed matrices multiply, where it is asked to', async () => {
   expect(memory().numTensors).toBe(before);
 });
 
+it('grows by many rows at once, and gives what it gives without a cache', async () => {
+  const model = await tinyLlama();
+  const options = { maxNewTokens: 70, stopIds: [] };
+  const prompt = Array.from({ length: 60 }, (_, i) => (7 * i) % 32);
+  expect(await idsOf(model, prompt, options)).toEqual(await idsOf(model, prompt, { ...options, cache: false }));
+  model.dispose();
+
+  const cache = createKeyValueCache();
+  const rows = (count: number): Tensor4D => fill([1, count, 2, 4], count) as Tensor4D;
+  const extend = (count: number): Tensor4D => {
+    const fresh = rows(count);
+    const { k } = cache.extend('layer', fresh, fresh);
+    fresh.dispose();
+    cache.advance(count);
+    return k;
+  };
+  extend(60);
+  const full = extend(4).dataSync();
+  expect(full.length).toBe(64 * 8);
+  const grown = extend(3);
+  expect(grown.shape).toEqual([1, 128, 2, 4]);
+  expect([...grown.dataSync()].filter((_, i) => i % 8 === 0)).toEqual([
+    ...Array(60).fill(60),
+    ...Array(4).fill(4),
+    3,
+    3,
+    3,
+    ...Array(61).fill(0),
+  ]);
+  cache.dispose();
+});
+
 it('generates under a view of adapters', async () => {
   const model = await tinyLlama();
   const base = await idsOf(model, [1, 2], { maxNewTokens: 8, stopIds: [] });
@@ -184,8 +216,8 @@ it('continues from a cache cut back to a shorter past', async () => {
   await feed([1, 2, 3], 0);
   await feed([9, 9], 3);
   expect(cache.length).toBe(5);
-  // 2 layers x 2 (k, v) x 5 tokens x 2 heads x 4 x 4 bytes
-  expect(cache.bytes()).toBe(2 * 2 * 5 * 2 * 4 * 4);
+  // 2 layers x 2 (k, v) x 64 rows x 2 heads x 4 x 4 bytes
+  expect(cache.bytes()).toBe(2 * 2 * 64 * 2 * 4 * 4);
   cache.truncate(3);
   const after = await feed([4, 5], 3);
   const whole = await logitsOfRows(model, [[1, 2, 3, 4, 5]]);

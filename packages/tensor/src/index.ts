@@ -48,6 +48,7 @@ export { groupedMatMul, groupedMatMulGradOp, groupedMatMulOp, type GroupedOption
 export { packedGroupedMatMul, packedGroupedMatMulOp } from './ops/packed-grouped-matmul.ts';
 export * from './ops/token-order.ts';
 export * from './ops/copy-words.ts';
+export * from './ops/put-rows.ts';
 export * from './ops/block-quantize.ts';
 export * from './ops/coded-adam.ts';
 export * from './ops/unpack-fields.ts';

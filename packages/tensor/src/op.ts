@@ -18,6 +18,10 @@ export function runOp<I extends NamedTensorMap, A extends object>(op: Op<I, A>, 
   return (Array.isArray(outputs) ? outputs : [outputs]) as unknown as Tensor[];
 }
 
+/** Whether tfjs's tape takes down what runs now: not outside of a gradient, and not within an op that brings its own. */
+const recording = (): boolean => (engine() as unknown as { isTapeOn(): boolean }).isTapeOn();
+const nothing = (): void => undefined;
+
 /**
  * One differentiable function with a gradient of our own. `forward` may save what it will need; what `inputs` does not
  * list (packed weights, masks, tables) gets no gradient and is never walked by the tape.
@@ -29,6 +33,7 @@ export function withGradient(
   gradient: (dy: Tensor, saved: Tensor[]) => Tensor[],
   { remake }: { readonly remake?: Remake } = {},
 ): Tensor {
+  if (!recording()) return engine().tidy(() => forward(nothing));
   const result = customGrad((...args) => {
     const save = args[args.length - 1] as unknown as (tensors: Tensor[]) => void;
     return { value: forward(save), gradFunc: (dy: Tensor, saved: Tensor[]) => gradient(dy, saved) };
@@ -47,6 +52,7 @@ export function withGradients(
   gradient: (dys: Tensor[], saved: Tensor[]) => Tensor[],
   { remake = [] }: { readonly remake?: readonly (Remake | undefined)[] } = {},
 ): Tensor[] {
+  if (!recording()) return engine().tidy(() => forward(nothing));
   const run = engine() as unknown as { runKernelFunc(call: CustomCall): Tensor[] };
   const results = run.runKernelFunc({
     inputs: Object.fromEntries(inputs.map((input, i) => [i, input])),

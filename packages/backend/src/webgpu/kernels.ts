@@ -20,6 +20,7 @@ import { loraGradKernel, loraKernel, loraProductGradKernel, loraProductKernel } 
 import { matMulKernel } from './kernels/mat-mul.ts';
 import { addNoiseKernel, noiseKernel } from './kernels/noise.ts';
 import { packedMatMulKernel, packedRowsKernel } from './kernels/packed-matmul.ts';
+import { putRowsKernel } from './kernels/put-rows.ts';
 import { addRmsNormKernel, rmsNormGradKernel, rmsNormKernel } from './kernels/rms-norm.ts';
 import { ropeKernel } from './kernels/rope.ts';
 import { cumprodKernel, cumsumKernel } from './kernels/scan.ts';
@@ -69,6 +70,7 @@ const kernels: readonly Kernel[] = [
   packedMatMulKernel,
   packedRowsKernel,
   pickGroupsKernel,
+  putRowsKernel,
   rmsNormKernel,
   rmsNormGradKernel,
   ropeKernel,

@@ -23,6 +23,7 @@ import { maxPoolKernels } from './max-pool.ts';
 import { noiseKernels } from './noise.ts';
 import { oneHotKernels } from './one-hot.ts';
 import { packedKernels } from './packed-matmul.ts';
+import { putRowsKernels } from './put-rows.ts';
 import { rmsNormKernels } from './rms-norm.ts';
 import { ropeKernels } from './rope.ts';
 import { signKernels } from './sign.ts';
@@ -41,6 +42,7 @@ const families = [
   depthwiseKernels,
   maxPoolKernels,
   copyKernels,
+  putRowsKernels,
   chooseKernels,
   noiseKernels,
   oneHotKernels,
