@@ -20,8 +20,9 @@ const elsewhere = ['gpu', 'browser', 'model', 'site'];
 // What a test's name says about where it runs: x.test.ts on cpu and on wasm, x.wasm.test.ts on wasm alone (what takes many
 // steps and asks nothing of a device), x.host.test.ts once (no device), x.gpu.test.ts on WebGPU in Node (Dawn) and in Chromium,
 // x.browser.test.ts in Chromium, x.model.test.ts on wasm with a real model.
-// Files of a project follow one another in one process: loading tfjs anew for each took a third of the time.
-const node = { environment: 'node' as const, isolate: false, testTimeout: 60_000, hookTimeout: 60_000 };
+const node = { environment: 'node' as const, testTimeout: 60_000, hookTimeout: 60_000 };
+// Many small files follow one another in one process: loading tfjs anew for each took a third of the time.
+const together = { ...node, isolate: false };
 const headers = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
 
 export default defineConfig({
@@ -35,7 +36,7 @@ export default defineConfig({
         resolve,
         ssr,
         test: {
-          ...node,
+          ...together,
           name: 'cpu',
           include: tests('.test.ts'),
           exclude: allOf('wasm', ...elsewhere),
@@ -45,20 +46,12 @@ export default defineConfig({
       {
         resolve,
         ssr,
-        test: { ...node, name: 'wasm', include: tests('.test.ts'), exclude: allOf('host', ...elsewhere), setupFiles: [setup('wasm')] },
+        test: { ...together, name: 'wasm', include: tests('.test.ts'), exclude: allOf('host', ...elsewhere), setupFiles: [setup('wasm')] },
       },
       {
         resolve,
         ssr,
-        // Each in its own process: the heap of one that holds a whole model does not shrink again.
-        test: {
-          ...node,
-          name: 'model',
-          include: tests('.model.test.ts'),
-          setupFiles: [setup('wasm')],
-          isolate: true,
-          testTimeout: 600_000,
-        },
+        test: { ...node, name: 'model', include: tests('.model.test.ts'), setupFiles: [setup('wasm')], testTimeout: 600_000 },
       },
       // The built site, served and clicked by a Chromium.
       { resolve, ssr, test: { ...node, name: 'site', include: ['docs/test/**/*.site.test.ts'] } },
