@@ -390,8 +390,8 @@ describe('along the sequence', () => {
         expect(distance((await one.data()) as Float32Array, whole.subarray(t * 32, (t + 1) * 32))).toBeLessThan(1e-4);
         dispose([one, tokenIds]);
       }
-      // Keys and values of two layers and 8 tokens on two heads, of 4 numbers in the base and of 2 beside it.
-      expect(cache.bytes()).toBe(2 * 2 * 8 * 2 * (4 + 2) * 4);
+      // Keys and values of two layers and 64 rows, of which 8 are tokens, on two heads, of 4 numbers in the base and of 2 beside it.
+      expect(cache.bytes()).toBe(2 * 2 * 64 * 2 * (4 + 2) * 4);
       cache.dispose();
       perturb(await adapt(model, prefixTuning({ virtualTokens: 3 }), { at: '**.self_attn', name: 'prefix' }), 5);
       model.active = ['prefix', 'default'];
