@@ -62,6 +62,7 @@ print(
             "batch": options.batch,
             "length": options.length,
             "rank": options.rank,
+            "recompute": "full" if options.checkpoint else "none",
             "tokensPerSecond": tokens / statistics.median(seconds),
             "bestTokensPerSecond": tokens / min(seconds),
             "secondsPerStep": seconds,
