@@ -13,7 +13,7 @@ export interface KeyValueCache {
   /** Tokens cached. */
   readonly length: number;
   /**
-   * Keys and values of a layer with the new ones behind the cached, and zeros behind these, which no bound lets a query see:
+   * Keys and values of a layer with the new ones behind the cached, and behind these rows that no bound lets a query see:
    * [batch, rows, kvHeads, d], rows at least lead + length + new. The cache owns both, and may write over them in the next pass.
    * @param lead rows in front that stand for no token, which the first pass brings along
    */
