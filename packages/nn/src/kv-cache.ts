@@ -6,7 +6,7 @@ const rowsAtOnce = 64;
 
 /**
  * Keys (rotated) and values of the tokens already seen, one pair a layer: 2 · layers · rows · kvHeads · headSize · 4 bytes
- * for each sequence of the batch, rows being the length in whole multiples of 64. The length grows once a pass, not once a
+ * for each sequence of the batch, rows being lead and length in whole multiples of 64. The length grows once a pass, not once a
  * layer: a pass that fails half-way leaves the cache as it was.
  */
 export interface KeyValueCache {
@@ -31,14 +31,15 @@ export function createKeyValueCache(): KeyValueCache {
   let length = 0;
   const joined = (old: Tensor4D | undefined, next: Tensor4D, lead: number): Tensor4D => {
     const [batch, fresh, heads, size] = next.shape;
-    const kept = old === undefined || length === 0 ? 0 : lead + length;
-    if (kept > 0 && kept + fresh <= old!.shape[1]) return keep(putRows(old!, next, kept, { owned: true }));
+    const past = length === 0 ? undefined : old;
+    const kept = past === undefined ? 0 : lead + length;
+    if (past !== undefined && kept + fresh <= past.shape[1]) return keep(putRows(past, next, kept, { owned: true }));
     const room = Math.ceil((kept + fresh) / rowsAtOnce) * rowsAtOnce - kept - fresh;
     return keep(
       tidy(() => {
-        const past = kept === 0 ? [] : [slice(old!, [0, 0, 0, 0], [batch, kept, heads, size])];
+        const before = past === undefined ? [] : [slice(past, [0, 0, 0, 0], [batch, kept, heads, size])];
         const behind = room === 0 ? [] : [zeros([batch, room, heads, size]) as Tensor4D];
-        return concat([...past, next, ...behind], 1);
+        return concat([...before, next, ...behind], 1);
       }),
     );
   };

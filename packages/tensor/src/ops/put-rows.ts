@@ -10,8 +10,7 @@ export const putRowsOp: Op<{ target: Tensor; rows: Tensor }, { at: number; overw
   kernelName: 'NiwakiPutRows',
   reference: ({ target, rows }, { at }) => {
     const [behind, length] = [at + rows.shape[1]!, target.shape[1]!];
-    const part = (from: number, to: number): Tensor[] =>
-      from === to ? [] : [slice(target, [0, from, ...target.shape.slice(2).fill(0)], [-1, to - from, ...target.shape.slice(2).fill(-1)])];
+    const part = (from: number, to: number): Tensor[] => (from === to ? [] : [slice(target, [0, from], [-1, to - from])]);
     return [concat([...part(0, at), rows, ...part(behind, length)], 1)];
   },
 };
