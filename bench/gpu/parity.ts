@@ -1,9 +1,10 @@
 /**
- * Every GPU test of every package on the card that is here, each file in a process of its own as the test runner has it; one
- * line a failure, then how many. Exits 1 on a failure.
+ * Every GPU test of every package on the card that is here, each file in a process of its own as the test runner has it, some
+ * at a time; one line a failure, then how many. Exits 1 on a failure.
  *   node parity.mjs [part of a path] [--software]
  */
-import { spawnSync } from 'node:child_process';
+import { execFile } from 'node:child_process';
+import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { startTests, type File, type Suite, type Test, type VitestRunner } from '@vitest/runner';
@@ -37,24 +38,37 @@ const runner = {
   importFile: async (path: string, source: string) => (source === 'collect' ? await files[path]!() : undefined),
 } as unknown as VitestRunner;
 
-if (values.file === undefined) runAll();
+if (values.file === undefined) await runAll();
 else await runFile(values.file);
 console.log(`${counts.pass} passed, ${counts.fail} failed, ${counts.skip} skipped`);
 process.exit(counts.fail > 0 || counts.pass === 0 ? 1 : 0);
 
-function runAll(): void {
+async function runAll(): Promise<void> {
   const flags = values.software ? ['--software'] : [];
-  for (const path of Object.keys(files)) {
-    if (positionals.length > 0 && !positionals.some((part) => path.includes(part))) continue;
-    const { stdout, status } = spawnSync(process.execPath, [fileURLToPath(import.meta.url), '--file', path, ...flags], {
-      encoding: 'utf8',
-      stdio: ['ignore', 'pipe', 'inherit'],
+  const waiting = Object.keys(files).filter((path) => positionals.length === 0 || positionals.some((part) => path.includes(part)));
+  // Half of the cores: a process of its own thread, and what the driver compiles beside it.
+  const lanes = Array.from({ length: Math.max(1, availableParallelism() >> 1) }, async () => {
+    for (let path = waiting.shift(); path !== undefined; path = waiting.shift()) report(path, await runProcess(path, flags));
+  });
+  await Promise.all(lanes);
+}
+
+/** What the process of a file printed, and what it ended with. */
+function runProcess(path: string, flags: readonly string[]): Promise<{ readonly output: string; readonly end: unknown }> {
+  const args = [fileURLToPath(import.meta.url), '--file', path, ...flags];
+  return new Promise((resolve) => {
+    execFile(process.execPath, args, { maxBuffer: 1 << 26 }, (error, stdout, stderr) => {
+      process.stderr.write(stderr);
+      resolve({ output: stdout.trimEnd(), end: error?.code ?? error?.signal ?? 0 });
     });
-    const last = /(\d+) passed, (\d+) failed, (\d+) skipped\s*$/.exec(stdout);
-    if (last === null) counts.fail++;
-    else (['pass', 'fail', 'skip'] as const).forEach((kind, i) => (counts[kind] += Number(last[i + 1])));
-    console.log(`${path.replace('../../packages/', '')}: ${last === null ? `${stdout}ended with ${status}` : stdout.trimEnd()}`);
-  }
+  });
+}
+
+function report(path: string, { output, end }: { readonly output: string; readonly end: unknown }): void {
+  const last = /(\d+) passed, (\d+) failed, (\d+) skipped$/.exec(output);
+  if (last === null) counts.fail++;
+  else (['pass', 'fail', 'skip'] as const).forEach((kind, i) => (counts[kind] += Number(last[i + 1])));
+  console.log(`${path.replace('../../packages/', '')}: ${last === null ? `${output}\nended with ${String(end)}` : output}`);
 }
 
 async function runFile(path: string): Promise<void> {

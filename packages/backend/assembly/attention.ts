@@ -5,6 +5,7 @@
  */
 import { exp1, exp4, log } from './exp';
 import { multiplyBlock } from './gemm';
+import { addRows, multiplyRowsTransposed } from './gemv';
 import { laneMax, laneSum, least, madd } from './lanes';
 import { packPanels, packTiles } from './packing';
 
@@ -133,13 +134,8 @@ export function attention(
         const peaks = sums + ((<usize>(QUERIES * d)) << 2);
         multiplyBlock(rows, width, d, own, packedK, scores, KEYS, 0, scratch);
         for (let i = 0; i < rows; i++) {
-          const row = scores + ((<usize>(i * KEYS)) << 2);
           const sees = seenKeys(from + bounds + ((<usize>i) << 2), to + bounds + ((<usize>i) << 2), k0, width, always - k0);
-          const led = i32x4.extract_lane(sees, 2);
-          const gap = i32x4.extract_lane(sees, 3);
-          if (gap > 0) cover(row, led, gap);
-          foldRow(row, i32x4.extract_lane(sees, 0), i32x4.extract_lane(sees, 1), width, scale, peaks + ((<usize>i) << 2), sums + ((<usize>(i * d)) << 2), d);
-          if (gap > 0) memory.fill(row + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
+          foldSeen(scores + ((<usize>(i * KEYS)) << 2), sees, width, scale, peaks + ((<usize>i) << 2), sums + ((<usize>(i * d)) << 2), d);
         }
         packTiles(scores, KEYS, 0, rows, width, weights);
         multiplyBlock(rows, d, width, weights, packedV, sums, d, 1, scratch);
@@ -150,14 +146,88 @@ export function attention(
       const sums = scratch + 256 + ((<usize>(g * headFloats + QUERIES * d)) << 2);
       const peaks = sums + ((<usize>(QUERIES * d)) << 2);
       for (let i = 0; i < rows; i++) {
-        const total = load<f32>(peaks + ((<usize>(QUERIES + i)) << 2));
         const out = y + ((<usize>((batch * time + q0 + i) * strideQ + head * d)) << 2);
-        scaleRow(sums + ((<usize>(i * d)) << 2), total > 0 ? <f32>1 / total : 0, out, d);
-        const lse = total > 0 ? load<f32>(peaks + ((<usize>i) << 2)) + log(total) : <f32>0;
-        store<f32>(logSumExp + ((<usize>((batch * heads + head) * time + q0 + i)) << 2), lse);
+        const lse = logSumExp + ((<usize>((batch * heads + head) * time + q0 + i)) << 2);
+        finishRow(sums + ((<usize>(i * d)) << 2), peaks + ((<usize>i) << 2), out, lse, d);
       }
     }
   }
+}
+
+/**
+ * Task t: the one query of one kv head of one batch, as generation has it, four query heads at a time: keys and values are
+ * read where they lie, since a product with so few rows costs less than packing them.
+ */
+export function attentionOfOne(
+  q: usize,
+  k: usize,
+  v: usize,
+  from: usize,
+  to: usize,
+  y: usize,
+  logSumExp: usize,
+  keys: i32,
+  heads: i32,
+  kvHeads: i32,
+  d: i32,
+  always: i32,
+  scale: f32,
+  first: i32,
+  last: i32,
+  scratch: usize,
+): void {
+  const group = heads / kvHeads;
+  const strideK = kvHeads * d;
+  const sums = scratch + 256;
+  const peaks = sums + ((<usize>(4 * d)) << 2);
+  const scores = peaks + ((<usize>(2 * QUERIES)) << 2);
+  for (let task = first; task < last; task++) {
+    const batch = task / kvHeads;
+    const kvHead = task % kvHeads;
+    const bounds = (<usize>batch) << 2;
+    const end = endKey(from + bounds, to + bounds, 1, keys);
+    const own = firstKey(from + bounds, to + bounds, 1, keys);
+    for (let g = 0; g < group; g += 4) {
+      const rows = least(4, group - g);
+      const head = batch * heads + kvHead * group + g;
+      memory.fill(sums, 0, (<usize>(rows * d)) << 2);
+      for (let i: usize = 0; i < 4; i++) {
+        store<f32>(peaks + (i << 2), NOTHING);
+        store<f32>(peaks + ((QUERIES + i) << 2), 0);
+      }
+      for (let k0 = always > 0 ? 0 : own; k0 < end; k0 += KEYS) {
+        if (k0 >= always && k0 < own) k0 = own;
+        if (k0 >= end) break;
+        const width = least(KEYS, end - k0);
+        const source = (<usize>((batch * keys + k0) * strideK + kvHead * d)) << 2;
+        multiplyRowsTransposed(q + ((<usize>(head * d)) << 2), k + source, strideK, scores, rows, width, d, width, 0, 1, 0);
+        const sees = seenKeys(from + bounds, to + bounds, k0, width, always - k0);
+        for (let i = 0; i < rows; i++)
+          foldSeen(scores + ((<usize>(i * width)) << 2), sees, width, scale, peaks + ((<usize>i) << 2), sums + ((<usize>(i * d)) << 2), d);
+        addRows(rows, width, scores, v + source, strideK, sums, d, d);
+      }
+      for (let i = 0; i < rows; i++) {
+        const row = <usize>(head + i);
+        finishRow(sums + ((<usize>(i * d)) << 2), peaks + ((<usize>i) << 2), y + ((row * d) << 2), logSumExp + (row << 2), d);
+      }
+    }
+  }
+}
+
+/** A row's sums over its total, and the logarithm of the latter; zeros where it saw nothing. */
+function finishRow(sums: usize, peak: usize, y: usize, logSumExp: usize, d: i32): void {
+  const total = load<f32>(peak + ((<usize>QUERIES) << 2));
+  scaleRow(sums, total > 0 ? <f32>1 / total : 0, y, d);
+  store<f32>(logSumExp, total > 0 ? load<f32>(peak) + log(total) : <f32>0);
+}
+
+/** `foldRow` over what `seenKeys` says, with nothing between the keys that are always seen and the query's own. */
+function foldSeen(row: usize, sees: v128, width: i32, scale: f32, peak: usize, sums: usize, d: i32): void {
+  const led = i32x4.extract_lane(sees, 2);
+  const gap = i32x4.extract_lane(sees, 3);
+  if (gap > 0) cover(row, led, gap);
+  foldRow(row, i32x4.extract_lane(sees, 0), i32x4.extract_lane(sees, 1), width, scale, peak, sums, d);
+  if (gap > 0) memory.fill(row + ((<usize>led) << 2), 0, (<usize>(gap - led)) << 2);
 }
 
 /**

@@ -12,11 +12,16 @@ export function multiplyRows(a: usize, b: usize, ldb: i32, c: usize, rows: i32, 
     const from = b + ((<usize>n) << 2);
     const to = c + ((<usize>n) << 2);
     for (let m = 0; m < rows; m++) memory.fill(to + ((<usize>(m * columns)) << 2), 0, (<usize>width) << 2);
-    if (rows === 1) spread1(k, a, from, ldb, to, columns, width);
-    else if (rows === 2) spread2(k, a, from, ldb, to, columns, width);
-    else if (rows === 3) spread3(k, a, from, ldb, to, columns, width);
-    else spread4(k, a, from, ldb, to, columns, width);
+    addRows(rows, k, a, from, ldb, to, columns, width);
   }
+}
+
+/** c [rows <= 4, columns] += a [rows, k] · b [k, columns]; rows of b and c begin ldb and ldc entries apart. */
+export function addRows(rows: i32, k: i32, a: usize, b: usize, ldb: i32, c: usize, ldc: i32, columns: i32): void {
+  if (rows === 1) spread1(k, a, b, ldb, c, ldc, columns);
+  else if (rows === 2) spread2(k, a, b, ldb, c, ldc, columns);
+  else if (rows === 3) spread3(k, a, b, ldb, c, ldc, columns);
+  else spread4(k, a, b, ldb, c, ldc, columns);
 }
 
 /** Task t: `taskColumns` (a multiple of 4) columns of c [rows <= 4, columns] = a [rows, k] · bᵀ for b [columns, k]. */

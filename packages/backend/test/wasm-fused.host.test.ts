@@ -303,6 +303,24 @@ describe.each(Object.entries(wasmBuilds))('Attention equals its reference (%s)',
     }
   }
 
+  // As a token is made: all that came before it, what a window of a layer leaves, or nothing.
+  it.each([
+    [5, 300, 6, 2, 24, 0, 300],
+    [1, 140, 5, 1, 7, 0, 140],
+    [2, 65, 9, 3, 64, 40, 65],
+    [1, 400, 2, 2, 16, 200, 390],
+    [2, 9, 4, 2, 8, 3, 3],
+  ])('%i x one query, %i keys, %i heads on %i of %i entries, from key %i to %i', (batch, keys, heads, kvHeads, d, from, to) => {
+    const inputs = (): AttentionInputs => ({
+      q: random([batch, 1, heads, d], 2),
+      k: random([batch, keys, kvHeads, d], 2),
+      v: random([batch, keys, kvHeads, d]),
+      from: bounds(batch, 1, () => from),
+      to: bounds(batch, 1, () => to),
+    });
+    expectAttention(inputs, { scale: 1 / Math.sqrt(d) });
+  });
+
   // A row sees its own document behind keys in front of all: in one block with them, right behind, and blocks away.
   it.each([
     [1, 130, 130, 3, 1, 16, 5, 60],
@@ -310,6 +328,9 @@ describe.each(Object.entries(wasmBuilds))('Attention equals its reference (%s)',
     [2, 7, 420, 4, 2, 24, 3, 400],
     [1, 9, 30, 1, 1, 8, 12, 4],
     [1, 5, 9, 2, 1, 8, 20, 2],
+    [3, 1, 420, 6, 2, 24, 3, 400],
+    [1, 1, 300, 5, 1, 5, 150, 290],
+    [1, 1, 9, 2, 1, 8, 20, 2],
   ])(
     '%i x %i queries, %i keys, %i heads on %i of %i entries, the first %i keys always seen',
     (batch, time, keys, heads, kvHeads, d, always, own) => {

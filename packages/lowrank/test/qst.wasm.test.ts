@@ -17,7 +17,17 @@ import {
 } from '@niwaki/tensor';
 import { createCall } from '@niwaki/weights';
 import { blockwiseBackprop, causalLM, disposeBatch, fullTapeBackprop, languageBatch, type Estimator } from '@niwaki/engine';
-import { createKeyValueCache, forward, generate, tokenBatch, type AdapterSet, type Model, type ModelInfo, type Site } from '@niwaki/nn';
+import {
+  createKeyValueCache,
+  forward,
+  generate,
+  tokenBatch,
+  type AdapterSet,
+  type GeneratedToken,
+  type Model,
+  type ModelInfo,
+  type Site,
+} from '@niwaki/nn';
 import { distance, logits, onTiny, rows, sizeOf, trainable } from '../../testing/src/contract-model.ts';
 import { modelGradientError, tapeDifference } from '../../testing/src/model-gradient.ts';
 import { perturb } from '../../testing/src/perturb.ts';
@@ -395,16 +405,16 @@ describe('along the sequence', () => {
       cache.dispose();
       perturb(await adapt(model, prefixTuning({ virtualTokens: 3 }), { at: '**.self_attn', name: 'prefix' }), 5);
       model.active = ['prefix', 'default'];
-      const texts: { id: number; logProbability: number }[][] = [];
+      const texts: GeneratedToken[][] = [];
       for (const cached of [true, false]) {
-        const text: { id: number; logProbability: number }[] = [];
-        for await (const { id, logProbability } of generate(model, [1, 2], { maxNewTokens: 5, stopIds: [], cache: cached }))
-          text.push({ id, logProbability });
+        const text: GeneratedToken[] = [];
+        for await (const token of generate(model, [1, 2], { maxNewTokens: 5, stopIds: [], cache: cached, logProbabilities: true }))
+          text.push(token);
         texts.push(text);
       }
       expect(texts[0]!.map(({ id }) => id)).toEqual(texts[1]!.map(({ id }) => id));
       for (const [t, { logProbability }] of texts[0]!.entries())
-        expect(Math.abs(logProbability - texts[1]![t]!.logProbability)).toBeLessThan(1e-4);
+        expect(Math.abs(logProbability! - texts[1]![t]!.logProbability!)).toBeLessThan(1e-4);
     }));
 });
 

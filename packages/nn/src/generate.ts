@@ -23,7 +23,7 @@ import { runStages } from './forward.ts';
 import type { Carry, Model } from './graph.ts';
 import { createKeyValueCache, type KeyValueCache } from './kv-cache.ts';
 import { pickRows } from './row-streams.ts';
-import { candidatesOf, checkSampling, likeliest, logProbabilityOf, penalize, pick, type SamplingOptions } from './sampling.ts';
+import { candidatesOf, checkLogits, checkSampling, likeliest, logProbabilityOf, penalize, pick, type SamplingOptions } from './sampling.ts';
 
 export interface GenerateOptions extends SamplingOptions {
   /** Default 128. */
@@ -42,14 +42,16 @@ export interface GenerateOptions extends SamplingOptions {
    * numbers (see `Activations`); products of more than four rows, as a prompt's, stay exact. Default 'exact'.
    */
   readonly activations?: Activations;
+  /** Whether each token carries its log-probability: an exponential for each entry of the vocabulary; default false. */
+  readonly logProbabilities?: boolean;
 }
 
 export interface GeneratedToken {
   readonly id: number;
   /** 0 for the first new token. */
   readonly index: number;
-  /** Of the token under the model's own distribution, before temperature and filters; nats. */
-  readonly logProbability: number;
+  /** Of the token under the model's own distribution, before temperature and filters; nats. Only with `logProbabilities`. */
+  readonly logProbability?: number;
   /** On the last token: it is a stop id, or `maxNewTokens` were made. */
   readonly finish?: 'stop' | 'length';
 }
@@ -79,6 +81,7 @@ export async function* generate(
     'view',
     'cache',
     'activations',
+    'logProbabilities',
   ]);
   const { maxNewTokens = 128, seed = 0, signal, view, stopIds = endIds(model), temperature = 0, repetitionPenalty, activations } = options;
   checkSampling(options);
@@ -98,12 +101,17 @@ export async function* generate(
     for (let index = 0; index < maxNewTokens; index++) {
       throwIfAborted(signal, 'generation');
       const logits = await nextLogits(model, ids.slice(cache?.length ?? 0), { cache, view, activations });
+      checkLogits(logits);
       const shaped = penalize(logits, ids, repetitionPenalty);
       const id = temperature === 0 ? likeliest(shaped) : pick(candidatesOf(shaped, options), await pointOf(seed, index));
-      const logProbability = logProbabilityOf(logits, id);
       ids.push(id);
       const finish = stops.has(id) ? 'stop' : index + 1 === maxNewTokens ? 'length' : undefined;
-      yield { id, index, logProbability, ...(finish === undefined ? {} : { finish }) };
+      yield {
+        id,
+        index,
+        ...(options.logProbabilities === true && { logProbability: logProbabilityOf(logits, id) }),
+        ...(finish !== undefined && { finish }),
+      };
       if (finish !== undefined) return;
     }
   } finally {

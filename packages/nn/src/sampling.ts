@@ -88,13 +88,25 @@ export function pick({ ids, probabilities }: Candidates, point: number): number 
   return ids[ids.length - 1]!; // rounding left the sum below 1
 }
 
-/** log softmax of one entry, in nats. Throws NumericError where the logits are not finite. */
+/** log softmax of one entry, in nats. */
 export function logProbabilityOf(logits: Float32Array, id: number): number {
   const peak = logits[likeliest(logits)]!;
   let total = 0;
   for (const logit of logits) total += Math.exp(logit - peak);
-  const value = logits[id]! - peak - Math.log(total);
-  if (Number.isFinite(value)) return value;
+  return logits[id]! - peak - Math.log(total);
+}
+
+/** @throws NumericError for logits that say nothing: NaN or ∞ anywhere, −∞ everywhere */
+export function checkLogits(logits: Float32Array): void {
+  let allowed = 0;
+  let bad = 0;
+  for (; bad < logits.length; bad++) {
+    // Neither NaN nor ∞ is less than ∞. A plain loop: this looks at a whole vocabulary for each token.
+    if (!(logits[bad]! < Infinity)) break;
+    if (logits[bad]! > -Infinity) allowed++;
+  }
+  if (bad === logits.length && allowed > 0) return;
+  const id = bad % logits.length;
   throw new NumericError('generate: the model gives logits that are not finite', {
     id,
     logit: logits[id],

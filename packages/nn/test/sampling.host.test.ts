@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest';
 import { NumericError } from '@niwaki/tensor';
-import { candidatesOf, likeliest, logProbabilityOf, penalize, pick } from '@niwaki/nn';
+import { candidatesOf, checkLogits, likeliest, logProbabilityOf, penalize, pick } from '@niwaki/nn';
 
 // Probabilities 0.1, 0.4, 0.2, 0.3 at temperature 1.
 const logits = Float32Array.from([0.1, 0.4, 0.2, 0.3], Math.log);
@@ -50,5 +50,10 @@ it('picks by a point on the line of probabilities', () => {
 it('takes the smallest id of the likeliest, and log-probabilities of the untouched logits', () => {
   expect(likeliest(Float32Array.of(1, 3, 3))).toBe(1);
   expect(logProbabilityOf(logits, 1)).toBeCloseTo(Math.log(0.4), 6);
-  expect(() => logProbabilityOf(Float32Array.of(1, NaN), 1)).toThrow(NumericError);
+});
+
+it('refuses logits that say nothing, and takes those that rule tokens out', () => {
+  for (const bad of [NaN, Infinity]) expect(() => checkLogits(Float32Array.of(1, bad, 2))).toThrow(NumericError);
+  expect(() => checkLogits(Float32Array.of(-Infinity, -Infinity))).toThrow(NumericError);
+  checkLogits(Float32Array.of(-Infinity, 0, -3));
 });

@@ -1,4 +1,4 @@
-import { customGrad, engine, getBackend, getKernel, type NamedAttrMap, type NamedTensorMap, type Tensor } from '@tensorflow/tfjs-core';
+import { customGrad, engine, env, getBackend, getKernel, type NamedAttrMap, type NamedTensorMap, type Tensor } from '@tensorflow/tfjs-core';
 import { sayRemake, type Remake } from './thin-record.ts';
 
 /**
@@ -13,13 +13,29 @@ export interface Op<I extends NamedTensorMap, A extends object> {
 
 /** Runs an op on the current device: its kernel where one is registered, else the reference. */
 export function runOp<I extends NamedTensorMap, A extends object>(op: Op<I, A>, inputs: I, attrs: A): Tensor[] {
-  if (getKernel(op.kernelName, getBackend()) === undefined) return engine().tidy(() => op.reference(inputs, attrs));
-  const outputs = engine().runKernel(op.kernelName, inputs, attrs as unknown as NamedAttrMap);
-  return (Array.isArray(outputs) ? outputs : [outputs]) as unknown as Tensor[];
+  const kernel = getKernel(op.kernelName, getBackend());
+  if (kernel === undefined) return engine().tidy(() => op.reference(inputs, attrs));
+  if (observed()) {
+    const outputs = engine().runKernel(op.kernelName, inputs, attrs as unknown as NamedAttrMap);
+    return (Array.isArray(outputs) ? outputs : [outputs]) as unknown as Tensor[];
+  }
+  // The engine's own way costs a launch more than this kernel's arguments do: two more lookups by name and two scopes.
+  const made = kernel.kernelFunc({ inputs, attrs: attrs as unknown as NamedAttrMap, backend: engine().backend });
+  return (Array.isArray(made) ? made : [made]).map((info) => engine().makeTensorFromTensorInfo(info));
 }
 
+/** What tfjs's engine keeps to itself. */
+interface Watcher {
+  isTapeOn(): boolean;
+  readonly state: { readonly profiling: boolean };
+}
+const watcher = (): Watcher => engine() as unknown as Watcher;
+
 /** Whether tfjs's tape takes down what runs now: not outside of a gradient, and not within an op that brings its own. */
-const recording = (): boolean => (engine() as unknown as { isTapeOn(): boolean }).isTapeOn();
+const recording = (): boolean => watcher().isTapeOn();
+
+/** Whether someone watches launches: the tape, a profile, or the check of values that tfjs's debug mode makes after each. */
+const observed = (): boolean => recording() || watcher().state.profiling || env().getBool('DEBUG');
 const nothing = (): void => undefined;
 
 /**

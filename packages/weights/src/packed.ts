@@ -84,7 +84,10 @@ export function untracked(parameter: Parameter, call: Call): ReturnType<Paramete
 }
 
 function mapped<T>(parameters: PackedParameters, value: (parameter: Parameter) => T): { readonly [K in keyof PackedParameters]: T } {
-  return Object.fromEntries(Object.entries(parameters).map(([name, parameter]) => [name, value(parameter)]));
+  // A loop, not entries: this runs for each product of each token.
+  const values: Record<string, T> = {};
+  for (const name of Object.keys(parameters)) values[name] = value(parameters[name as keyof PackedParameters]!);
+  return values as { readonly [K in keyof PackedParameters]: T };
 }
 
 /** Refuses a stored part of the wrong length before anything is allocated for it. */

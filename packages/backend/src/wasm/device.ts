@@ -34,8 +34,8 @@ export interface WasmDevice {
   run(kernel: string, args: readonly number[], options: { tasks: number; work: number; scratchBytes?: number }): void;
 }
 
-/** Below this many multiply-adds (some 50 µs on one thread) a call stays on the caller's thread. */
-const parallelWork = 1_000_000;
+/** Below this many multiply-adds (some 20 µs on one thread) a call stays on the caller's thread. */
+const parallelWork = 300_000;
 
 export interface WasmDeviceParts {
   readonly backendName: string;

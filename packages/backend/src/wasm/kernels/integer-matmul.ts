@@ -36,7 +36,8 @@ export const integerMatMulKernel = (device: WasmDevice): KernelConfig =>
       const taskColumns = 32;
       device.run('multiplyIntegers', [codes, scales, sums, bytes, format, table, width, rows, device.address(y), columns, taskColumns], {
         tasks: Math.ceil(columns / taskColumns),
-        work: rows * columns * width,
+        // Decoding an element and its multiply-add, as in products of one row that are exact.
+        work: rows * columns * width * 4,
       });
       return y;
     },
