@@ -9,10 +9,12 @@ import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import { backend, engine } from '@tensorflow/tfjs-core';
 import {
   adamOp,
+  addRmsNormOp,
   allFiniteOp,
   attentionGradOp,
   attentionOp,
   codedAdamOp,
+  commitUpdateOp,
   crossEntropyGradOp,
   crossEntropyOp,
   dispose,
@@ -40,6 +42,8 @@ import {
   packBits,
   packedRowsOp,
   pickGroupsOp,
+  putRows,
+  sumSquaresOp,
   type Op,
   type PackedFormat,
   wordsOf,
@@ -218,6 +222,24 @@ function attention(batch: number, time: number, heads: number, kvHeads: number, 
   return [forward, gradient];
 }
 
+/** A token's keys or values put where there is room for them; only its own row moves. */
+function cached(room: number, kvHeads: number, d: number): Row {
+  const fresh = upload(floats([1, 1, kvHeads, d]));
+  let held = upload(floats([1, room, kvHeads, d], 2));
+  return {
+    name: `a row more in a cache of ${room}x${kvHeads}x${d}`,
+    flops: 0,
+    bytes: 8 * fresh.size,
+    run: () => {
+      const next = putRows(held, fresh, room - 24, { owned: true });
+      held.dispose();
+      held = next;
+      return [];
+    },
+    inputs: [fresh],
+  };
+}
+
 /** One row of x, by every number of runs a thread, threads and ways to sum. */
 function sharings(format: PackedFormat, out: number, width: number): Row[] {
   const { shape, parts } = packedFixture(format, out, width);
@@ -300,8 +322,18 @@ const rows: readonly (() => Row | readonly Row[])[] = [
   () => attention(4, 128, 9, 3, 64),
   () => attention(4, 128, 9, 3, 64, 20),
   () => attention(1, 2048, 9, 3, 64),
+  () => attention(1, 1, 9, 3, 64, 1000).slice(0, 1),
+  () => cached(1024, 3, 64),
   () =>
     opRow('rmsNorm 4096x2048', rmsNormOp as never, { x: floats([4096, 2048]), weight: floats([2048], 2) }, { eps: 1e-5 }, 4 * 4096 * 2048),
+  () =>
+    opRow(
+      'rmsNorm of a sum 4096x2048',
+      addRmsNormOp as never,
+      { x: floats([4096, 2048]), delta: floats([4096, 2048], 3), weight: floats([2048], 2) },
+      { eps: 1e-5 },
+      5 * 4096 * 2048,
+    ),
   () =>
     opRow(
       'rmsNorm gradient 4096x2048',
@@ -386,6 +418,15 @@ const rows: readonly (() => Row | readonly Row[])[] = [
       { beta1: 0.9, beta2: 0.999, eps: 1e-8, blockSize: 256, guard: true, overwrite: false },
       20 * n,
     ),
+  () =>
+    opRow(
+      'commit of an update 16M',
+      commitUpdateOp as never,
+      { old: floats([n]), update: floats([n], 2), ok: one(1) },
+      { keep: 0.999, scale: 1e-3, overwrite: false },
+      3 * n,
+    ),
+  () => opRow('sum of squares 16M', sumSquaresOp as never, { x0: floats([n]) }, {}, 2 * n),
   () => opRow('allFinite 16M', allFiniteOp as never, { x: floats([n]) }, {}, n),
 ];
 
