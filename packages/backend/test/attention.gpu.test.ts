@@ -29,6 +29,11 @@ const cases = [
   ['rows that see nothing', { batch: 2, time: 9, keys: 7, heads: 2, kvHeads: 2, d: 8 }, padded],
   ['bounds outside the keys', { batch: 1, time: 5, keys: 7, heads: 2, kvHeads: 1, d: 8 }, outside],
   ['one query over a cache', { batch: 2, time: 1, keys: 65, heads: 8, kvHeads: 2, d: 16 }, everything],
+  ['one query over more keys than threads', { batch: 1, time: 1, keys: 700, heads: 6, kvHeads: 2, d: 64 }, everything],
+  ['one query, odd head size', { batch: 3, time: 1, keys: 300, heads: 5, kvHeads: 1, d: 7 }, (_, keys) => [100, keys - 1]],
+  ['one query that sees nothing', { batch: 2, time: 1, keys: 9, heads: 2, kvHeads: 2, d: 8 }, () => [3, 3]],
+  ['one query behind keys always seen', { batch: 2, time: 1, keys: 900, heads: 4, kvHeads: 2, d: 16, always: 5 }, () => [600, 880]],
+  ['one query, more keys always seen than there are', { batch: 1, time: 1, keys: 9, heads: 2, kvHeads: 1, d: 8, always: 20 }, behind(2)],
   ['more query rows than one thread walks', { batch: 2, time: 200, keys: 200, heads: 3, kvHeads: 1, d: 8 }, causal],
   ['heads of 64', { batch: 1, time: 17, keys: 17, heads: 3, kvHeads: 1, d: 64 }, causal],
   ['keys always seen, right in front', { batch: 2, time: 9, keys: 20, heads: 4, kvHeads: 2, d: 8, always: 5 }, behind(5)],
@@ -51,5 +56,10 @@ describe.skipIf(missing)('attention on WebGPU equals its reference', () => {
     expect(y!.values.every(Number.isFinite)).toBe(true);
     const backward = { ...inputs, dy: floats([batch, time, heads, d], 4), y: y!, logSumExp: logSumExp! };
     await expectParity(attentionGradOp as never, backward, attrs, 2e-5);
+  });
+
+  test('one query, heads wider than a workgroup', async () => {
+    const [q, k, v] = [floats([1, 1, 1, 1100]), floats([1, 5, 1, 1100], 2), floats([1, 5, 1, 1100], 3)];
+    await expectParity(attentionOp as never, { q, k, v, from: ints([1, 1], () => 0), to: ints([1, 1], () => 5) }, { scale: 0.03 }, 1e-5);
   });
 });

@@ -23,13 +23,17 @@ export interface ProgramSource<I extends string, O extends string, U extends str
   /** Whether the shader uses subgroups: then it knows `subgroup` and `subgroups`, its own among the workgroup's and how many these are. */
   readonly subgroups?: boolean;
   /** Functions and workgroup variables. */
-  readonly declarations?: string;
+  readonly declarations?: Text;
   /**
    * The entry point's body. In reach: `lane` (0 .. LANES - 1), `local`, `group`, `groups` (as WGSL's local_invocation_id,
    * workgroup_id, num_workgroups), `groupIndex` (the workgroup's number, x first) and `index` (groupIndex · LANES + lane).
    */
-  readonly main: string;
+  readonly main: Text;
 }
+
+/** WGSL, or what writes it: a program is compiled once and asked for at each launch, which writing a long one holds up. */
+type Text = string | (() => string);
+const textOf = (text: Text): string => (typeof text === 'string' ? text : text());
 
 /** Threads of an element-wise workgroup: of 64, a large card spends longer starting them than they run. */
 export const lanes = 256;
@@ -57,7 +61,7 @@ function write<I extends string, O extends string, U extends string>(
 ${fields.length === 0 ? '' : `struct Uniforms { ${fields.map(([name, type]) => `${name}: ${type}`).join(', ')} }`}
 ${bindings.map((text, i) => `@group(0) @binding(${i}) ${text}`).join('\n')}
 const LANES = ${x * y}u;
-${source.declarations ?? ''}
+${textOf(source.declarations ?? '')}
 @compute @workgroup_size(${x}, ${y})
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(local_invocation_id) local: vec3<u32>,
         @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>${
@@ -65,7 +69,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(local_invocation_id
         }) {
   let groupIndex = (group.z * groups.y + group.y) * groups.x + group.x;
   let index = groupIndex * LANES + lane;
-${source.main}
+${textOf(source.main)}
 }
 `;
 }

@@ -5,11 +5,13 @@ import { kernelOf, release, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
 import {
   attentionForward,
+  attentionOfOne,
   attentionKeyGradient,
   attentionQueryGradient,
   attentionRows,
   attentionStretches,
   rowLanes,
+  widestOfOne,
 } from './attention.wgsl.ts';
 
 interface Sides {
@@ -49,12 +51,13 @@ const queryGroups = ({ batch, time, heads, kvHeads }: Sides) => [Math.ceil(((hea
 export const attentionKernel: Kernel = kernelOf(attentionOp, ({ q, k, v, from, to }, attributes, backend) => {
   const sides = sidesOf(q, k);
   const variant = variantOf(sides, attributes);
-  const { batch, time, heads } = sides;
-  const { y, logSumExp } = dispatch(backend, attentionForward(variant), {
+  const { batch, time, heads, d } = sides;
+  const one = time === 1 && d <= widestOfOne;
+  const { y, logSumExp } = dispatch(backend, one ? attentionOfOne(variant) : attentionForward(variant), {
     inputs: { q, k, v, lowBound: from, highBound: to },
     outputs: { y: { shape: q.shape }, logSumExp: { shape: [batch, heads, time] } },
     uniforms: uniformsOf(sides, attributes),
-    groups: queryGroups(sides),
+    groups: one ? [heads, batch] : queryGroups(sides),
   });
   return [y, logSumExp];
 });

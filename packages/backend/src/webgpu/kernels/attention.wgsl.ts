@@ -118,8 +118,9 @@ export function attentionForward({
     outputs: { y: vector, logSumExp: 'f32' },
     uniforms: sizes,
     workgroup: rowLanes,
-    declarations: constants(d) + queryRow + boundReductions + keyTiles + loader('q', d) + loader('k', d) + loader('v', d) + storer('y', d),
-    main: `
+    declarations: () =>
+      constants(d) + queryRow + boundReductions + keyTiles + loader('q', d) + loader('k', d) + loader('v', d) + storer('y', d),
+    main: () => `
   let row = queryRow(group.x * LANES + lane, group.y, group.z);
   var low = 0u;
   var high = 0u;
@@ -150,6 +151,81 @@ ${overKeys(
     for (var c = 0u; c < QUADS; c++) { store_y(row.vector, c, sums[c] * share); }
     logSumExp[row.score] = select(0.0, peak + log(total), seen);
   }`,
+  });
+}
+
+/** Widest head of `attentionOfOne`: a workgroup holds a row once. */
+export const widestOfOne: number = 4 * lanes;
+
+/**
+ * The same of one query row a workgroup, as generation has it: threads share its keys, and then each a word of the values of
+ * some of them. Groups are (x: head, y: batch).
+ */
+export function attentionOfOne({
+  d,
+  led,
+}: AttentionVariant): Program<'q' | 'k' | 'v' | 'lowBound' | 'highBound', 'y' | 'logSumExp', Sizes> {
+  const vector = vectorType(d);
+  return program({
+    key: `attention-one-${keyOf({ d, led })}`,
+    inputs: { q: vector, k: vector, v: vector, lowBound: 'i32', highBound: 'i32' },
+    outputs: { y: vector, logSumExp: 'f32' },
+    uniforms: sizes,
+    workgroup: lanes,
+    declarations: () => `
+const QUADS = ${quads(d)}u;
+const PARTS = LANES / QUADS;
+var<workgroup> keyBounds: vec3<u32>;
+var<workgroup> query: array<vec4<f32>, QUADS>;
+var<workgroup> weights: array<f32, LANES>;
+var<workgroup> partSums: array<vec4<f32>, LANES>;
+${queryRow}${reduction('largest', 'max(a, b)')}${reduction('whole', 'a + b')}${['q', 'k', 'v'].map((name) => loader(name, d)).join('')}${storer('y', d)}`,
+    main: () => `
+  let row = group.y * u.heads + group.x;
+  let kvHead = group.x / (u.heads / u.kvHeads);
+  if (lane == 0u) {
+    var low = 0u;
+    var high = 0u;
+    var led = 0u;
+${bounds('lowBound[group.y]', 'highBound[group.y]', led)}
+    keyBounds = vec3<u32>(low, high, led);
+  }
+  for (var c = lane; c < QUADS; c += LANES) { query[c] = load_q(row, c); }
+  let keys = workgroupUniformLoad(&keyBounds);
+  let word = lane % QUADS;
+  let part = lane / QUADS;
+  var peak = -1e30;
+  var total = 0.0;
+  var sum = vec4<f32>(0.0);
+  for (var j0 = select(keys.x, 0u, keys.z > 0u); j0 < keys.y; j0 += LANES) {
+    if (j0 >= keys.z && j0 + LANES <= keys.x) { continue; }
+    let j = j0 + lane;
+    let sees = j < keys.y && (j >= keys.x || j < keys.z);
+    var score = -1e30;
+    if (sees) {
+      let key = keyRow(j, kvHead, group.y);
+      score = 0.0;
+      for (var c = 0u; c < QUADS; c++) { score += dot(query[c], load_k(key, c)); }
+      score *= u.scale;
+    }
+    let before = peak;
+    peak = max(peak, largest(score, lane));
+    let shrink = exp(before - peak);
+    let weight = select(0.0, exp(score - peak), sees);
+    weights[lane] = weight;
+    total = total * shrink + whole(weight, lane);
+    sum *= shrink;
+    if (part < PARTS) {
+      for (var i = part; i < min(LANES, keys.y - j0); i += PARTS) { sum += weights[i] * load_v(keyRow(j0 + i, kvHead, group.y), word); }
+    }
+  }
+  partSums[lane] = sum;
+  workgroupBarrier();
+  if (lane < QUADS) {
+    for (var i = lane + QUADS; i < PARTS * QUADS; i += QUADS) { sum += partSums[i]; }
+    store_y(row, lane, sum * select(0.0, 1.0 / total, total > 0.0));
+  }
+  if (lane == 0u) { logSumExp[row] = select(0.0, peak + log(total), total > 0.0); }`,
   });
 }
 
@@ -188,14 +264,14 @@ export function attentionQueryGradient({ d, led }: AttentionVariant): Program<'q
     outputs: { dq: vector },
     uniforms: sizes,
     workgroup: rowLanes,
-    declarations:
+    declarations: () =>
       constants(d) +
       queryRow +
       boundReductions +
       keyTiles +
       ['q', 'k', 'v', 'dy'].map((name) => loader(name, d)).join('') +
       storer('dq', d),
-    main: `
+    main: () => `
   let row = queryRow(group.x * LANES + lane, group.y, group.z);
   var low = 0u;
   var high = 0u;
@@ -244,12 +320,12 @@ export function attentionKeyGradient({
     outputs: { dk: vector, dv: vector },
     uniforms: { ...sizes, stretch: 'u32' },
     workgroup: rowLanes,
-    declarations: `${constants(d)}${queryRow}
+    declarations: () => `${constants(d)}${queryRow}
 var<workgroup> tileQ: array<vec4<f32>, TILE * QUADS>;
 var<workgroup> tileDy: array<vec4<f32>, TILE * QUADS>;
 var<workgroup> tileFacts: array<vec4<i32>, TILE>;
 ${['q', 'k', 'v', 'dy'].map((name) => loader(name, d)).join('')}${storer('dk', d)}${storer('dv', d)}`,
-    main: `
+    main: () => `
   let j = group.x * LANES + lane;
   let live = j < u.keys;
   let part = group.y / u.kvHeads;

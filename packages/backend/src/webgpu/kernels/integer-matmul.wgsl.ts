@@ -39,7 +39,7 @@ export function integerProduct(variant: IntegerVariant): Program<string, 'y', 'c
     uniforms: { columns: 'u32', terms: 'u32' },
     workgroup: threads,
     subgroups,
-    declarations: `
+    declarations: () => `
 ${decoder.code}
 ${sum.code}
 ${levels}
@@ -64,7 +64,7 @@ fn blockOf(at: u32) -> Block {
 ${words.map((i) => `  rounded.words[${i}] = ${packed(variant, i)};`).join('\n')}
   return rounded;
 }`,
-    main: `${bookPrologue(variant)}
+    main: () => `${bookPrologue(variant)}
   let column0 = groupIndex * ${integerColumns}u;
 ${rowsOf.flatMap((row) => Array.from({ length: sums }, (_, s) => `  var sum${row}${s} = vec4<f32>(0.0);`)).join('\n')}
   for (var at = lane; at < u.terms / ${block}u; at += LANES) {

@@ -186,13 +186,14 @@ export const loraDenseProduct = ({ transposed, tiles }: Tailed): Program<string,
     outputs: { y: 'f32' },
     uniforms: tailedUniforms,
     workgroup: [side, side],
-    declarations: tileDeclarations(tiles),
-    main: tiledProduct({
-      ...tailedSides,
-      tiles,
-      stage: denseStage({ transposeA: false, transposeB: !transposed }),
-      tail: tailOf(transposed),
-    }),
+    declarations: () => tileDeclarations(tiles),
+    main: () =>
+      tiledProduct({
+        ...tailedSides,
+        tiles,
+        stage: denseStage({ transposeA: false, transposeB: !transposed }),
+        tail: tailOf(transposed),
+      }),
   });
 
 /** The same of a packed one. */
@@ -203,8 +204,8 @@ export const loraPackedProduct = (variant: TiledVariant): Program<string, 'y', T
     outputs: { y: 'f32' },
     uniforms: tailedUniforms,
     workgroup: [side, side],
-    declarations: floatDecoding(variant.decoder) + tileDeclarations(variant.tiles),
-    main: `${prologueOf(variant.decoder)}
+    declarations: () => floatDecoding(variant.decoder) + tileDeclarations(variant.tiles),
+    main: () => `${prologueOf(variant.decoder)}
 ${tiledProduct({ ...tailedSides, tiles: variant.tiles, stage: packedStage(variant, 'u.rows'), tail: tailOf(variant.transposed) })}`,
   });
 

@@ -16,21 +16,21 @@ export type MatMulUniform = 'rows' | 'columns' | 'terms' | 'inner' | 'aOuter' | 
  * operand. The staging walks each operand along its memory, so that a transposition costs nothing.
  */
 export function matMulProgram({ transposeA, transposeB, tiles, onto }: MatMulVariant): Program<string, 'y', MatMulUniform> {
-  const stage = denseStage({ transposeA, transposeB, starts: { a: 'aStart + ', b: 'bStart + ' } });
+  const stage = (): string => denseStage({ transposeA, transposeB, starts: { a: 'aStart + ', b: 'bStart + ' } });
   return program<string, 'y', MatMulUniform>({
     key: `mat-mul-${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}-${tilesKey(tiles)}${onto === undefined ? '' : `-onto-${onto}`}`,
     inputs: onto === 'sum' ? { a: 'f32', b: 'f32', sum: 'f32' } : { a: 'f32', b: 'f32' },
     outputs: { y: 'f32' },
     uniforms: { rows: 'u32', columns: 'u32', terms: 'u32', inner: 'u32', aOuter: 'u32', aInner: 'u32', bOuter: 'u32', bInner: 'u32' },
     workgroup: [side, side],
-    declarations: tileDeclarations(tiles),
-    main: `
+    declarations: () => tileDeclarations(tiles),
+    main: () => `
   let outer = group.z / u.inner;
   let within = group.z % u.inner;
   let aStart = outer * u.aOuter + within * u.aInner;
   let bStart = outer * u.bOuter + within * u.bInner;
   let yStart = group.z * u.rows * u.columns;
-${tiledProduct({ tiles, stage, rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column', ...(onto && { onto }) })}`,
+${tiledProduct({ tiles, stage: stage(), rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column', ...(onto && { onto }) })}`,
   });
 }
 

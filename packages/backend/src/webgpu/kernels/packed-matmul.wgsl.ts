@@ -76,8 +76,8 @@ export function packedProduct(variant: TiledVariant): Program<string, 'y', Packe
     outputs: { y: 'f32' },
     uniforms: { rows: 'u32', columns: 'u32', terms: 'u32' },
     workgroup: [side, side],
-    declarations: floatDecoding(decoder) + tileDeclarations(tiles),
-    main: `${prologueOf(decoder)}
+    declarations: () => floatDecoding(decoder) + tileDeclarations(tiles),
+    main: () => `${prologueOf(decoder)}
 ${tiledProduct({ tiles, stage: packedStage(variant, 'u.rows'), rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'row * u.columns + column' })}`,
   });
 }
@@ -115,8 +115,8 @@ export function packedVectorProduct(variant: VectorVariant): Program<string, 'y'
     uniforms: { rows: 'u32', columns: 'u32', terms: 'u32' },
     workgroup: threads,
     subgroups,
-    declarations: floatDecoding(decoder) + sum.code,
-    main: `${prologueOf(decoder)}
+    declarations: () => floatDecoding(decoder) + sum.code,
+    main: () => `${prologueOf(decoder)}
   let column0 = groupIndex * ${vectorColumns}u;
 ${columnsOf.map((c) => `  let start${c} = min(column0 + ${c}u, u.columns - 1u) * u.terms;`).join('\n')}
 ${rowsOf.map((row) => `  var sum${row} = vec4<f32>(0.0);`).join('\n')}
