@@ -37,13 +37,13 @@ export type Branching = (x: Tensor2D, delta: Tensor2D | undefined, call: Call) =
 /**
  * The family's norm of the stream, with what the branch before adds to it. One node where nothing is around the norm.
  */
-export const branchOf =
-  ({ eps }: DecoderConfig, weight: Parameter, attached: Attached): Branching =>
-  (x, delta, call) => {
+export const branchOf = ({ eps }: DecoderConfig, weight: Parameter, attached: Attached): Branching => {
+  const site = normSite(weight);
+  return (x, delta, call) => {
     const { value, tracked } = readOwn(weight, call, attached);
     const options = { eps, weightGradient: tracked };
-    const site = normSite(weight);
     if (isBare(site, call, attached)) return residualNorm(x, delta, value as Tensor1D, options);
     const stream: Tensor2D = delta === undefined ? x : add(x, delta);
     return { stream, normed: runModule(site, stream, (input) => rmsNorm(input, value as Tensor1D, options), call, attached) };
   };
+};

@@ -35,7 +35,7 @@ export const packedKernels = (device: WasmDevice): KernelConfig[] => [
   wasmKernel<Parts & { readonly x: TensorInfo }, PackedShape & { transposed: boolean }>(
     device,
     packedMatMulOp.kernelName,
-    ({ x, ...parts }, { transposed, ...shape }) => [multiplyPacked(device, x, parts, shape, transposed)],
+    (inputs, attributes) => [multiplyPacked(device, inputs.x, inputs, attributes, attributes.transposed)],
   ),
   wasmKernel<Parts & { readonly ids: TensorInfo }, PackedShape>(device, packedRowsOp.kernelName, ({ ids, ...parts }, shape) => [
     rows(device, ids, parts, shape),
