@@ -12,6 +12,7 @@ const everything: Bounds = (_, keys) => [0, keys];
 const window: Bounds = (t, keys) => [Math.max(0, t - 4), Math.min(t + 1, keys)];
 const packedDocuments: Bounds = (t, keys) => [t < 20 ? 0 : 20, Math.min(t + 1, keys)];
 const padded: Bounds = (t, keys) => (t % 3 === 0 ? [5, 5] : [1, keys - 1]);
+const inTheMiddle: Bounds = (_, keys) => [100, keys - 1];
 const outside: Bounds = (t, keys) => [-3, keys + t];
 /** A document behind keys in front of all of them; every fourth query sees nothing, every fifth not all that is always seen. */
 const behind =
@@ -30,7 +31,7 @@ const cases = [
   ['bounds outside the keys', { batch: 1, time: 5, keys: 7, heads: 2, kvHeads: 1, d: 8 }, outside],
   ['one query over a cache', { batch: 2, time: 1, keys: 65, heads: 8, kvHeads: 2, d: 16 }, everything],
   ['one query over more keys than threads', { batch: 1, time: 1, keys: 700, heads: 6, kvHeads: 2, d: 64 }, everything],
-  ['one query, odd head size', { batch: 3, time: 1, keys: 300, heads: 5, kvHeads: 1, d: 7 }, (_, keys) => [100, keys - 1]],
+  ['one query, odd head size', { batch: 3, time: 1, keys: 300, heads: 5, kvHeads: 1, d: 7 }, inTheMiddle],
   ['one query that sees nothing', { batch: 2, time: 1, keys: 9, heads: 2, kvHeads: 2, d: 8 }, () => [3, 3]],
   ['one query behind keys always seen', { batch: 2, time: 1, keys: 900, heads: 4, kvHeads: 2, d: 16, always: 5 }, () => [600, 880]],
   ['one query, more keys always seen than there are', { batch: 1, time: 1, keys: 9, heads: 2, kvHeads: 1, d: 8, always: 20 }, behind(2)],

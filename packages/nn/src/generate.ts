@@ -59,7 +59,8 @@ export interface GeneratedToken {
 /**
  * Continues a prompt, one token at a time; the stop token, if one comes, is the last. The keys and values of what was read
  * are cached (see `KeyValueCache` for the bytes) until the iteration ends, however it ends.
- * @throws DataError for an empty prompt or an id outside the vocabulary; AbortError once the signal fires
+ * @throws DataError for an empty prompt or an id outside the vocabulary; NumericError for logits that are not finite; AbortError
+ * once the signal fires
  * @example
  * for await (const { id } of generate(model, tokenizer.encode('Once upon a time'), { temperature: 0.8, topP: 0.9 })) ids.push(id);
  */
