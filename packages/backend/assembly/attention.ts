@@ -90,6 +90,10 @@ export function attention(
   last: i32,
   scratch: usize,
 ): void {
+  if (time === 1) {
+    attentionOfOne(q, k, v, from, to, y, logSumExp, keys, heads, kvHeads, d, always, scale, first, last, scratch);
+    return;
+  }
   const group = heads / kvHeads;
   const blocks = (time + QUERIES - 1) / QUERIES;
   const strideQ = heads * d;
@@ -156,7 +160,8 @@ export function attention(
 
 /**
  * Task t: the one query of one kv head of one batch, as generation has it, four query heads at a time: keys and values are
- * read where they lie, since a product with so few rows costs less than packing them.
+ * read where they lie, since a product with so few rows costs less than packing them. Exported to stay a function of its own:
+ * engines allot registers for a whole function at a time.
  */
 export function attentionOfOne(
   q: usize,

@@ -20,9 +20,7 @@ export const attentionKernels = (device: WasmDevice): KernelConfig[] => [
   wasmKernel<Inputs, AttentionAttributes>(device, attentionOp.kernelName, ({ q, k, v, from, to }, { scale, always = 0 }) => {
     const [batch, time, keys, heads, kvHeads, d] = sizes(q, k);
     const outputs = [device.output(q.shape), device.output([batch, heads, time])];
-    const one = time === 1;
-    const sides = [...(one ? [] : [time]), keys, heads, kvHeads, d, always, scale];
-    device.run(one ? 'attentionOfOne' : 'attention', [...[q, k, v, from, to, ...outputs].map(device.address), ...sides], {
+    device.run('attention', [...[q, k, v, from, to, ...outputs].map(device.address), time, keys, heads, kvHeads, d, always, scale], {
       tasks: batch * kvHeads * Math.ceil(time / blockQueries),
       work: batch * heads * time * keys * d,
       scratchBytes: device.kernels['attentionBytes']!(d, heads / kvHeads),

@@ -5,8 +5,8 @@ import { kernelOf, release, sizeOf, type Kernel } from '../kernel.ts';
 import { fold, lanes } from '../program.ts';
 import {
   attentionForward,
-  attentionOfOne,
   attentionKeyGradient,
+  attentionOfOne,
   attentionQueryGradient,
   attentionRows,
   attentionStretches,

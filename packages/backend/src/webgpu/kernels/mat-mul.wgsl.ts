@@ -16,7 +16,6 @@ export type MatMulUniform = 'rows' | 'columns' | 'terms' | 'inner' | 'aOuter' | 
  * operand. The staging walks each operand along its memory, so that a transposition costs nothing.
  */
 export function matMulProgram({ transposeA, transposeB, tiles, onto }: MatMulVariant): Program<string, 'y', MatMulUniform> {
-  const stage = (): string => denseStage({ transposeA, transposeB, starts: { a: 'aStart + ', b: 'bStart + ' } });
   return program<string, 'y', MatMulUniform>({
     key: `mat-mul-${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}-${tilesKey(tiles)}${onto === undefined ? '' : `-onto-${onto}`}`,
     inputs: onto === 'sum' ? { a: 'f32', b: 'f32', sum: 'f32' } : { a: 'f32', b: 'f32' },
@@ -30,7 +29,7 @@ export function matMulProgram({ transposeA, transposeB, tiles, onto }: MatMulVar
   let aStart = outer * u.aOuter + within * u.aInner;
   let bStart = outer * u.bOuter + within * u.bInner;
   let yStart = group.z * u.rows * u.columns;
-${tiledProduct({ tiles, stage: stage(), rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column', ...(onto && { onto }) })}`,
+${tiledProduct({ tiles, stage: denseStage({ transposeA, transposeB, starts: { a: 'aStart + ', b: 'bStart + ' } }), rows: 'u.rows', columns: 'u.columns', terms: 'u.terms', target: 'yStart + row * u.columns + column', ...(onto && { onto }) })}`,
   });
 }
 
