@@ -1,9 +1,9 @@
 /** One row of x times 2048 x 2048, matrices in rotation so that none is in a cache: what a token of generation is made of. */
 import { homedir } from 'node:os';
 import '@tensorflow/tfjs-backend-wasm';
-import { concat, dispose, matMul, randomNormal, setBackend, tensor1d, tensor2d, tidy, zeros } from '@tensorflow/tfjs-core';
+import { concat, dispose, matMul, randomNormal, setBackend, tensor1d, zeros } from '@tensorflow/tfjs-core';
 import { init } from '../../packages/backend/dist/index.js';
-import { attentionOp, integerMatMul, putRows, runOp } from '../../packages/tensor/dist/index.js';
+import { integerMatMul, putRows } from '../../packages/tensor/dist/index.js';
 import { against } from '../against.mjs';
 import { jsonOf, here } from '../processes.mjs';
 
@@ -110,35 +110,6 @@ const cached = {
   },
 };
 
-/** A token of one layer of SmolLM2 over what came before it. */
-const attended = {
-  name: 'wasm, attention of one token over 1000',
-  floor: 4,
-  unit: 'the speed of single ops',
-  device: 'wasm',
-  threads: 1,
-  measure: async () => {
-    const use = () => init({ device: 'wasm', threads: 1 });
-    await use();
-    const [keys, attributes] = [1000, { scale: 1 / 8 }];
-    const inputs = {
-      q: randomNormal([1, 1, 9, 64]),
-      k: randomNormal([1, keys, 3, 64]),
-      v: randomNormal([1, keys, 3, 64]),
-      from: zeros([1, 1], 'int32'),
-      to: tensor2d([[keys]], [1, 1], 'int32'),
-    };
-    const often = (run) => ({ use, once: () => tidy(() => void Array.from({ length: 20 }, run)) });
-    const result = await against(
-      often(() => runOp(attentionOp, inputs, attributes)),
-      often(() => attentionOp.reference(inputs, attributes)),
-      { turns: 30, threads: 1 },
-    );
-    dispose(Object.values(inputs));
-    return result;
-  },
-};
-
 /** Whole processes, turn by turn. */
 const tokens = (activations, floor) => ({
   name: `decode of SmolLM2's shape, Q4_1, ${activations} activations`,
@@ -203,7 +174,6 @@ export const rows = [
   product('Q4_K', 'exact', 1, 1),
   product('Q4_K', 'int8', 1, 1.8),
   cached,
-  attended,
   tokens('int16', 1.05),
   tokens('int8', 1.15),
   againstLlamaCpp('exact', 0.3),

@@ -4,6 +4,7 @@ import {
   add,
   addNoiseOp,
   addRmsNormOp,
+  attentionOp,
   commitUpdateOp,
   createDraw,
   geluGradOp,
@@ -126,6 +127,14 @@ const noises = () => [
   [addNoiseOp, { x: matrix(0.3), factor: scalar(1e-3) }, noiseAttributes([rowCount, wide], createDraw(1, 0).at('w'), 'gaussian')],
 ];
 
+/** A token of one layer of SmolLM2 over what came before it. */
+const oneQuery = () => {
+  const keys = 1000;
+  const [q, k, v] = [wave([1, 1, 9, 64], 0.3), wave([1, keys, 3, 64], 0.5), wave([1, keys, 3, 64], 0.7)];
+  const [from, to] = [0, keys].map((bound) => tensor([bound], [1, 1], 'int32'));
+  return [[attentionOp, { q, k, v, from, to }, { scale: 1 / 8 }]];
+};
+
 /** Adapters of SmolLM2: 420 matrices of 8 rows or columns. */
 const endOfStep = () => {
   const factors = Array.from({ length: 420 }, (_, i) => wave([8, wide], 0.1 + i));
@@ -143,6 +152,7 @@ export const rows = [
   row('a frozen map with an adapter', 1, () => adapter(0)),
   row('a frozen map with an adapter, dropout', 1.1, () => adapter(0.1)),
   row('a residual sum and its norm', 1.1, residual),
+  row('wasm, attention of one token over 1000', 4, () => kernels(oneQuery)),
   row('layer norm and its gradient', 1.5, () => kernels(layerNorms)),
   row('gelu and its gradient, erf', 1.5, () => kernels(() => gelus('erf'))),
   row('gelu and its gradient, tanh', 1.1, () => kernels(() => gelus('tanh'))),
