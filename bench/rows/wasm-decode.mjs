@@ -95,9 +95,10 @@ const cached = {
     const use = () => init({ device: 'wasm', threads: 1 });
     await use();
     const fresh = randomNormal([1, 1, 3, 64]);
+    const at = tensor1d([1000], 'int32');
     let room = zeros([1, 1024, 3, 64]);
     const put = () => {
-      const next = putRows(room, fresh, 1000, { owned: true });
+      const next = putRows(room, fresh, at, { owned: true });
       room.dispose();
       room = next;
     };
@@ -105,7 +106,7 @@ const cached = {
     const join = () => concat([past, fresh], 1).dispose();
     const often = (once) => ({ use, once: () => Array.from({ length: 200 }, once) });
     const result = await against(often(put), often(join), { turns: 30, threads: 1 });
-    dispose([fresh, room, past]);
+    dispose([fresh, at, room, past]);
     return result;
   },
 };

@@ -19,6 +19,7 @@ export * from './micro-kernels';
 export * from './noise';
 export * from './packed-dot';
 export * from './packed-gemm';
+export * from './put-rows';
 export * from './reduce';
 export * from './rms-norm';
 export * from './rope';

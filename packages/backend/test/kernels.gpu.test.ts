@@ -276,14 +276,17 @@ describe.skipIf(missing)('WebGPU kernels equal their references', () => {
   });
 
   test.each([
-    [1, 1, 1, 0],
-    [1, 64, 1, 63],
-    [2, 65, 7, 58],
-    [3, 100, 33, 1],
-  ])('putRows into %i of %i: %i from %i on', async (batch, length, count, at) => {
-    const inputs = { target: floats([batch, length, 3, 5]), rows: floats([batch, count, 3, 5], 2) };
-    const apart = await expectParity(putRowsOp as never, inputs, { at, overwrite: false }, 0);
-    expect(await overwriting(putRowsOp as never, inputs, ['target'], { at, overwrite: true })).toEqual({ results: apart, inPlace: true });
+    [1, 1, 1, 0, 0],
+    [1, 64, 1, 63, 0],
+    [2, 65, 7, 50, 8],
+    [3, 100, 33, 1, 5],
+    // What does not fit changes nothing.
+    [2, 65, 7, 59, 0],
+    [2, 65, 7, -1, 0],
+  ])('putRows into %i of %i: %i from %i on behind %i', async (batch, length, count, at, lead) => {
+    const inputs = { target: floats([batch, length, 3, 5]), rows: floats([batch, count, 3, 5], 2), at: ints([1], () => at) };
+    const apart = await expectParity(putRowsOp as never, inputs, { lead, overwrite: false }, 0);
+    expect(await overwriting(putRowsOp as never, inputs, ['target'], { lead, overwrite: true })).toEqual({ results: apart, inPlace: true });
   });
 
   test.each([[0], [1], [7], [65], [8193], [70_000]])('sumSquares of %i entries', async (n) => {

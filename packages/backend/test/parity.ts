@@ -27,7 +27,7 @@ export function ints(shape: readonly number[], of: (i: number) => number): Host 
   return { shape, values: Int32Array.from({ length: size }, (_, i) => of(i)) };
 }
 
-const upload = (inputs: Hosts): Record<string, Tensor> =>
+export const upload = (inputs: Hosts): Record<string, Tensor> =>
   Object.fromEntries(
     Object.entries(inputs).map(([name, { shape, values }]) => [
       name,

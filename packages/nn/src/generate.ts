@@ -5,24 +5,17 @@ import {
   ConfigError,
   createDraw,
   DataError,
-  dispose,
   noise,
-  slice,
-  tensor2d,
   throwIfAborted,
   tidy,
   type Activations,
-  type Tensor,
-  type Tensor2D,
   type View,
 } from '@niwaki/tensor';
-import { createCall } from '@niwaki/weights';
 import { aModel, tokenIds } from './nouns.ts';
 import { checkIds } from './batch.ts';
-import { runStages } from './forward.ts';
-import type { Carry, Model } from './graph.ts';
-import { createKeyValueCache, type KeyValueCache } from './kv-cache.ts';
-import { pickRows } from './row-streams.ts';
+import type { Model } from './graph.ts';
+import { createKeyValueCache } from './kv-cache.ts';
+import { createPasses } from './passes.ts';
 import { candidatesOf, checkLogits, checkSampling, likeliest, logProbabilityOf, penalize, pick, type SamplingOptions } from './sampling.ts';
 
 export interface GenerateOptions extends SamplingOptions {
@@ -98,10 +91,11 @@ export async function* generate(
   const stops = new Set(stopIds);
   const ids = [...promptIds];
   const cache = options.cache === false ? undefined : createKeyValueCache();
+  const passes = createPasses(model, { cache, view, activations });
   try {
     for (let index = 0; index < maxNewTokens; index++) {
       throwIfAborted(signal, 'generation');
-      const logits = await nextLogits(model, ids.slice(cache?.length ?? 0), { cache, view, activations });
+      const logits = await passes.logits(ids.slice(cache?.length ?? 0));
       checkLogits(logits);
       const shaped = penalize(logits, ids, repetitionPenalty);
       const id = temperature === 0 ? likeliest(shaped) : pick(candidatesOf(shaped, options), await pointOf(seed, index));
@@ -116,41 +110,10 @@ export async function* generate(
       if (finish !== undefined) return;
     }
   } finally {
+    passes.dispose();
     cache?.dispose();
   }
 }
-
-/** Logits of the token after `ids`, [vocabulary]: the head runs on the last row alone. */
-async function nextLogits(
-  model: Model,
-  ids: readonly number[],
-  { cache, view, activations }: { cache: KeyValueCache | undefined; view: View | undefined; activations: Activations | undefined },
-): Promise<Float32Array> {
-  // First, for it refuses a model that is gone: nothing is made before.
-  const stages = model.stages();
-  const head = stages.at(-1)!;
-  const tokenIds = tensor2d([...ids], [1, ids.length], 'int32');
-  const call = createCall({
-    batch: { tokenIds },
-    ...(view === undefined ? {} : { view }),
-    ...(cache === undefined ? {} : { session: { cache } }),
-    ...(activations === undefined ? {} : { activations }),
-  });
-  let streams: Carry = {};
-  let logits: Tensor | undefined;
-  try {
-    streams = runStages(stages.slice(0, -1), {}, call, { give: head.reads });
-    cache?.advance(ids.length);
-    ({ logits } = tidy(() => head.run(pickRows(head, streams, lastRow), call)));
-    return (await logits!.data()) as Float32Array;
-  } finally {
-    tokenIds.dispose();
-    dispose(Object.values(streams));
-    logits?.dispose();
-  }
-}
-
-const lastRow = (stream: Tensor): Tensor => slice(stream as Tensor2D, [stream.shape[0]! - 1, 0], [1, stream.shape[1]!]);
 
 async function pointOf(seed: number | bigint, index: number): Promise<number> {
   const drawn = tidy(() => noise([1], createDraw(seed, index).at('generate#sample'), 'uniform'));

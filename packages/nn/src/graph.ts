@@ -168,6 +168,8 @@ export interface Model {
   detach(name: string): AdapterSet;
   /** Names applied by default, in order; a View may say otherwise. Setting an unknown name throws. */
   active: readonly string[];
+  /** Grows with every change of what runs: a weight, an input's rounding, adapters put on, off or active. For whoever keeps a pass. */
+  readonly revision: number;
   /** Calls back once, as `dispose` begins: for whoever keeps tensors on the model's behalf. */
   whenDisposed(free: () => void): void;
   /** Frees every parameter, attached adapters' too, and what others keep for it. */

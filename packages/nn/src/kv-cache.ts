@@ -1,4 +1,16 @@
-import { concat, keep, putRows, ShapeError, slice, StateError, tidy, zeros, type Tensor4D } from '@niwaki/tensor';
+import {
+  concat,
+  keep,
+  putRows,
+  ShapeError,
+  slice,
+  StateError,
+  tidy,
+  unrepeatable,
+  zeros,
+  type Tensor1D,
+  type Tensor4D,
+} from '@niwaki/tensor';
 import type { Session } from '@niwaki/weights';
 
 /** Rows by which the memory of a layer grows: what is cached is copied once in so many tokens, not for each of them. */
@@ -10,14 +22,22 @@ const rowsAtOnce = 64;
  * layer: a pass that fails half-way leaves the cache as it was.
  */
 export interface KeyValueCache {
-  /** Tokens cached. */
+  /** Tokens cached: another number at each pass, so that a recording of what asks for it is none. */
   readonly length: number;
+  /** Whether there are any. */
+  readonly begun: boolean;
   /**
    * Keys and values of a layer with the new ones behind the cached, and behind these rows that no bound lets a query see:
    * [batch, rows, kvHeads, d], rows at least lead + length + new. The cache owns both, and may write over them in the next pass.
-   * @param lead rows in front that stand for no token, which the first pass brings along
+   * @param at `past`: int32 [1], the tokens cached, as the streams have it (a recording of the pass reads it at each replay);
+   *   `lead`: rows in front that stand for no token, which the first pass brings along, default 0
    */
-  extend(layer: string, k: Tensor4D, v: Tensor4D, lead?: number): { readonly k: Tensor4D; readonly v: Tensor4D };
+  extend(layer: string, fresh: KeysAndValues, at: { readonly past: Tensor1D; readonly lead?: number }): KeysAndValues;
+  /**
+   * Makes room, so that passes of so many tokens in all write their rows into the memory that the layers have.
+   * @returns whether what is cached moved
+   */
+  reserve(tokens: number): boolean;
   /** Makes what the layers were given in this pass part of the past. */
   advance(tokens: number): void;
   /** Forgets everything after the first `length` tokens. */
@@ -26,22 +46,27 @@ export interface KeyValueCache {
   dispose(): void;
 }
 
+export interface KeysAndValues {
+  readonly k: Tensor4D;
+  readonly v: Tensor4D;
+}
+
 export function createKeyValueCache(): KeyValueCache {
-  const layers = new Map<string, { k: Tensor4D; v: Tensor4D; lead: number }>();
+  const layers = new Map<string, KeysAndValues & { readonly lead: number }>();
   let length = 0;
-  const joined = (old: Tensor4D | undefined, next: Tensor4D, lead: number): Tensor4D => {
-    const [batch, fresh, heads, size] = next.shape;
-    const past = length === 0 ? undefined : old;
-    const kept = past === undefined ? 0 : lead + length;
-    if (past !== undefined && kept + fresh <= past.shape[1]) return keep(putRows(past, next, kept, { owned: true }));
-    const room = Math.ceil((kept + fresh) / rowsAtOnce) * rowsAtOnce - kept - fresh;
-    return keep(
-      tidy(() => {
-        const before = past === undefined ? [] : [slice(past, [0, 0, 0, 0], [batch, kept, heads, size])];
-        const behind = room === 0 ? [] : [zeros([batch, room, heads, size]) as Tensor4D];
-        return concat([...before, next, ...behind], 1);
-      }),
-    );
+  const put = (layer: string, next: KeysAndValues & { readonly lead: number }): KeysAndValues => {
+    const old = layers.get(layer);
+    old?.k.dispose();
+    old?.v.dispose();
+    layers.set(layer, next);
+    return next;
+  };
+  /** Makes room for more tokens in a layer. */
+  const grow = (layer: string, tokens: number): KeysAndValues => {
+    const held = layers.get(layer)!;
+    const kept = held.lead + length;
+    const fits = kept + tokens <= held.k.shape[1];
+    return fits ? held : put(layer, { k: withRoom(held.k, kept, tokens), v: withRoom(held.v, kept, tokens), lead: held.lead });
   };
   const free = (): void => {
     for (const { k, v } of layers.values()) {
@@ -52,27 +77,32 @@ export function createKeyValueCache(): KeyValueCache {
   };
   return {
     get length() {
+      unrepeatable();
       return length;
     },
-    extend: (layer, k, v, lead = 0) => {
-      const old = layers.get(layer);
-      if (old !== undefined && length > 0 && old.lead !== lead) {
+    get begun() {
+      return length > 0;
+    },
+    extend: (layer, { k, v }, { past, lead = 0 }) => {
+      const held = layers.get(layer);
+      const fresh = k.shape[1];
+      if (held === undefined || length === 0) return put(layer, { k: withRoom(k, fresh, 0), v: withRoom(v, fresh, 0), lead });
+      if (held.lead !== lead) {
         throw new StateError(
-          `the cache of '${layer}' begins with ${old.lead} rows of a prompt or prefix, the active adapters bring ${lead}`,
+          `the cache of '${layer}' begins with ${held.lead} rows of a prompt or prefix, the active adapters bring ${lead}`,
           {
             layer,
-            expected: old.lead,
+            expected: held.lead,
             given: lead,
             help: 'Begin with a new cache after switching adapters.',
           },
         );
       }
-      const next = { k: joined(old?.k, k, lead), v: joined(old?.v, v, lead), lead };
-      old?.k.dispose();
-      old?.v.dispose();
-      layers.set(layer, next);
-      return next;
+      const old = grow(layer, fresh);
+      const joined = (target: Tensor4D, rows: Tensor4D): Tensor4D => keep(putRows(target, rows, past, { lead, owned: true }));
+      return put(layer, { k: joined(old.k, k), v: joined(old.v, v), lead });
     },
+    reserve: (tokens) => [...layers].filter(([layer, held]) => grow(layer, tokens) !== held).length > 0,
     advance: (tokens) => {
       length += tokens;
     },
@@ -87,6 +117,18 @@ export function createKeyValueCache(): KeyValueCache {
       length = 0;
     },
   };
+}
+
+/** The first `kept` rows, and behind them room for `more` and to the next multiple of `rowsAtOnce`, as a tensor that is kept. */
+function withRoom(rows: Tensor4D, kept: number, more: number): Tensor4D {
+  const [batch, , heads, size] = rows.shape;
+  const room = Math.ceil((kept + more) / rowsAtOnce) * rowsAtOnce - kept;
+  return keep(
+    tidy(() => {
+      const behind = room === 0 ? [] : [zeros([batch, room, heads, size]) as Tensor4D];
+      return concat([slice(rows, [0, 0, 0, 0], [batch, kept, heads, size]), ...behind], 1);
+    }),
+  );
 }
 
 /** The cache of a generation, if the call belongs to one. */

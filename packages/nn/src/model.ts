@@ -24,6 +24,7 @@ export function createGraph(spec: GraphSpec): Model {
   const guests: (() => void)[] = [];
   let active: readonly string[] = [];
   let disposed = false;
+  let revision = 0;
   const refuseDisposed = (): void => {
     if (disposed) throw new StateError('the model was disposed', { help: 'Load it anew, or call dispose after the last use.' });
   };
@@ -76,7 +77,11 @@ export function createGraph(spec: GraphSpec): Model {
     },
     couplings,
     parameters: () => new Map(everything().map((parameter) => [parameter.path, parameter])),
+    get revision() {
+      return revision;
+    },
     replace: (path, weight, options = {}) => {
+      revision++;
       replaceWeight(siteOf(path), allSites, weight, options);
       // A tie is one weight at two sites: cut when they part, and there again when the old weight comes back to both.
       for (const [site, to] of ties) {
@@ -84,12 +89,16 @@ export function createGraph(spec: GraphSpec): Model {
         else delete site.tiedTo;
       }
     },
-    replaceInput: (path, input, options = {}) => replaceInput(exactly(path, placeAt, 'site'), places, input, options),
+    replaceInput: (path, input, options = {}) => {
+      revision++;
+      replaceInput(exactly(path, placeAt, 'site'), places, input, options);
+    },
     adapters,
     attach: (set) => {
       checkSet(set, { adapters, siteAt: placeAt, specs, taken: everything() });
       added.set(set.name, addedStages(set, specs, model));
       adapters.set(set.name, set);
+      revision++;
       if (adapters.size === 1) active = [set.name];
     },
     detach: (name) => {
@@ -97,6 +106,7 @@ export function createGraph(spec: GraphSpec): Model {
       if (set === undefined) throw unknownAdapter(name, adapters);
       adapters.delete(name);
       added.delete(name);
+      revision++;
       active = active.filter((other) => other !== name);
       return set;
     },
@@ -106,6 +116,7 @@ export function createGraph(spec: GraphSpec): Model {
     set active(names: readonly string[]) {
       checkActive(names, adapters);
       active = [...names];
+      revision++;
     },
     whenDisposed: (free) => void guests.push(free),
     dispose: () => {

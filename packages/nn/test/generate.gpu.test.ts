@@ -1,5 +1,6 @@
+import { getBackend, getKernel } from '@tensorflow/tfjs-core';
 import { expect, test, vi } from 'vitest';
-import { memory } from '@niwaki/tensor';
+import { memory, ropeOp } from '@niwaki/tensor';
 import { generate } from '@niwaki/nn';
 import { gpuMissing } from '../../testing/src/gpu.ts';
 import { tinyLlama } from '../../testing/src/tiny-llama.ts';
@@ -16,7 +17,11 @@ test.skipIf(await gpuMissing())('a cache that grows in place gives the tokens th
     for await (const { id } of generate(model, prompt, { maxNewTokens: 12, stopIds: [], cache })) ids.push(id);
     return ids;
   };
+  const asked = vi.spyOn(getKernel(ropeOp.kernelName, getBackend())!, 'kernelFunc');
   const cached = await idsOf(true);
+  // Two layers: the prompt, one pass that is recorded, and one more as 64 rows are full; the others are replays.
+  expect(asked).toHaveBeenCalledTimes(2 * 3);
+  asked.mockRestore();
   expect(cached).toEqual(await idsOf(false));
   expect(new Set(cached).size).toBeGreaterThan(1);
   expect(memory().numTensors).toBe(before.numTensors);

@@ -7,6 +7,7 @@ export * from './described.ts';
 export * from './content-hash.ts';
 export * from './op.ts';
 export * from './tape.ts';
+export * from './recording.ts';
 export type { Remade, Remake } from './thin-record.ts';
 export * from './noise.ts';
 export * from './ops/add-noise.ts';

@@ -1,4 +1,5 @@
-import { customGrad, engine, env, getBackend, getKernel, type NamedAttrMap, type NamedTensorMap, type Tensor } from '@tensorflow/tfjs-core';
+import { customGrad, engine, getBackend, getKernel, type NamedAttrMap, type NamedTensorMap, type Tensor } from '@tensorflow/tfjs-core';
+import { observed, onTape } from './observed.ts';
 import { sayRemake, type Remake } from './thin-record.ts';
 
 /**
@@ -24,18 +25,6 @@ export function runOp<I extends NamedTensorMap, A extends object>(op: Op<I, A>, 
   return (Array.isArray(made) ? made : [made]).map((info) => engine().makeTensorFromTensorInfo(info));
 }
 
-/** What tfjs's engine keeps to itself. */
-interface Watcher {
-  isTapeOn(): boolean;
-  readonly state: { readonly profiling: boolean };
-}
-const watcher = (): Watcher => engine() as unknown as Watcher;
-
-/** Whether tfjs's tape takes down what runs now: not outside of a gradient, and not within an op that brings its own. */
-const recording = (): boolean => watcher().isTapeOn();
-
-/** Whether someone watches launches: the tape, a profile, or the check of values that tfjs's debug mode makes after each. */
-const observed = (): boolean => recording() || watcher().state.profiling || env().getBool('DEBUG');
 const nothing = (): void => undefined;
 
 /**
@@ -49,7 +38,7 @@ export function withGradient(
   gradient: (dy: Tensor, saved: Tensor[]) => Tensor[],
   { remake }: { readonly remake?: Remake } = {},
 ): Tensor {
-  if (!recording()) return engine().tidy(() => forward(nothing));
+  if (!onTape()) return engine().tidy(() => forward(nothing));
   const result = customGrad((...args) => {
     const save = args[args.length - 1] as unknown as (tensors: Tensor[]) => void;
     return { value: forward(save), gradFunc: (dy: Tensor, saved: Tensor[]) => gradient(dy, saved) };
@@ -68,7 +57,7 @@ export function withGradients(
   gradient: (dys: Tensor[], saved: Tensor[]) => Tensor[],
   { remake = [] }: { readonly remake?: readonly (Remake | undefined)[] } = {},
 ): Tensor[] {
-  if (!recording()) return engine().tidy(() => forward(nothing));
+  if (!onTape()) return engine().tidy(() => forward(nothing));
   const run = engine() as unknown as { runKernelFunc(call: CustomCall): Tensor[] };
   const results = run.runKernelFunc({
     inputs: Object.fromEntries(inputs.map((input, i) => [i, input])),

@@ -165,8 +165,9 @@ const rowBlock = ({ relaxed }: WasmDevice): number => (relaxed ? 48 : 40);
 export function divide(device: WasmDevice, rows: number, columns: number, columnStep = 8): { taskRows: number; taskColumns: number } {
   const { threads } = device;
   if (threads === 1) return { taskRows: rows, taskColumns: Math.min(256, ceilTo(columns, columnStep)) };
-  const tasks = threads * 4;
-  const taskColumns = Math.min(256, ceilTo(Math.max(64, columns / tasks), columnStep), ceilTo(columns, columnStep));
+  // So many that threads of different speed end together, and not so narrow that tiles of A are read for nothing.
+  const tasks = threads * 8;
+  const taskColumns = Math.min(256, ceilTo(Math.max(32, columns / tasks), columnStep), ceilTo(columns, columnStep));
   const across = Math.ceil(columns / taskColumns);
   const block = rowBlock(device);
   const down = Math.max(1, Math.min(Math.ceil(tasks / across), Math.floor(rows / (2 * block))));

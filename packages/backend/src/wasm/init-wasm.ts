@@ -1,4 +1,5 @@
 import { copyRegisteredKernels, registerBackend } from '@tensorflow/tfjs-core';
+import { addRecorder } from '@niwaki/tensor';
 import { wasmName, type StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
 import { imports, loadBinary, type WasmExports } from './binary.ts';
@@ -51,6 +52,7 @@ async function start({
   const backend = new BackendWasm(module as unknown as ConstructorParameters<typeof BackendWasm>[0]);
   const device = createWasmDevice({ backendName, backend, module, kernels: exports, relaxed: binary.relaxed, pool });
   registerBackend(backendName, () => backend, 3);
+  addRecorder(backend, device.recorder);
   copyRegisteredKernels('wasm', backendName);
   for (const kernel of kernels(device)) replaceKernel(kernel);
   const build = binary.relaxed ? 'relaxed SIMD' : 'SIMD';

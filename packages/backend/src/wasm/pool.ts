@@ -36,7 +36,7 @@ const SCRATCH_BYTES = 7;
 const ASLEEP = 8;
 const TICKET = 9;
 const FAILED = 10;
-const STEP = 11;
+const SHARES = 11;
 const argumentsAt = 64;
 const controlBytes = 1024;
 
@@ -64,10 +64,15 @@ receive(({ module, memory, control, names, spins }) => {
     if (Atomics.load(words, ${SEQUENCE}) === sequence) {
       const kernel = kernels[names[words[${KERNEL}]]];
       const args = Array.from(values.subarray(0, words[${ARGUMENTS}]));
-      const count = words[${COUNT}], step = words[${STEP}];
+      const count = words[${COUNT}], shares = words[${SHARES}];
       const scratch = (words[${SCRATCH}] >>> 0) + Atomics.add(words, ${TICKET}, 1) * words[${SCRATCH_BYTES}];
       try {
-        for (let task; (task = Atomics.add(words, ${NEXT}, step)) < count;) kernel(...args, task, Math.min(count, task + step), scratch);
+        for (let first = Atomics.load(words, ${NEXT}); first < count;) {
+          const last = first + Math.max(1, Math.floor((count - first) / shares));
+          const seen = Atomics.compareExchange(words, ${NEXT}, first, last);
+          if (seen === first) kernel(...args, first, last, scratch);
+          first = seen === first ? Atomics.load(words, ${NEXT}) : seen;
+        }
       } catch {
         Atomics.store(words, ${FAILED}, 1);
       }
@@ -149,9 +154,10 @@ export async function startPool({ module, memory, kernels, threads }: PoolOption
       words[ARGUMENTS] = args.length;
       values.set(args);
       words[COUNT] = count;
-      // Few calls of the kernel, each over neighbors in memory, and still enough of them that threads end together.
-      const step = Math.max(1, Math.floor(count / (8 * threads)));
-      words[STEP] = step;
+      // Of the tasks that are left a thread takes half of what is its own, down to single ones: few calls of the kernel, each over
+      // neighbors in memory, and threads that end together.
+      const shares = 2 * threads;
+      words[SHARES] = shares;
       words[SCRATCH] = own;
       words[SCRATCH_BYTES] = scratchBytes;
       words[TICKET] = 1;
@@ -159,7 +165,12 @@ export async function startPool({ module, memory, kernels, threads }: PoolOption
       sequence = (sequence + 1) & 0x7fff_ffff;
       Atomics.store(words, SEQUENCE, sequence);
       if (Atomics.load(words, ASLEEP) > 0) Atomics.notify(words, SEQUENCE);
-      for (let task: number; (task = Atomics.add(words, NEXT, step)) < count;) run(...args, task, Math.min(count, task + step), own);
+      for (let first = Atomics.load(words, NEXT); first < count;) {
+        const last = first + Math.max(1, Math.floor((count - first) / shares));
+        const seen = Atomics.compareExchange(words, NEXT, first, last);
+        if (seen === first) run(...args, first, last, own);
+        first = seen === first ? Atomics.load(words, NEXT) : seen;
+      }
       sequence = (sequence + 1) & 0x7fff_ffff;
       Atomics.store(words, SEQUENCE, sequence);
       const done = performance.now();

@@ -1,7 +1,7 @@
 /**
  * Records shaders of our own into tfjs's command stream, in order with its kernels: several outputs, typed bindings, no
- * prelude. The only file that touches members of tfjs's backend that its types call private; tfjs-core 4.22 is final, and
- * `takeOverTested` proves at start-up that they still mean what they meant.
+ * prelude. With recorder.ts the only file that touches members of tfjs's backend that its types call private; tfjs-core 4.22 is
+ * final, and `takeOverTested` proves at start-up that they still mean what they meant.
  */
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import { util, type DataType, type TensorInfo } from '@tensorflow/tfjs-core';
@@ -10,7 +10,7 @@ import { createBufferPool, type BufferPool } from './buffer-pool.ts';
 import { keptOf, type Kept, type Pipeline } from './kept.ts';
 import type { Program } from './program.ts';
 
-interface Internals {
+export interface Internals {
   readonly device: GPUDevice;
   readonly tensorMap: { has(dataId: object): boolean; get(dataId: object): TensorData };
   readonly activeTimers: unknown;
@@ -21,11 +21,12 @@ interface Internals {
   uploadToGPU(dataId: object): void;
   ensureCommandEncoderReady(): void;
   endComputePassEncoder(): void;
+  readSync(dataId: object): unknown;
   submitQueue(): void;
   recordAndSubmit(program: StockProgram, output: TensorInfo, inputs: TensorInfo[], uniforms?: StockUniform[]): void;
 }
 
-interface TensorData {
+export interface TensorData {
   values: unknown;
   resource: unknown;
   /** Its buffer is not the pool's. */
@@ -134,7 +135,23 @@ function record(
   { pipeline, layout, buffers }: Pipeline & { readonly buffers: readonly GPUBuffer[] },
   groups: [number, number?, number?],
 ): void {
-  const bindGroup = keptOf(gpu.device).bindGroup(layout, buffers);
+  const made: Launch = { pipeline, bindGroup: keptOf(gpu.device).bindGroup(layout, buffers), groups };
+  launch(gpu, made);
+  listeners.get(gpu)?.(made);
+}
+
+/** A shader with everything that it is run on. */
+export interface Launch {
+  readonly pipeline: GPUComputePipeline;
+  readonly bindGroup: GPUBindGroup;
+  readonly groups: [number, number?, number?];
+}
+
+/** Who is told of the launches of a backend, and with nothing of one that takes another way. */
+export const listeners: WeakMap<Internals, (made: Launch | undefined) => void> = new WeakMap();
+
+/** Puts a launch into the command stream. */
+export function launch(gpu: Internals, { pipeline, bindGroup, groups }: Launch): void {
   gpu.ensureCommandEncoderReady();
   const pass = (gpu.computePassEncoder ??= gpu.commandEncoder!.beginComputePass({}));
   pass.setPipeline(pipeline);
@@ -188,7 +205,10 @@ export function takeOver(backend: WebGPUBackend): void {
   };
   gpu.recordAndSubmit = (program, output, inputs, defined = []) => {
     // Images and timed launches are not worth a second way.
-    if (program.pixelsOpType != null || gpu.activeTimers != null) return stock(program, output, inputs, defined);
+    if (program.pixelsOpType != null || gpu.activeTimers != null) {
+      listeners.get(gpu)?.(undefined);
+      return stock(program, output, inputs, defined);
+    }
     const tensors = [output, ...inputs];
     // The order that tfjs's shaders declare their uniforms in.
     const uniforms: StockUniform[] = [

@@ -1,10 +1,11 @@
 import { copyRegisteredKernels, env, registerBackend } from '@tensorflow/tfjs-core';
-import { DeviceError } from '@niwaki/tensor';
+import { addRecorder, DeviceError } from '@niwaki/tensor';
 import type { StartedDevice } from '../started-device.ts';
 import { replaceKernel } from '../replace-kernel.ts';
 import { findAdapter, requestDevice, type FoundAdapter } from './adapter.ts';
 import { watch } from './dispatch.ts';
 import { webgpuKernels } from './kernels.ts';
+import { createRecorder } from './recorder.ts';
 import { takeOverTested } from './self-test.ts';
 
 /** Our name, so that tfjs's own 'webgpu' device stays as it is beside ours. */
@@ -55,5 +56,6 @@ async function start(found: FoundAdapter): Promise<StartedDevice> {
   copyRegisteredKernels('webgpu', webgpuBackendName);
   for (const kernel of webgpuKernels(webgpuBackendName)) replaceKernel(kernel);
   registerBackend(webgpuBackendName, () => backend);
+  addRecorder(backend, createRecorder(backend));
   return { backendName: webgpuBackendName, threads: 1, description: found.description };
 }

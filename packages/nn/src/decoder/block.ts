@@ -7,6 +7,7 @@ import {
   swiglu,
   type Parameter,
   type Tensor,
+  type Tensor1D,
   type Tensor2D,
   type Tensor3D,
   type Tensor4D,
@@ -109,7 +110,7 @@ function withoutPrompts(h: Tensor2D, carry: Carry, call: Call, attached: Attache
 }
 
 /** Whether a pass goes on where another ended: prompts and prefixes are in the cache already. */
-const isContinued = ({ session }: Call): boolean => (cacheOf(session)?.length ?? 0) > 0;
+const isContinued = ({ session }: Call): boolean => cacheOf(session)?.begun === true;
 
 interface Part {
   readonly path: string;
@@ -157,7 +158,7 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
     const prefix = prefixRows(module, call, attached);
     const lead = prefix + promptRows(embedding, call, attached);
     const led = prefix === 0 || isContinued(call) ? fresh : withPrefixes(module, fresh, call, attached);
-    const keys = cacheOf(call.session)?.extend(path, led.k, led.v, lead) ?? led;
+    const keys = cacheOf(call.session)?.extend(path, led, { past: carry['past'] as Tensor1D, lead }) ?? led;
     // Where nothing says otherwise a query sees all keys from the first on, those in front included.
     const cut = from !== 'from' || call.batch['keysFrom'] !== undefined;
     const bounds = {
@@ -171,7 +172,7 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
     module,
     sites: [q, k, v, o],
     operands,
-    streams: ['cos', 'sin', from, 'to'],
+    streams: ['cos', 'sin', from, 'to', 'past'],
     run: (x, carry, call) => runModule(module, x, (input) => run(input, carry, call), call, attached),
   };
 }

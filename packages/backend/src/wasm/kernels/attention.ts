@@ -22,7 +22,8 @@ export const attentionKernels = (device: WasmDevice): KernelConfig[] => [
     const outputs = [device.output(q.shape), device.output([batch, heads, time])];
     device.run('attention', [...[q, k, v, from, to, ...outputs].map(device.address), time, keys, heads, kvHeads, d, always, scale], {
       tasks: batch * kvHeads * Math.ceil(time / blockQueries),
-      work: batch * heads * time * keys * d,
+      // Of one query's keys and values each is read once, and from memory: what was read since is more than a cache holds.
+      work: batch * heads * time * keys * d * (time === 1 ? 8 : 1),
       scratchBytes: device.kernels['attentionBytes']!(d, heads / kvHeads),
     });
     return outputs;

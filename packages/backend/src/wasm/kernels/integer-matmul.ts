@@ -34,8 +34,9 @@ export const integerMatMulKernel = (device: WasmDevice): KernelConfig =>
         work: rows * width,
       });
       const table = writeAddresses(device, inputs, attributes);
-      if (codebook !== undefined) writeIntegers(device, table, device.floats(codebook), { levels: levels.codebook, bytes: bytes === 1 });
-      const taskColumns = 32;
+      if (codebook !== undefined) writeIntegers(device, table, device.stored(codebook), { levels: levels.codebook, bytes: bytes === 1 });
+      // A few µs: what a thread may have to wait for at the end of a call.
+      const taskColumns = 16;
       device.run('multiplyIntegers', [codes, scales, sums, bytes, format, table, width, rows, device.address(y), columns, taskColumns], {
         tasks: Math.ceil(columns / taskColumns),
         // Decoding an element and its multiply-add, as in products of one row that are exact.

@@ -13,7 +13,10 @@ export function wasmKernel<I extends { readonly [K in keyof I]: TensorInfo | und
   return {
     kernelName,
     backendName: device.backendName,
-    kernelFunc: ({ inputs, attrs }) => compute(inputs as Inputs as unknown as I, attrs as Attributes as unknown as A),
+    kernelFunc: ({ inputs, attrs }) => {
+      device.begin();
+      return compute(inputs as Inputs as unknown as I, attrs as Attributes as unknown as A);
+    },
   };
 }
 

@@ -1,4 +1,5 @@
 import {
+  bytesOf,
   ggufBlocks,
   packedMatMulOp,
   packedRowsOp,
@@ -66,7 +67,8 @@ export function writeTable(device: WasmDevice, parts: Parts, shape: PackedShape,
   const { codebook } = parts;
   const table = writeAddresses(device, parts, shape, options);
   if (codebook !== undefined) {
-    writePlanes(device.bytes(addressIn(device, codebook, options.section ?? whole), 64), device.bytes(table + planesAt, 64));
+    const { index } = options.section ?? whole;
+    writePlanes(bytesOf(device.stored(codebook).subarray(16 * index, 16 * index + 16)), device.bytes(table + planesAt, 64));
   }
   return table;
 }

@@ -4,18 +4,17 @@ import type { WasmDevice } from '../device.ts';
 import { share } from './copies.ts';
 import { sizeOf, wasmKernel } from './kernel.ts';
 
-type Inputs = Readonly<Record<'target' | 'rows', TensorInfo>>;
+type Inputs = Readonly<Record<'target' | 'rows' | 'at', TensorInfo>>;
 
 /** Copies of whole runs: of the rows alone where the target may be written over, which a concat would read and write as well. */
 export const putRowsKernels = (device: WasmDevice): KernelConfig[] => [
-  wasmKernel<Inputs, { at: number; overwrite: boolean }>(device, putRowsOp.kernelName, ({ target, rows }, { at, overwrite }) => {
+  wasmKernel<Inputs, { lead: number; overwrite: boolean }>(device, putRowsOp.kernelName, ({ target, rows, at }, { lead, overwrite }) => {
     const result = overwrite ? share(device, target) : device.output(target.shape);
-    const values = device.floats(result);
-    if (!overwrite) values.set(device.floats(target));
-    const fresh = device.floats(rows);
     const [batch, length, ...sides] = target.shape as [number, number, ...number[]];
-    const [width, run] = [sizeOf(sides), sizeOf(rows.shape.slice(1))];
-    for (let i = 0; i < batch; i++) values.set(fresh.subarray(i * run, (i + 1) * run), (i * length + at) * width);
+    const [y, from, first] = [result, rows, at].map(device.address) as [number, number, number];
+    const old = overwrite ? 0 : device.address(target);
+    const size = sizeOf(overwrite ? rows.shape : target.shape);
+    device.run('putRows', [y, old, from, first, length, rows.shape[1]!, sizeOf(sides), lead], { tasks: batch, work: size });
     return result;
   }),
 ];
