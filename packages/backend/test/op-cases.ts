@@ -137,8 +137,8 @@ export const opCases: Readonly<Record<string, OpCase>> = {
   NiwakiPackedRows: { inputs: { ids: ints([5], (i) => (i * 7) % out), ...packed.parts }, attributes: packed.shape },
   NiwakiPickGroups: { inputs: { ...group, dense: wave([groups * m], 1) }, attributes: { n, m, groups }, tolerance: 0 },
   NiwakiPutRows: {
-    inputs: { target: wave([2, 9, 4, 8], 1), rows: wave([2, 3, 4, 8], 2) },
-    attributes: { at: 4, overwrite: false },
+    inputs: { target: wave([2, 9, 4, 8], 1), rows: wave([2, 3, 4, 8], 2), at: ints([1], () => 3) },
+    attributes: { lead: 1, overwrite: false },
     tolerance: 0,
   },
   NiwakiQuantizeBlocks: { inputs: { x: codes }, attributes: { signed: true, blockSize: 256, guard: false }, tolerance: 0 },

@@ -51,7 +51,9 @@ export interface GeneratedToken {
 
 /**
  * Continues a prompt, one token at a time; the stop token, if one comes, is the last. The keys and values of what was read
- * are cached (see `KeyValueCache` for the bytes) until the iteration ends, however it ends.
+ * are cached (see `KeyValueCache` for the bytes) until the iteration ends, however it ends. On wasm and WebGPU a token is a replay of
+ * launches that were recorded once: what lies between them is held as long, some kilobytes a layer, and what changes between two
+ * tokens (adapters, weights, settings) holds from the next one on.
  * @throws DataError for an empty prompt or an id outside the vocabulary; NumericError for logits that are not finite; AbortError
  * once the signal fires
  * @example

@@ -5,6 +5,7 @@ import {
   ShapeError,
   slice,
   StateError,
+  tensor1d,
   tidy,
   unrepeatable,
   zeros,
@@ -29,10 +30,14 @@ export interface KeyValueCache {
   /**
    * Keys and values of a layer with the new ones behind the cached, and behind these rows that no bound lets a query see:
    * [batch, rows, kvHeads, d], rows at least lead + length + new. The cache owns both, and may write over them in the next pass.
-   * @param at `past`: int32 [1], the tokens cached, as the streams have it (a recording of the pass reads it at each replay);
-   *   `lead`: rows in front that stand for no token, which the first pass brings along, default 0
+   * @param lead rows in front that stand for no token, which the first pass brings along
    */
-  extend(layer: string, fresh: KeysAndValues, at: { readonly past: Tensor1D; readonly lead?: number }): KeysAndValues;
+  extend(layer: string, k: Tensor4D, v: Tensor4D, lead?: number): KeysAndValues;
+  /**
+   * The same cache for a pass that is recorded: new rows go behind as many tokens as `past` says, int32 [1] on the device, at
+   * each replay, where `extend` otherwise takes `length`.
+   */
+  at(past: Tensor1D): KeyValueCache;
   /**
    * Makes room, so that passes of so many tokens in all write their rows into the memory that the layers have.
    * @returns whether what is cached moved
@@ -75,7 +80,7 @@ export function createKeyValueCache(): KeyValueCache {
     }
     layers.clear();
   };
-  return {
+  const cacheAt = (past?: Tensor1D): KeyValueCache => ({
     get length() {
       unrepeatable();
       return length;
@@ -83,7 +88,8 @@ export function createKeyValueCache(): KeyValueCache {
     get begun() {
       return length > 0;
     },
-    extend: (layer, { k, v }, { past, lead = 0 }) => {
+    at: cacheAt,
+    extend: (layer, k, v, lead = 0) => {
       const held = layers.get(layer);
       const fresh = k.shape[1];
       if (held === undefined || length === 0) return put(layer, { k: withRoom(k, fresh, 0), v: withRoom(v, fresh, 0), lead });
@@ -99,8 +105,12 @@ export function createKeyValueCache(): KeyValueCache {
         );
       }
       const old = grow(layer, fresh);
-      const joined = (target: Tensor4D, rows: Tensor4D): Tensor4D => keep(putRows(target, rows, past, { lead, owned: true }));
-      return put(layer, { k: joined(old.k, k), v: joined(old.v, v), lead });
+      if (past === undefined) unrepeatable();
+      const place = past ?? tensor1d([length], 'int32');
+      const joined = (target: Tensor4D, rows: Tensor4D): Tensor4D => keep(putRows(target, rows, place, { lead, owned: true }));
+      const next = put(layer, { k: joined(old.k, k), v: joined(old.v, v), lead });
+      if (past === undefined) place.dispose();
+      return next;
     },
     reserve: (tokens) => [...layers].filter(([layer, held]) => grow(layer, tokens) !== held).length > 0,
     advance: (tokens) => {
@@ -116,7 +126,8 @@ export function createKeyValueCache(): KeyValueCache {
       free();
       length = 0;
     },
-  };
+  });
+  return cacheAt();
 }
 
 /** The first `kept` rows, and behind them room for `more` and to the next multiple of `rowsAtOnce`, as a tensor that is kept. */

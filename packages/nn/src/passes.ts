@@ -4,15 +4,17 @@ import {
   plainView,
   record,
   slice,
+  tensor1d,
   tensor2d,
   tidy,
   type Activations,
   type Recording,
   type Tensor,
+  type Tensor1D,
   type Tensor2D,
   type View,
 } from '@niwaki/tensor';
-import { createCall } from '@niwaki/weights';
+import { createCall, type Call } from '@niwaki/weights';
 import { runStages } from './forward.ts';
 import type { Carry, Model } from './graph.ts';
 import type { KeyValueCache } from './kv-cache.ts';
@@ -30,10 +32,13 @@ export interface Passes {
   dispose(): void;
 }
 
+/** Streams of the first stage, ids of tokens, and on the device how many are cached: all that tells one pass from the next. */
+type Inputs = Carry & { readonly tokenIds: Tensor2D; readonly past: Tensor1D };
+
 /**
- * Passes of one model. Behind a cache every token runs the same kernels on the same memory, and what differs comes with the
- * streams of the first stage: so where the device can, the stages after it are recorded once and replayed for each token, until
- * the cache moves or somebody changes the model.
+ * Passes of one model. Behind a cache every token runs the same kernels on the same memory, and what differs is in tensors: so
+ * where the device can, the stages after the first are recorded once and replayed for each token, until the cache moves or
+ * somebody changes the model.
  */
 export function createPasses(model: Model, { cache, view, activations }: PassesOptions): Passes {
   let recorded: { readonly recording: Recording<{ logits: Tensor }>; holds(): boolean } | undefined;
@@ -44,9 +49,9 @@ export function createPasses(model: Model, { cache, view, activations }: PassesO
   };
 
   /** All stages after the first. */
-  const rest = ({ tokenIds, ...streams }: Carry & { readonly tokenIds: Tensor2D }): { logits: Tensor } => {
+  const rest = ({ tokenIds, past, ...streams }: Inputs): { logits: Tensor } => {
     const [head, ...before] = model.stages().slice(1).reverse();
-    const call = callOf(tokenIds);
+    const call = callOf(tokenIds, past);
     const last = runStages(before.reverse(), streams, call, { give: head!.reads });
     try {
       return { logits: tidy(() => head!.run(pickRows(head!, last, lastRow), call)['logits']!) };
@@ -54,23 +59,23 @@ export function createPasses(model: Model, { cache, view, activations }: PassesO
       dispose(Object.values(last).filter((stream) => !Object.values(streams).includes(stream)));
     }
   };
-  const callOf = (tokenIds: Tensor2D) =>
+  const callOf = (tokenIds: Tensor2D, past: Tensor1D): Call =>
     createCall({
       batch: { tokenIds },
       ...(view !== undefined && { view }),
-      ...(cache !== undefined && { session: { cache } }),
+      ...(cache !== undefined && { session: { cache: cache.at(past) } }),
       ...(activations !== undefined && { activations }),
     });
 
   /** The logits from a recording, which is made where there is none that holds; undefined where nothing can be recorded. */
-  const replayed = (streams: Carry & { readonly tokenIds: Tensor2D }): Tensor | undefined => {
-    if (!records || cache?.begun !== true || streams.tokenIds.size > 1) return undefined;
+  const replayed = (inputs: Inputs): Tensor | undefined => {
+    if (!records || cache?.begun !== true || inputs.tokenIds.size > 1) return undefined;
     if (cache.reserve(1) || recorded?.holds() === false) forget();
     if (recorded !== undefined) {
-      recorded.recording.replay(streams);
+      recorded.recording.replay(inputs);
       return recorded.recording.result.logits;
     }
-    const recording = isPlain(model, view) ? record(streams, rest) : undefined;
+    const recording = isPlain(model, view) ? record(inputs, rest) : undefined;
     if (recording === undefined) records = false;
     else recorded = { recording, holds: unchanged(model) };
     return recording?.result.logits;
@@ -81,16 +86,17 @@ export function createPasses(model: Model, { cache, view, activations }: PassesO
       // First, for it refuses a model that is gone: nothing is made before.
       const [first] = model.stages();
       const tokenIds = tensor2d([...ids], [1, ids.length], 'int32');
+      const past = tensor1d([cache?.length ?? 0], 'int32');
       let streams: Carry = {};
       let own: Tensor | undefined;
       try {
-        streams = runStages([first!], {}, callOf(tokenIds));
-        const logits = replayed({ ...streams, tokenIds }) ?? (own = rest({ ...streams, tokenIds }).logits);
+        streams = runStages([first!], {}, callOf(tokenIds, past));
+        const inputs: Inputs = { ...streams, tokenIds, past };
+        const logits = replayed(inputs) ?? (own = rest(inputs).logits);
         cache?.advance(ids.length);
         return (await logits.data()) as Float32Array;
       } finally {
-        tokenIds.dispose();
-        dispose(Object.values(streams));
+        dispose([tokenIds, past, ...Object.values(streams)]);
         own?.dispose();
       }
     },

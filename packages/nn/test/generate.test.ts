@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { AbortError, ConfigError, DataError, dispose, fill, memory, tensor1d, withAdapters, type Tensor4D } from '@niwaki/tensor';
+import { AbortError, ConfigError, DataError, fill, memory, withAdapters, type Tensor4D } from '@niwaki/tensor';
 import { createKeyValueCache, forward, generate, tokenBatch, type GeneratedToken, type GenerateOptions, type Model } from '@niwaki/nn';
 import { encodeGgufBlocks, ggufBlock, rowsOfTensor } from '@niwaki/weights';
 import { hasShared } from '../../testing/src/shared.ts';
@@ -171,9 +171,8 @@ it('grows by many rows at once, and gives what it gives without a cache', async 
   const rows = (count: number): Tensor4D => fill([1, count, 2, 4], count) as Tensor4D;
   const extend = (count: number): Tensor4D => {
     const fresh = rows(count);
-    const past = tensor1d([cache.length], 'int32');
-    const { k } = cache.extend('layer', { k: fresh, v: fresh }, { past });
-    dispose([fresh, past]);
+    const { k } = cache.extend('layer', fresh, fresh);
+    fresh.dispose();
     cache.advance(count);
     return k;
   };

@@ -282,15 +282,13 @@ describe('a prefix', () => {
     const cache = createKeyValueCache();
     tidy(() => {
       const rows = noise([1, 3, 2, 4], createDraw(0, 0).at('k'), 'gaussian') as Tensor4D;
-      const extend = (lead: number): Tensor4D =>
-        cache.extend('layer', { k: rows, v: rows }, { past: tensor1d([cache.length], 'int32'), lead }).k;
-      extend(2);
+      cache.extend('layer', rows, rows, 2);
       cache.advance(1);
-      expect(() => extend(0)).toThrow(/2 rows/);
+      expect(() => cache.extend('layer', rows, rows, 0)).toThrow(/2 rows/);
       const first = (k: Tensor4D, count: number): ArrayLike<number> => slice(k, [0, 0, 0, 0], [1, count, 2, 4]).dataSync();
-      expect(first(extend(2), 6)).toEqual(concat([rows, rows], 1).dataSync());
+      expect(first(cache.extend('layer', rows, rows, 2).k, 6)).toEqual(concat([rows, rows], 1).dataSync());
       cache.truncate(0);
-      expect(first(extend(0), 3)).toEqual(rows.dataSync());
+      expect(first(cache.extend('layer', rows, rows, 0).k, 3)).toEqual(rows.dataSync());
     });
     cache.dispose();
     expect(memory().numTensors).toBe(before);

@@ -47,14 +47,17 @@ const recorders = new WeakMap<KernelBackend, Recorder>();
 /** Says how launches of a backend are taken down. */
 export const addRecorder = (backend: KernelBackend, recorder: Recorder): void => void recorders.set(backend, recorder);
 
+let current: Recorder | undefined;
+
 /** Says that what runs now reads something on the host that another time may be another: a recording of it is none. */
-export const unrepeatable = (): void => recorders.get(engine().backend)?.breakOff();
+export const unrepeatable = (): void => current?.breakOff();
 
 /**
  * Runs a function of tensors and takes down what it launches. At a replay nothing on the host is asked again: which kernels
  * run, their sizes and scalars, and every tensor that is not among the inputs are what they were, so that whoever replays says
  * that they still hold. Undefined, with nothing left behind, where the device takes nothing down (cpu), where a tape, a profile or
- * tfjs's debug mode looks at each launch, or where `make` did what launches do not bring back: it read tensors from the host, or something `unrepeatable`. It has run then all the same.
+ * tfjs's debug mode looks at each launch, or where `make` did what launches do not bring back: it read tensors from the host, or
+ * something `unrepeatable`. It has run then all the same.
  * @param inputs what changes between replays; `make` is given copies that the recording owns
  * @param make synchronous and without a gradient; what it gives and disposes no more stays, and it keeps nothing else
  * @example
@@ -65,16 +68,18 @@ export const unrepeatable = (): void => recorders.get(engine().backend)?.breakOf
 export function record<I extends Inputs, T extends Inputs>(inputs: I, make: (own: I) => T): Recording<T> | undefined {
   const recorder = recorders.get(engine().backend);
   if (recorder === undefined || observed()) return undefined;
-  const adopt = (info: TensorInfo): Tensor => keep(engine().makeTensorFromTensorInfo(info));
-  const own = Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, adopt(recorder.copy(tensor))])) as unknown as I;
+  const own: Record<string, Tensor> = {};
   let result: T | undefined;
   let launches: Launches | undefined;
   try {
+    for (const [name, tensor] of Object.entries(inputs)) own[name] = keep(engine().makeTensorFromTensorInfo(recorder.copy(tensor)));
+    current = recorder;
     launches = recorder.record(() => {
-      result = make(own);
+      result = make(own as I);
       return Object.values(result);
     });
   } finally {
+    current = undefined;
     if (launches === undefined) dispose([...Object.values(own), ...Object.values(result ?? {})]);
   }
   if (launches === undefined) return undefined;

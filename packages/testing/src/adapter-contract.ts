@@ -26,6 +26,7 @@ import {
   bytesOf,
   cloned,
   distance,
+  expectReplays,
   logits,
   onTiny,
   rows,
@@ -207,6 +208,12 @@ function outputRules({ startsAtBase, rewrites, start, perturbed }: Context): voi
       expect(await logits(model, withAdapters('none', off))).toEqual(bare);
       await expect(logits(model, withAdapters(['absent']))).rejects.toThrow();
       expect(await logits(model)).toEqual(active);
+    }));
+
+  it('is replayed as it runs, token by token', () =>
+    onTiny(async (model) => {
+      await perturbed(model);
+      await expectReplays(model);
     }));
 
   it('stays finite on inputs of ten thousand, and holds no more memory after many forwards', () =>

@@ -1,8 +1,8 @@
 import { expect } from 'vitest';
 import { causalLM, createStep, disposeBatch, languageBatch, type Estimator, type SavedState, type Step } from '@niwaki/engine';
 import { adamw, type State } from '@niwaki/optim';
-import { forward, type Model } from '@niwaki/nn';
-import { createDraw, isOnDevice, memory, tensor2d, type Parameter, type View } from '@niwaki/tensor';
+import { createKeyValueCache, forward, generate, type Model } from '@niwaki/nn';
+import { createDraw, isOnDevice, memory, tensor2d, type Activations, type Parameter, type View } from '@niwaki/tensor';
 import { tinyLlama } from './tiny-llama.ts';
 
 /** Two sequences of ids for the tiny model. */
@@ -33,6 +33,31 @@ export async function logits(model: Model, view?: View, ids: readonly (readonly 
   } finally {
     tokenIds.dispose();
   }
+}
+
+/** Checks that generation, which replays its passes where a device can, gives what passes give that each run by themselves. */
+export async function expectReplays(model: Model, activations: Activations = 'exact'): Promise<void> {
+  const [prompt] = rows as [readonly number[]];
+  const cache = createKeyValueCache();
+  let next = prompt;
+  for await (const { id, logProbability } of generate(model, prompt, {
+    maxNewTokens: 6,
+    stopIds: [],
+    activations,
+    logProbabilities: true,
+  })) {
+    const tokenIds = tensor2d([...next], [1, next.length], 'int32');
+    const all = forward(model, { tokenIds }, { session: { cache }, activations });
+    const last = ((await all.data()) as Float32Array).slice(-model.info.vocabularySize);
+    all.dispose();
+    tokenIds.dispose();
+    const most = Math.max(...last);
+    expect(last[id]).toBeGreaterThan(most - 1e-5 * Math.max(1, Math.abs(most)));
+    const total = most + Math.log(last.reduce((sum, logit) => sum + Math.exp(logit - most), 0));
+    expect(logProbability).toBeCloseTo(last[id]! - total, 4);
+    next = [id];
+  }
+  cache.dispose();
 }
 
 export const sizeOf = (shape: readonly number[]): number => shape.reduce((product, side) => product * side, 1);

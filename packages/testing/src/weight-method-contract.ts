@@ -3,7 +3,7 @@ import { applyMethod, disposeBatch, languageBatch, type Method } from '@niwaki/e
 import type { Model } from '@niwaki/nn';
 import type { NiwakiError, Token } from '@niwaki/tensor';
 import { masked, packMask, weightTraits } from '@niwaki/weights';
-import { bytesOf, logits, onTiny, rows, siteParameters, train } from './contract-model.ts';
+import { bytesOf, expectReplays, logits, onTiny, rows, siteParameters, train } from './contract-model.ts';
 
 /** What a method that makes weights says of itself is in its traits. Each claim is tested, and so is its opposite. */
 export interface WeightMethodCase {
@@ -90,6 +90,13 @@ export function weightMethodContract(name: string, { make }: WeightMethodCase): 
     });
 
     if (make().traits.gives?.includes('lookup') || make().traits.keeps?.includes('lookup')) return;
+    it.each(['exact', 'int8'] as const)('is replayed as it runs, token by token, %s activations', (activations) =>
+      onTiny(async (model) => {
+        await applyEverywhere(model, make());
+        await expectReplays(model, activations);
+      }, wide),
+    );
+
     it('says that its weights look no rows up, and is refused at an embedding', () =>
       onTiny(async (model) => {
         const given = await bytesOf(siteParameters(model));

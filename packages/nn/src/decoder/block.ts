@@ -7,7 +7,6 @@ import {
   swiglu,
   type Parameter,
   type Tensor,
-  type Tensor1D,
   type Tensor2D,
   type Tensor3D,
   type Tensor4D,
@@ -158,7 +157,7 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
     const prefix = prefixRows(module, call, attached);
     const lead = prefix + promptRows(embedding, call, attached);
     const led = prefix === 0 || isContinued(call) ? fresh : withPrefixes(module, fresh, call, attached);
-    const keys = cacheOf(call.session)?.extend(path, led, { past: carry['past'] as Tensor1D, lead }) ?? led;
+    const keys = cacheOf(call.session)?.extend(path, led.k, led.v, lead) ?? led;
     // Where nothing says otherwise a query sees all keys from the first on, those in front included.
     const cut = from !== 'from' || call.batch['keysFrom'] !== undefined;
     const bounds = {
@@ -172,7 +171,7 @@ function selfAttention(config: DecoderConfig, weights: BlockWeights, { path, att
     module,
     sites: [q, k, v, o],
     operands,
-    streams: ['cos', 'sin', from, 'to', 'past'],
+    streams: ['cos', 'sin', from, 'to'],
     run: (x, carry, call) => runModule(module, x, (input) => run(input, carry, call), call, attached),
   };
 }

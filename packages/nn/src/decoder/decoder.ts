@@ -1,4 +1,4 @@
-import { reshape, tensor1d, zerosLike, type Tensor2D } from '@niwaki/tensor';
+import { reshape, zerosLike, type Tensor2D } from '@niwaki/tensor';
 import { batchBounds, tokenIdsOf, type KeyBounds } from '../batch.ts';
 import type { Carry, Model, ModelInfo, Site } from '../graph.ts';
 import { cacheOf } from '../kv-cache.ts';
@@ -14,8 +14,8 @@ import type { DecoderWeights } from './weights.ts';
 
 /**
  * A decoder-only language model: embed → blocks → head. Streams: 'h' [batch · time, width]; 'cos' and 'sin'
- * [batch · time, headSize / 2], 'from' and 'to' [batch, time] (and 'windowFrom' where layers slide) and 'past' [1], the tokens that a
- * cache holds, made once by the embed stage and read by every block: nothing else in a block depends on which token of a text it is; 'logits' [rows, vocabulary] from the head, which takes any rows of 'h'.
+ * [batch · time, headSize / 2], 'from' and 'to' [batch, time] (and 'windowFrom' where layers slide) made once by the embed
+ * stage and read by every block; 'logits' [rows, vocabulary] from the head, which takes any rows of 'h'.
  */
 export function createDecoder(config: DecoderConfig, weights: DecoderWeights, info: ModelInfo): Model {
   return createGraph({
@@ -28,7 +28,7 @@ export function createDecoder(config: DecoderConfig, weights: DecoderWeights, in
   });
 }
 
-const tables = ['cos', 'sin', 'from', 'to', 'past'];
+const tables = ['cos', 'sin', 'from', 'to'];
 const windowOf = (config: DecoderConfig): number | undefined => config.windows.find((window) => window !== undefined);
 
 function embedStage(config: DecoderConfig, { embedding }: DecoderWeights, attached: Attached): StageSpec {
@@ -58,7 +58,6 @@ function embedStage(config: DecoderConfig, { embedding }: DecoderWeights, attach
         ...ropeTables(config.rope, rowPositions(site, call, attached)),
         from: all ? zerosLike(from) : from,
         to,
-        past: tensor1d([past], 'int32'),
       };
       return window === undefined ? streams : { ...streams, windowFrom: bounds(window).from };
     },
