@@ -35,8 +35,8 @@ export function pageOf(runs, { machine, date }) {
 # Measured
 
 ${machine}, ${date}. A ratio compares two sides that ran in turn, each by its best turn, one thread by the
-time that it computed; \`pnpm bench\` fails where one is
-below its floor. [Your own machine](../guide/bench.md) takes a click.`,
+time that it computed; beside torch and llama.cpp whole processes, of three rounds the one in the middle. \`pnpm bench\` fails
+where one is below its floor. [Your own machine](../guide/bench.md) takes a click.`,
     table(
       ['claim', 'ratio', 'floor', 'of', 'device', 'threads'],
       measured.map(({ name, ratio, floor, unit, device, threads }) => [

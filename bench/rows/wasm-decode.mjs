@@ -5,7 +5,7 @@ import { concat, dispose, matMul, randomNormal, setBackend, tensor1d, zeros } fr
 import { init } from '../../packages/backend/dist/index.js';
 import { integerMatMul, putRows } from '../../packages/tensor/dist/index.js';
 import { against } from '../against.mjs';
-import { jsonOf, here } from '../processes.mjs';
+import { here, jsonOf, middleRound } from '../processes.mjs';
 
 const side = 2048;
 /** Together 56 MB packed, 400 MB as floats. */
@@ -142,20 +142,18 @@ const againstLlamaCpp = (activations, floor) => ({
   device: 'wasm',
   threads: 2,
   measure: async () => {
-    const rounds = [];
-    for (let round = 0; round < 3; round++) {
-      const theirs = jsonOf(process.env.PYTHON ?? 'python3', [here('peers/llama_cpp_decode.py'), '--model', file]);
-      if (theirs.skipped !== undefined) return theirs;
-      const ours = jsonOf(process.execPath, [here('run.mjs'), 'decode', '--json', '--activations', activations]);
-      if (ours.skipped !== undefined) throw new Error(ours.skipped);
-      rounds.push({ ours, theirs });
-    }
-    const best = (side) => Math.max(...rounds.map((round) => round[side].bestTokensPerSecond));
-    const { ours, theirs } = rounds[0];
+    const { skipped, ratio, ours, theirs } = middleRound(
+      {
+        theirs: () => jsonOf(process.env.PYTHON ?? 'python3', [here('peers/llama_cpp_decode.py'), '--model', file]),
+        ours: () => jsonOf(process.execPath, [here('run.mjs'), 'decode', '--json', '--activations', activations]),
+      },
+      (own, other) => own.bestTokensPerSecond / other.bestTokensPerSecond,
+    );
+    if (skipped !== undefined) return { skipped };
     return {
-      ratio: best('ours') / best('theirs'),
-      tokensPerSecond: Math.round(best('ours')),
-      against: Math.round(best('theirs')),
+      ratio,
+      tokensPerSecond: Math.round(ours.bestTokensPerSecond),
+      against: Math.round(theirs.bestTokensPerSecond),
       peakRssBytes: ours.peakRssBytes,
       peerPeakRssBytes: theirs.peakRssBytes,
     };

@@ -205,15 +205,19 @@ const bytesOf = ({ shape, dtype }: { readonly shape: readonly number[]; readonly
 type Method = 'readSync' | 'typedArrayFromHeap' | 'write' | 'disposeData';
 type Before = { [name in Method]: (...values: Parameters<BackendWasm[name]>) => ReturnType<BackendWasm[name]> | undefined | void };
 
-/** Puts something in front of methods of a backend: where it gives a result, that is the method's. */
+/** Puts something in front of methods of a backend, until the result is called: where it gives a result, that is the method's. */
 function replaced(backend: BackendWasm, before: Before): () => void {
   const target = backend as unknown as Record<string, (...values: unknown[]) => unknown>;
+  const present = Object.getOwnPropertyDescriptors(target);
   for (const [name, first] of Object.entries(before) as [string, (...values: unknown[]) => unknown][]) {
     const own = target[name]!.bind(backend);
     target[name] = (...values) => first(...values) ?? own(...values);
   }
   return () => {
     // What was put on the instance hides the class's own.
-    for (const name of Object.keys(before)) delete target[name];
+    for (const name of Object.keys(before)) {
+      delete target[name];
+      if (name in present) Object.defineProperty(target, name, present[name]!);
+    }
   };
 }
