@@ -170,6 +170,8 @@ export function recordingSuite({ reads }: { readonly reads: boolean }): void {
       throw new RangeError('no');
     };
     expect(() => record({ x }, failing)).toThrow(RangeError);
+    const nested = (own: Tensor2D): { y: Tensor } => ({ y: record({ x: own }, () => ({ y: mul(own, 2) }))!.result.y });
+    expect(() => record({ x }, ({ x: own }) => nested(own))).toThrow(StateError);
     // After each of these the device is as it was.
     const y = mul(x, 2);
     expect(await y.data()).toEqual((await x.data()).map((value) => 2 * value));

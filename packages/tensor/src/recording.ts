@@ -25,13 +25,19 @@ export interface Recorder {
   copy(tensor: TensorInfo): TensorInfo;
   /** Values into the memory of another tensor of that shape. */
   overwrite(target: TensorInfo, values: TensorInfo): void;
-  /**
-   * Runs `make`, which gives what it leaves behind; everything else that it makes is freed when it returns, or there is nothing
-   * to replay. Undefined where launches alone do not bring back what it did: it read memory from the host, or wrote there.
-   */
-  record(make: () => readonly TensorInfo[]): Launches | undefined;
-  /** What is being recorded cannot be replayed. */
+  /** From now on launches are taken down. */
+  begin(): Taking;
+}
+
+/** Launches that are being taken down. */
+export interface Taking {
+  /** They cannot be replayed. */
   breakOff(): void;
+  /**
+   * Ends it. Undefined where launches alone do not bring back what ran: it read memory from the host or wrote there, or broke off.
+   * @param left what stays of what was made; everything else was freed, or there is nothing to replay
+   */
+  end(left: readonly TensorInfo[]): Launches | undefined;
 }
 
 export interface Launches {
@@ -47,7 +53,7 @@ const recorders = new WeakMap<KernelBackend, Recorder>();
 /** Says how launches of a backend are taken down. */
 export const addRecorder = (backend: KernelBackend, recorder: Recorder): void => void recorders.set(backend, recorder);
 
-let current: Recorder | undefined;
+let current: Taking | undefined;
 
 /** Says that what runs now reads something on the host that another time may be another: a recording of it is none. */
 export const unrepeatable = (): void => current?.breakOff();
@@ -68,18 +74,23 @@ export const unrepeatable = (): void => current?.breakOff();
 export function record<I extends Inputs, T extends Inputs>(inputs: I, make: (own: I) => T): Recording<T> | undefined {
   const recorder = recorders.get(engine().backend);
   if (recorder === undefined || observed()) return undefined;
+  if (current !== undefined) throw new StateError('record: something is being recorded already', { help: 'Record the whole at once.' });
   const own: Record<string, Tensor> = {};
   let result: T | undefined;
   let launches: Launches | undefined;
   try {
     for (const [name, tensor] of Object.entries(inputs)) own[name] = keep(engine().makeTensorFromTensorInfo(recorder.copy(tensor)));
-    current = recorder;
-    launches = recorder.record(() => {
+    current = recorder.begin();
+    try {
       result = make(own as I);
-      return Object.values(result);
-    });
+    } catch (error) {
+      current.breakOff();
+      throw error;
+    } finally {
+      launches = current.end(Object.values(result ?? {}));
+      current = undefined;
+    }
   } finally {
-    current = undefined;
     if (launches === undefined) dispose([...Object.values(own), ...Object.values(result ?? {})]);
   }
   if (launches === undefined) return undefined;

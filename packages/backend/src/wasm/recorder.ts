@@ -6,7 +6,7 @@
  */
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import type { DataType, TensorInfo } from '@tensorflow/tfjs-core';
-import { StateError, type Recorder } from '@niwaki/tensor';
+import type { Recorder } from '@niwaki/tensor';
 import type { TfjsModule } from './tfjs-module.ts';
 
 export interface WasmRecorder extends Recorder {
@@ -28,10 +28,6 @@ export interface Taking {
 
 export function createRecorder({ backend, module }: { readonly backend: BackendWasm; readonly module: TfjsModule }): WasmRecorder {
   let taking: Taking | undefined;
-  let broken = false;
-  const breakOff = (): undefined => {
-    broken = true;
-  };
   takeDownCalls(module, () => taking);
   const offsetOf = ({ dataId }: TensorInfo): number => backend.dataIdMap.get(dataId).memoryOffset;
   const overwrite: Recorder['overwrite'] = (target, values) => {
@@ -48,14 +44,16 @@ export function createRecorder({ backend, module }: { readonly backend: BackendW
       overwrite(own, tensor);
       return own;
     },
-    breakOff,
-    record: (make) => {
-      if (taking !== undefined) throw new StateError('internal: a recording within a recording');
+    begin: () => {
       const memory = createMemory(module);
       const steps: (() => void)[] = [];
       /** Tensors of this recording that somebody holds, and the numbers by which tfjs's calls know those that nobody does. */
       const live = new Map<TensorInfo['dataId'], number>();
       const numbers: number[] = [];
+      let broken = false;
+      const breakOff = (): undefined => {
+        broken = true;
+      };
       let scratch: { readonly at: number; readonly bytes: number } | undefined;
       const tensorAt = (at: number, shape: readonly number[], dtype: DataType): TensorInfo => {
         const made = backend.makeOutput([...shape], dtype, at);
@@ -63,7 +61,6 @@ export function createRecorder({ backend, module }: { readonly backend: BackendW
         return made;
       };
       const output: Taking['output'] = (shape, dtype) => tensorAt(memory.take(bytesOf({ shape, dtype })), shape, dtype);
-      broken = false;
       taking = {
         begin: () => {
           scratch = undefined;
@@ -108,28 +105,23 @@ export function createRecorder({ backend, module }: { readonly backend: BackendW
         for (const number of numbers.splice(0)) module.tfjs['disposeData']!(number);
         memory.free();
       };
-      let left: readonly TensorInfo[] = [];
-      try {
-        left = make();
-      } catch (error) {
-        breakOff();
-        throw error;
-      } finally {
-        restore();
-        taking = undefined;
-        // From here on they are tensors like any other, which free their memory themselves.
-        for (const at of live.values()) memory.release(at);
-        const kept = new Set(left.map(({ dataId }) => dataId));
-        if ([...live.keys()].some((dataId) => !kept.has(dataId))) breakOff();
-        if (broken) free();
-      }
-      if (broken) return undefined;
       return {
-        bytes: memory.bytes,
-        run: () => {
-          for (const step of steps) step();
+        breakOff,
+        end: (left) => {
+          restore();
+          taking = undefined;
+          // From here on they are tensors like any other, which free their memory themselves.
+          for (const at of live.values()) memory.release(at);
+          const kept = new Set(left.map(({ dataId }) => dataId));
+          if (!broken && [...live.keys()].every((dataId) => kept.has(dataId))) {
+            const run = (): void => {
+              for (const step of steps) step();
+            };
+            return { bytes: memory.bytes, run, free };
+          }
+          free();
+          return undefined;
         },
-        free,
       };
     },
   };

@@ -4,15 +4,11 @@
  */
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import type { TensorInfo } from '@tensorflow/tfjs-core';
-import { StateError, type Recorder } from '@niwaki/tensor';
+import type { Recorder } from '@niwaki/tensor';
 import { launch, listeners, type Internals, type Launch } from './dispatch.ts';
 
 export function createRecorder(backend: WebGPUBackend): Recorder {
   const gpu = backend as unknown as Internals;
-  let broken = false;
-  const breakOff = (): void => {
-    broken = true;
-  };
   const bufferOf = ({ dataId }: TensorInfo): GPUBuffer => {
     gpu.uploadToGPU(dataId);
     return gpu.tensorMap.get(dataId).resource as GPUBuffer;
@@ -24,7 +20,6 @@ export function createRecorder(backend: WebGPUBackend): Recorder {
     gpu.commandEncoder!.copyBufferToBuffer(from, 0, to, 0, 4 * target.shape.reduce((product, side) => product * side, 1));
   };
   return {
-    breakOff,
     overwrite,
     copy: (tensor) => {
       // Small tensors from the host share buffers by their content.
@@ -32,15 +27,17 @@ export function createRecorder(backend: WebGPUBackend): Recorder {
       overwrite(own, tensor);
       return own;
     },
-    record: (make) => {
-      if (listeners.has(gpu)) throw new StateError('internal: a recording within a recording');
+    begin: () => {
+      let broken = false;
+      const breakOff = (): void => {
+        broken = true;
+      };
       const steps: Launch[] = [];
       const used = new Set<GPUBuffer>();
       const unused: (readonly [buffer: GPUBuffer, reuse: boolean])[] = [];
       const pool = gpu.bufferManager;
       const [read, upload] = [gpu.readSync, gpu.uploadToGPU];
       let uploads = false;
-      broken = false;
       listeners.set(gpu, (made) => void (made === undefined ? breakOff() : steps.push(made)));
       gpu.bufferManager = {
         ...pool,
@@ -67,31 +64,29 @@ export function createRecorder(backend: WebGPUBackend): Recorder {
       const free = (): void => {
         for (const [buffer, reuse] of unused.splice(0)) pool.releaseBuffer(buffer, reuse);
       };
-      let left: readonly TensorInfo[] = [];
-      try {
-        left = make();
-      } catch (error) {
-        breakOff();
-        throw error;
-      } finally {
-        listeners.delete(gpu);
-        gpu.bufferManager = pool;
-        gpu.readSync = read;
-        gpu.uploadToGPU = upload;
-        const kept = new Set(left.map(({ dataId }) => gpu.tensorMap.get(dataId).resource));
-        if ([...used].some((buffer) => !kept.has(buffer))) breakOff();
-        if (broken) free();
-      }
-      if (broken) return undefined;
-      const results = left.map(({ dataId }) => gpu.tensorMap.get(dataId));
       return {
-        bytes: [...used, ...unused.map(([buffer]) => buffer)].reduce((sum, { size }) => sum + size, 0),
-        run: () => {
-          for (const step of steps) launch(gpu, step);
-          // What the host has read of the results is of the last time.
-          for (const result of results) if (result.resource != null) result.values = null;
+        breakOff,
+        end: (left) => {
+          listeners.delete(gpu);
+          gpu.bufferManager = pool;
+          gpu.readSync = read;
+          gpu.uploadToGPU = upload;
+          const results = left.map(({ dataId }) => gpu.tensorMap.get(dataId));
+          const kept = new Set(results.map(({ resource }) => resource));
+          if (broken || [...used].some((buffer) => !kept.has(buffer))) {
+            free();
+            return undefined;
+          }
+          return {
+            bytes: [...used, ...unused.map(([buffer]) => buffer)].reduce((sum, { size }) => sum + size, 0),
+            run: () => {
+              for (const step of steps) launch(gpu, step);
+              // What the host has read of the results is of the last time.
+              for (const result of results) if (result.resource != null) result.values = null;
+            },
+            free,
+          };
         },
-        free,
       };
     },
   };
