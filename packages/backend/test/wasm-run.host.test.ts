@@ -10,7 +10,7 @@ it('wakes threads for calls that are worth it, and runs the others where it is',
   const device = createWasmDevice({
     backendName: 'fake',
     backend: {} as BackendWasm,
-    module: { _malloc: () => 64, _free: () => {} } as unknown as TfjsModule,
+    module: { _malloc: () => 64, _free: () => {}, cwrap: () => () => 0 } as unknown as TfjsModule,
     kernels,
     relaxed: true,
     pool: { threads: 2, run: (_kernel, _args, { count }) => void ran.push(['on threads', 0, count]), close: () => {} },
