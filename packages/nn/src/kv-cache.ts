@@ -56,10 +56,18 @@ export interface KeysAndValues {
   readonly v: Tensor4D;
 }
 
+interface Layer extends KeysAndValues {
+  readonly lead: number;
+}
+
 export function createKeyValueCache(): KeyValueCache {
-  const layers = new Map<string, KeysAndValues & { readonly lead: number }>();
+  const layers = new Map<string, Layer>();
   let length = 0;
-  const put = (layer: string, next: KeysAndValues & { readonly lead: number }): KeysAndValues => {
+  const tokens = (): number => {
+    unrepeatable();
+    return length;
+  };
+  const put = (layer: string, next: Layer): KeysAndValues => {
     const old = layers.get(layer);
     old?.k.dispose();
     old?.v.dispose();
@@ -67,11 +75,11 @@ export function createKeyValueCache(): KeyValueCache {
     return next;
   };
   /** Makes room for more tokens in a layer. */
-  const grow = (layer: string, tokens: number): KeysAndValues => {
+  const grow = (layer: string, more: number): KeysAndValues => {
     const held = layers.get(layer)!;
     const kept = held.lead + length;
-    const fits = kept + tokens <= held.k.shape[1];
-    return fits ? held : put(layer, { k: withRoom(held.k, kept, tokens), v: withRoom(held.v, kept, tokens), lead: held.lead });
+    const fits = kept + more <= held.k.shape[1];
+    return fits ? held : put(layer, { k: withRoom(held.k, kept, more), v: withRoom(held.v, kept, more), lead: held.lead });
   };
   const free = (): void => {
     for (const { k, v } of layers.values()) {
@@ -82,8 +90,7 @@ export function createKeyValueCache(): KeyValueCache {
   };
   const cacheAt = (past?: Tensor1D): KeyValueCache => ({
     get length() {
-      unrepeatable();
-      return length;
+      return tokens();
     },
     get begun() {
       return length > 0;
@@ -105,16 +112,13 @@ export function createKeyValueCache(): KeyValueCache {
         );
       }
       const old = grow(layer, fresh);
-      if (past === undefined) unrepeatable();
-      const place = past ?? tensor1d([length], 'int32');
-      const joined = (target: Tensor4D, rows: Tensor4D): Tensor4D => keep(putRows(target, rows, place, { lead, owned: true }));
-      const next = put(layer, { k: joined(old.k, k), v: joined(old.v, v), lead });
-      if (past === undefined) place.dispose();
-      return next;
+      const joined = (target: Tensor4D, rows: Tensor4D): Tensor4D =>
+        keep(tidy(() => putRows(target, rows, past ?? tensor1d([tokens()], 'int32'), { lead, owned: true })));
+      return put(layer, { k: joined(old.k, k), v: joined(old.v, v), lead });
     },
-    reserve: (tokens) => [...layers].filter(([layer, held]) => grow(layer, tokens) !== held).length > 0,
-    advance: (tokens) => {
-      length += tokens;
+    reserve: (more) => [...layers].map(([layer, held]) => grow(layer, more) !== held).includes(true),
+    advance: (more) => {
+      length += more;
     },
     truncate: (to) => {
       if (!Number.isInteger(to) || to < 0 || to > length)

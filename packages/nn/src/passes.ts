@@ -50,11 +50,12 @@ export function createPasses(model: Model, { cache, view, activations }: PassesO
 
   /** All stages after the first. */
   const rest = ({ tokenIds, past, ...streams }: Inputs): { logits: Tensor } => {
-    const [head, ...before] = model.stages().slice(1).reverse();
+    const stages = model.stages();
+    const head = stages.at(-1)!;
     const call = callOf(tokenIds, past);
-    const last = runStages(before.reverse(), streams, call, { give: head!.reads });
+    const last = runStages(stages.slice(1, -1), streams, call, { give: head.reads });
     try {
-      return { logits: tidy(() => head!.run(pickRows(head!, last, lastRow), call)['logits']!) };
+      return { logits: tidy(() => head.run(pickRows(head, last, lastRow), call)['logits']!) };
     } finally {
       dispose(Object.values(last).filter((stream) => !Object.values(streams).includes(stream)));
     }

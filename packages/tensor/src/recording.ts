@@ -21,8 +21,8 @@ type Inputs = Readonly<Record<string, Tensor>>;
 
 /** What a device offers that can take launches down. */
 export interface Recorder {
-  /** A tensor of its own memory, which nothing else shares, with the same values. */
-  copy(tensor: TensorInfo): TensorInfo;
+  /** A tensor of that shape with memory of its own, where others may share theirs by content. What is in it is left open. */
+  like(tensor: TensorInfo): TensorInfo;
   /** Values into the memory of another tensor of that shape. */
   overwrite(target: TensorInfo, values: TensorInfo): void;
   /** From now on launches are taken down. */
@@ -79,7 +79,10 @@ export function record<I extends Inputs, T extends Inputs>(inputs: I, make: (own
   let result: T | undefined;
   let launches: Launches | undefined;
   try {
-    for (const [name, tensor] of Object.entries(inputs)) own[name] = keep(engine().makeTensorFromTensorInfo(recorder.copy(tensor)));
+    for (const [name, tensor] of Object.entries(inputs)) {
+      own[name] = keep(engine().makeTensorFromTensorInfo(recorder.like(tensor)));
+      recorder.overwrite(own[name], tensor);
+    }
     current = recorder.begin();
     try {
       result = make(own as I);

@@ -1,6 +1,7 @@
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
 import { util, type DataType, type TensorInfo } from '@tensorflow/tfjs-core';
 import type { WasmExports } from './binary.ts';
+import { onCacheLine } from './cache-line.ts';
 import { singleThread, type Pool } from './pool.ts';
 import { createRecorder, type WasmRecorder } from './recorder.ts';
 import type { TfjsModule } from './tfjs-module.ts';
@@ -87,7 +88,7 @@ export function createWasmDevice({ backendName, backend, module, kernels, relaxe
       const known = constants.get(name);
       if (known !== undefined) return known;
       const bytes = make();
-      const at = Math.ceil(module._malloc(bytes.length + 64) / 64) * 64;
+      const at = onCacheLine(module._malloc(bytes.length + 64));
       module.HEAPU8.set(bytes, at);
       constants.set(name, at);
       return at;
@@ -96,7 +97,7 @@ export function createWasmDevice({ backendName, backend, module, kernels, relaxe
       if (tasks <= 0) return;
       const chosen = tasks > 1 && work >= parallelWork ? pool : alone;
       // Scratch of a thread begins on its own cache line.
-      const sides = { count: tasks, scratchBytes: Math.ceil(scratchBytes / 64) * 64, scratch: own };
+      const sides = { count: tasks, scratchBytes: onCacheLine(scratchBytes), scratch: own };
       chosen.run(kernel, args, sides);
       recorder.taking?.launched(() => chosen.run(kernel, args, sides));
     },
@@ -114,6 +115,6 @@ function arena(module: TfjsModule): (bytes: number) => number {
       block = module._malloc(bytes + 64);
       held = bytes;
     }
-    return Math.ceil(block / 64) * 64;
+    return onCacheLine(block);
   };
 }

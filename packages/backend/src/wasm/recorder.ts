@@ -5,17 +5,18 @@
  * telling, and the device none of more than a kernel's own scratch.
  */
 import type { BackendWasm } from '@tensorflow/tfjs-backend-wasm';
-import type { DataType, TensorInfo } from '@tensorflow/tfjs-core';
+import { util, type DataType, type TensorInfo } from '@tensorflow/tfjs-core';
 import type { Recorder } from '@niwaki/tensor';
+import { onCacheLine } from './cache-line.ts';
 import type { TfjsModule } from './tfjs-module.ts';
 
 export interface WasmRecorder extends Recorder {
   /** While something is taken down. */
-  readonly taking: Taking | undefined;
+  readonly taking: DeviceTaking | undefined;
 }
 
 /** What the device tells of. */
-export interface Taking {
+export interface DeviceTaking {
   /** A kernel begins. */
   begin(): void;
   output(shape: readonly number[], dtype: DataType): TensorInfo;
@@ -27,22 +28,17 @@ export interface Taking {
 }
 
 export function createRecorder({ backend, module }: { readonly backend: BackendWasm; readonly module: TfjsModule }): WasmRecorder {
-  let taking: Taking | undefined;
+  let taking: DeviceTaking | undefined;
   takeDownCalls(module, () => taking);
   const offsetOf = ({ dataId }: TensorInfo): number => backend.dataIdMap.get(dataId).memoryOffset;
-  const overwrite: Recorder['overwrite'] = (target, values) => {
-    const from = offsetOf(values);
-    module.HEAPU8.copyWithin(offsetOf(target), from, from + bytesOf(values));
-  };
   return {
     get taking() {
       return taking;
     },
-    overwrite,
-    copy: (tensor) => {
-      const own = backend.makeOutput([...tensor.shape], tensor.dtype);
-      overwrite(own, tensor);
-      return own;
+    like: ({ shape, dtype }) => backend.makeOutput([...shape], dtype),
+    overwrite: (target, values) => {
+      const from = offsetOf(values);
+      module.HEAPU8.copyWithin(offsetOf(target), from, from + bytesOf(values));
     },
     begin: () => {
       const memory = createMemory(module);
@@ -60,7 +56,7 @@ export function createRecorder({ backend, module }: { readonly backend: BackendW
         live.set(made.dataId, at);
         return made;
       };
-      const output: Taking['output'] = (shape, dtype) => tensorAt(memory.take(bytesOf({ shape, dtype })), shape, dtype);
+      const output: DeviceTaking['output'] = (shape, dtype) => tensorAt(memory.take(bytesOf({ shape, dtype })), shape, dtype);
       taking = {
         begin: () => {
           scratch = undefined;
@@ -128,7 +124,7 @@ export function createRecorder({ backend, module }: { readonly backend: BackendW
 }
 
 /** Has what tfjs's kernels call told of: they look their functions up when the backend starts. */
-function takeDownCalls(module: TfjsModule, taking: () => Taking | undefined): void {
+function takeDownCalls(module: TfjsModule, taking: () => DeviceTaking | undefined): void {
   const lookUp = module.cwrap.bind(module);
   module.cwrap = (...signature) => {
     const call = lookUp(...signature);
@@ -189,10 +185,8 @@ function createMemory(module: TfjsModule): Memory {
   };
 }
 
-const onCacheLine = (at: number): number => Math.ceil(at / 64) * 64;
-
 const bytesOf = ({ shape, dtype }: { readonly shape: readonly number[]; readonly dtype: DataType }): number =>
-  shape.reduce((product, side) => product * side, dtype === 'bool' ? 1 : 4);
+  util.sizeFromShape([...shape]) * util.bytesPerElement(dtype);
 
 type Method = 'readSync' | 'typedArrayFromHeap' | 'write' | 'disposeData';
 type Before = { [name in Method]: (...values: Parameters<BackendWasm[name]>) => ReturnType<BackendWasm[name]> | undefined | void };

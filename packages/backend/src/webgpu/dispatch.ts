@@ -26,7 +26,7 @@ export interface Internals {
   recordAndSubmit(program: StockProgram, output: TensorInfo, inputs: TensorInfo[], uniforms?: StockUniform[]): void;
 }
 
-export interface TensorData {
+interface TensorData {
   values: unknown;
   resource: unknown;
   /** Its buffer is not the pool's. */

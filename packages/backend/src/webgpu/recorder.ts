@@ -5,6 +5,7 @@
 import type { WebGPUBackend } from '@tensorflow/tfjs-backend-webgpu';
 import type { TensorInfo } from '@tensorflow/tfjs-core';
 import type { Recorder } from '@niwaki/tensor';
+import { sizeOf } from './kernel.ts';
 import { launch, listeners, type Internals, type Launch } from './dispatch.ts';
 
 export function createRecorder(backend: WebGPUBackend): Recorder {
@@ -13,19 +14,13 @@ export function createRecorder(backend: WebGPUBackend): Recorder {
     gpu.uploadToGPU(dataId);
     return gpu.tensorMap.get(dataId).resource as GPUBuffer;
   };
-  const overwrite: Recorder['overwrite'] = (target, values) => {
-    const [from, to] = [bufferOf(values), bufferOf(target)];
-    gpu.ensureCommandEncoderReady();
-    gpu.endComputePassEncoder();
-    gpu.commandEncoder!.copyBufferToBuffer(from, 0, to, 0, 4 * target.shape.reduce((product, side) => product * side, 1));
-  };
   return {
-    overwrite,
-    copy: (tensor) => {
-      // Small tensors from the host share buffers by their content.
-      const own = backend.makeTensorInfo([...tensor.shape], tensor.dtype);
-      overwrite(own, tensor);
-      return own;
+    like: ({ shape, dtype }) => backend.makeTensorInfo([...shape], dtype),
+    overwrite: (target, values) => {
+      const [from, to] = [bufferOf(values), bufferOf(target)];
+      gpu.ensureCommandEncoderReady();
+      gpu.endComputePassEncoder();
+      gpu.commandEncoder!.copyBufferToBuffer(from, 0, to, 0, 4 * sizeOf(target));
     },
     begin: () => {
       let broken = false;
